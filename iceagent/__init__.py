@@ -1,0 +1,145 @@
+"""A full ICE agent for Python: finds the best working path to a peer, keeps it alive, and goes on looking.
+
+In three lines, where ``exchange`` carries our description to the peer and brings back the peer's::
+
+    async with iceagent.Agent(controlling=True) as agent:
+        await agent.connect(await exchange(await agent.gather()))
+        agent.send(b"hello"); print(await agent.recv())
+
+The names below are loaded when they are first used (PEP 562), so that ``import relay`` or ``import portmap``, which
+need :mod:`iceagent.net` only, load the ground floor and nothing else of ICE.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__all__ = [
+    "Agent",
+    "AgentClosed",
+    "AgentState",
+    "Candidate",
+    "CandidateType",
+    "Config",
+    "ConnectFailed",
+    "ConsentLost",
+    "DataReceived",
+    "Description",
+    "Event",
+    "GatheringDone",
+    "IceAgentError",
+    "IceRestarted",
+    "IceServer",
+    "InvalidCandidate",
+    "InvalidDescription",
+    "LocalCandidateFound",
+    "NetworkChanged",
+    "NoPath",
+    "PacketDropped",
+    "Path",
+    "PeerError",
+    "RemoteCandidateAdded",
+    "RemoteCandidateRefused",
+    "RoleChanged",
+    "SelectedPathChanged",
+    "ServerFailed",
+    "ServerUnusable",
+    "StateChanged",
+    "TransportAddress",
+    "UnsupportedPlatform",
+    "UsageError",
+    "__version__",
+    "create_datagram_endpoint",
+]
+
+__version__ = "0.1.0"
+
+# Public name → the module that it is loaded from. Type checkers read the imports below instead; a test compares both.
+_MODULES = {
+    "Agent": "iceagent.agent",
+    "AgentClosed": "iceagent.errors",
+    "AgentState": "iceagent.events",
+    "Candidate": "iceagent.candidate",
+    "CandidateType": "iceagent.candidate",
+    "Config": "iceagent.config",
+    "ConnectFailed": "iceagent.errors",
+    "ConsentLost": "iceagent.errors",
+    "DataReceived": "iceagent.events",
+    "Description": "iceagent.description",
+    "Event": "iceagent.events",
+    "GatheringDone": "iceagent.events",
+    "IceAgentError": "iceagent.errors",
+    "IceRestarted": "iceagent.events",
+    "IceServer": "iceagent.config",
+    "InvalidCandidate": "iceagent.errors",
+    "InvalidDescription": "iceagent.errors",
+    "LocalCandidateFound": "iceagent.events",
+    "NetworkChanged": "iceagent.events",
+    "NoPath": "iceagent.errors",
+    "PacketDropped": "iceagent.events",
+    "Path": "iceagent.events",
+    "PeerError": "iceagent.errors",
+    "RemoteCandidateAdded": "iceagent.events",
+    "RemoteCandidateRefused": "iceagent.events",
+    "RoleChanged": "iceagent.events",
+    "SelectedPathChanged": "iceagent.events",
+    "ServerFailed": "iceagent.events",
+    "ServerUnusable": "iceagent.errors",
+    "StateChanged": "iceagent.events",
+    "TransportAddress": "iceagent.net.address",
+    "UnsupportedPlatform": "iceagent.errors",
+    "UsageError": "iceagent.errors",
+    "create_datagram_endpoint": "iceagent.endpoint",
+}
+
+if TYPE_CHECKING:
+    from iceagent.agent import Agent
+    from iceagent.candidate import Candidate, CandidateType
+    from iceagent.config import Config, IceServer
+    from iceagent.description import Description
+    from iceagent.endpoint import create_datagram_endpoint
+    from iceagent.errors import (
+        AgentClosed,
+        ConnectFailed,
+        ConsentLost,
+        IceAgentError,
+        InvalidCandidate,
+        InvalidDescription,
+        NoPath,
+        PeerError,
+        ServerUnusable,
+        UnsupportedPlatform,
+        UsageError,
+    )
+    from iceagent.events import (
+        AgentState,
+        DataReceived,
+        Event,
+        GatheringDone,
+        IceRestarted,
+        LocalCandidateFound,
+        NetworkChanged,
+        PacketDropped,
+        Path,
+        RemoteCandidateAdded,
+        RemoteCandidateRefused,
+        RoleChanged,
+        SelectedPathChanged,
+        ServerFailed,
+        StateChanged,
+    )
+    from iceagent.net.address import TransportAddress
+else:
+
+    def __getattr__(name: str) -> object:
+        module = _MODULES.get(name)
+        if module is None:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(module), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

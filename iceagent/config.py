@@ -1,0 +1,148 @@
+"""What can be configured, and why is each default what it is?
+
+One frozen object travels whole. Times are seconds. Every default names its RFC sentence or its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from iceagent.candidate import Candidate, CandidateType
+from iceagent.errors import UsageError
+from iceagent.net.address import IPAddress, canonical_host
+from iceagent.net.host import Interface
+
+__all__ = ["NOMINATION_WAIT_S", "Config", "IceServer"]
+
+# How long a valid pair whose local or remote candidate is of this type waits for a better one before it is nominated.
+# Host pairs do not wait: nothing better can come. Reflexive pairs are usually followed by a host pair within one round trip of the
+# slower path; a relay pair by a reflexive one within a lost check and its repetition (500 ms, RFC 8445, 14.3) and a round trip.
+NOMINATION_WAIT_S: Mapping[CandidateType, float] = {
+    CandidateType.HOST: 0.0,
+    CandidateType.PEER_REFLEXIVE: 0.2,
+    CandidateType.SERVER_REFLEXIVE: 0.2,
+    CandidateType.RELAYED: 1.0,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IceServer:
+    """A STUN server (TURN comes with its client).
+
+    Attributes:
+        urls: ``stun:`` URIs (RFC 7064), tried side by side.
+        username: for ``turn:`` only.
+        credential: for ``turn:`` only.
+    """
+
+    urls: tuple[str, ...]
+    username: str | None = None
+    credential: str | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Everything that can be set about an agent.
+
+    Raises:
+        UsageError: a value is out of its range; the message has the value and the limit.
+    """
+
+    # --- gathering -----------------------------------------------------------------------------------------------
+    servers: tuple[IceServer, ...] = ()
+    components: int = 1
+    """1 … 256; WebRTC bundles use one."""
+    ipv4: bool = True
+    ipv6: bool = True
+    loopback: bool = False
+    """Gather and accept loopback addresses. RFC 8445, 5.1.1.1: they MUST NOT be included; for tests on one machine."""
+    bind_hosts: tuple[str, ...] = ()
+    """Gather on these addresses only; empty: on every address of every interface."""
+    interface_filter: Callable[[Interface], bool] | None = None
+    address_filter: Callable[[IPAddress], bool] | None = None
+    port_range: tuple[int, int] | None = None
+    """First and last local port; ``None``: the system's ephemeral ports."""
+    external_addresses: Mapping[str, str | None] = field(default_factory=dict)
+    """Public address → local address (``None``: every base of that family), for hosts behind 1:1 NAT."""
+    mdns: bool = False
+    """Publish ``.local`` names in place of host addresses, and hide related addresses (draft-ietf-mmusic-mdns-ice-candidates)."""
+    resolve_mdns: bool = False
+    """Resolve the peer's ``.local`` candidates; without it they are refused with that reason."""
+    gather_timeout_s: float = 5.0
+    """A gathering is done after this time at worst; a server that answers later still gives its candidate."""
+
+    # --- sockets -------------------------------------------------------------------------------------------------
+    dscp: int = 0
+    """RFC 8445, 7.2.3: checks carry the marking of the data."""
+    mark: int | None = None
+    device: str | None = None
+    receive_buffer: int | None = 4 * 2**20
+    """Linux's default of 212,992 bytes holds some 280 small datagrams; the kernel caps this by ``rmem_max``."""
+
+    # --- checks --------------------------------------------------------------------------------------------------
+    lite: bool = False
+    """Be a lite agent (RFC 8445, 2.5): host candidates only, answer checks, never send any."""
+    ta_s: float = 0.050
+    """RFC 8445, 14.2: the default SHOULD be 50 ms, and MUST NOT be below 5 ms. The larger of both sides' counts."""
+    burst: int = 5
+    """Checks that may leave at once before Ta paces them; 1 is RFC 8445, 6.1.4.2 to the letter. At most 5."""
+    rto_s: float = 0.500
+    """RFC 8445, 14.3: agents MUST NOT use an RTO smaller than 500 ms."""
+    early_checks_s: tuple[float, ...] = (0.100, 0.200, 0.400)
+    """New checks on a pair that has not answered, so long after its first one; at most three. Empty: none."""
+    route_order: bool = True
+    """Check first, for each remote address, from the base the kernel would route it from (RFC 8445, 6.1.4.2 goes by priority alone)."""
+    max_pairs: int = 100
+    """RFC 8445, 6.1.2.5: the limit SHOULD be configurable, with a default of 100."""
+    max_peer_reflexive: int = 32
+    """Remote peer-reflexive candidates; each costs a pair and needs an authenticated request."""
+    remote_filter: Callable[[Candidate], bool] | None = None
+    """Refuse remote candidates for which this is false."""
+    late_candidates: bool = True
+    """Send candidates found after end-of-candidates. RFC 8838, 13 ends the generation there."""
+
+    # --- nomination ----------------------------------------------------------------------------------------------
+    nomination_wait_s: Mapping[CandidateType, float] = field(default_factory=lambda: dict(NOMINATION_WAIT_S))
+    renomination: bool = True
+    """Nominate again when a better pair becomes valid. RFC 8445, 8.1.1: once per component."""
+    keep_pairs: bool = True
+    """Keep the other valid pairs after nomination. RFC 8445, 8.3.1 frees them."""
+
+    # --- life ----------------------------------------------------------------------------------------------------
+    pac_timeout_s: float = 39.5
+    """RFC 8863, 3: the PAC timer SHOULD be as long as all transmissions of one check take: 39.5 s."""
+    consent_interval_s: float = 5.0
+    """RFC 7675, 5.1: a check every 5 s, each time varied by 0.8 … 1.2."""
+    consent_timeout_s: float = 30.0
+    """RFC 7675, 5.1: consent expires after 30 s."""
+    disconnected_after_s: float = 11.0
+    """Silence on the selected path after which the state says ``disconnected``: two consent checks at their slowest and a second."""
+
+    def __post_init__(self) -> None:
+        _between("components", self.components, 1, 256)
+        _between("ta_s", self.ta_s, 0.005, 60.0)
+        _between("burst", self.burst, 1, 5)
+        _between("rto_s", self.rto_s, 0.5, 60.0)
+        _between("max_pairs", self.max_pairs, 1, 10_000)
+        _between("max_peer_reflexive", self.max_peer_reflexive, 0, 10_000)
+        _between("dscp", self.dscp, 0, 63)
+        # RFC 7675, 5.1: never less than 4 s between checks, which vary by 0.8 … 1.2.
+        _between("consent_interval_s", self.consent_interval_s, 5.0, 25.0)
+        _between("consent_timeout_s", self.consent_timeout_s, 1.0, 30.0)
+        if len(self.early_checks_s) > 3:
+            raise UsageError(f"early_checks_s has {len(self.early_checks_s)} times, at most 3 are allowed")
+        if self.port_range is not None:
+            low, high = self.port_range
+            _between("port_range", low, 1, 65535)
+            _between("port_range", high, low, 65535)
+        for host in (*self.bind_hosts, *self.external_addresses, *filter(None, self.external_addresses.values())):
+            try:
+                canonical_host(host)
+            except ValueError:
+                raise UsageError(f"{host!r} is not an IP address") from None
+
+
+def _between(name: str, value: float, low: float, high: float) -> None:
+    if not low <= value <= high:
+        raise UsageError(f"{name} is {value}, allowed is {low} to {high}")

@@ -1,0 +1,308 @@
+"""What happens when a check of ours is sent, answered, refused or not answered?
+
+RFC 8445, 7.2: a check is a Binding request with USERNAME, PRIORITY, ICE-CONTROLLING or -CONTROLLED and, when nominating,
+USE-CANDIDATE together with NOMINATION. Its response proves the pair, shows the address the peer sees (a local peer-reflexive
+candidate where it is new, 7.2.5.3.1), or a role conflict (7.2.5.1).
+
+One pair may have several transactions under way. The *main* one is repeated on RFC 8489's schedule and decides about failure;
+*single* ones (early checks, consent) are sent once, and any late response to them still counts. DEVIATION: early new checks
+(RFC 8445, 7.2.5.2.5 and 14.3 know one transaction with an RTO of at least 500 ms), pinned by ``tests/unit/core/test_checker.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from iceagent.candidate import Candidate, CandidateType
+from iceagent.core.checklist import CheckList
+from iceagent.core.context import Context
+from iceagent.core.pacing import RemoteBudget
+from iceagent.core.pair import CandidatePair, PairState
+from iceagent.net.address import TransportAddress
+from iceagent.net.core import Datagram
+from iceagent.priority import candidate_priority
+from relay.stun import (
+    ICE_CONTROLLED,
+    ICE_CONTROLLING,
+    NOMINATION,
+    PRIORITY,
+    USE_CANDIDATE,
+    USERNAME,
+    XOR_MAPPED_ADDRESS,
+    Attribute,
+    Message,
+    MessageClass,
+    Method,
+    Transaction,
+    TransactionTable,
+    build,
+)
+
+__all__ = ["Check", "Checker", "Purpose"]
+
+# RFC 8445, 7.2.5.1.
+ROLE_CONFLICT = 487
+# A consent check or early check is answered within this time or not at all: consent expires after 30 s.
+_SINGLE_LIFETIME_S = 30.0
+# Transactions under way: 100 pairs × (one main, three early, a handful of consent checks) stay far below.
+_MAX_TRANSACTIONS = 2000
+
+
+class Purpose(Enum):
+    """Why a check was sent."""
+
+    ORDINARY = "ordinary"
+    TRIGGERED = "triggered"
+    NOMINATION = "nomination"
+    EARLY = "early"
+    CONSENT = "consent"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One transaction's meaning.
+
+    Attributes:
+        controlling: our role when it was sent, which a role conflict is judged by.
+        nomination: value of NOMINATION, -1 for USE-CANDIDATE alone, ``None`` where it does not nominate.
+    """
+
+    pair: CandidatePair
+    purpose: Purpose
+    controlling: bool
+    nomination: int | None = None
+
+
+class Checker:
+    """Sends checks and reads their responses.
+
+    Args:
+        on_success: called after the pair became valid.
+        on_failure: called with the reason, after a main transaction failed.
+        on_role_conflict: called when the peer says that both have the same role.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        checklist: CheckList,
+        budget: RemoteBudget,
+        *,
+        on_success: Callable[[Check, float], None],
+        on_failure: Callable[[Check, str, float], None],
+        on_role_conflict: Callable[[Check, float], None],
+        find_local: Callable[[int, TransportAddress, TransportAddress], Candidate | None],
+    ) -> None:
+        self._context = context
+        self.checklist = checklist
+        self._budget = budget
+        self._on_success = on_success
+        self._on_failure = on_failure
+        self._on_role_conflict = on_role_conflict
+        self._find_local = find_local
+        self._table = TransactionTable(limit=_MAX_TRANSACTIONS)
+        self._mains: dict[CandidatePair, Transaction] = {}
+        self._open: dict[CandidatePair, list[Transaction]] = {}
+
+    # --- commands ------------------------------------------------------------------------------------------------
+
+    def check(self, pair: CandidatePair, purpose: Purpose, now: float, nomination: int | None = None) -> None:
+        """Send a new check. One with the purposes ORDINARY, TRIGGERED and NOMINATION becomes the pair's main one."""
+        single = purpose in (Purpose.EARLY, Purpose.CONSENT)
+        check = Check(pair=pair, purpose=purpose, controlling=self._context.controlling, nomination=nomination)
+        identity = self._context.transaction_id()
+        data = self._request(check, identity)
+        rto = self._rto()
+        if single:
+            transaction = self._table.start(
+                identity, pair.base, pair.destination, data, now, rto=_SINGLE_LIFETIME_S, rc=1, rm=1, context=check
+            )
+        else:
+            self._end_main(pair)
+            transaction = self._table.start(identity, pair.base, pair.destination, data, now, rto=rto, context=check)
+            self._mains[pair] = transaction
+            pair.check_started_at = now
+        self._open.setdefault(pair, []).append(transaction)
+
+    def main_check(self, pair: CandidatePair) -> Check | None:
+        """What the pair's main transaction is about."""
+        main = self._mains.get(pair)
+        check = main.context if main is not None else None
+        return check if isinstance(check, Check) else None
+
+    def quiet(self, pair: CandidatePair) -> None:
+        """Repeat nothing any more on this pair; late responses still count (RFC 8445, 7.3.1.4 and 8.1.2)."""
+        self._end_main(pair)
+
+    def forget(self, pair: CandidatePair) -> None:
+        """Drop every transaction of a pair."""
+        self._mains.pop(pair, None)
+        for transaction in self._open.pop(pair, []):
+            self._table.remove(transaction)
+
+    # --- the contract --------------------------------------------------------------------------------------------
+
+    def handle_response(self, message: Message, datagram: Datagram, now: float) -> None:
+        """A success or error response arrived (RFC 8445, 7.2.5)."""
+        transaction = self._table.find(message.transaction_id)
+        if transaction is None:
+            self._context.drop(datagram, "response to no request of ours")
+            return
+        check: Check = transaction.context
+        if not message.verify(check.pair.keys.remote_key):
+            # RFC 8489, 9.1.4: as if it had not arrived; a stranger may have guessed.
+            self._context.drop(datagram, "response with wrong integrity")
+            return
+        symmetric = datagram.source == transaction.destination and datagram.base == transaction.base
+        if not symmetric:
+            self._finish(transaction)
+            # 7.2.5.2.1. Non-Symmetric Transport Addresses
+            self._fail(check, "the response came from another address than the request went to", now)
+        elif message.is_success:
+            self._on_response(message, transaction, check, now)
+        else:
+            self._finish(transaction)
+            self._on_error_response(message, check, now)
+
+    def handle_timeout(self, now: float) -> None:
+        """Repeat what is due, and end what was never answered (7.2.5.2.3)."""
+        for transaction in self._table.handle_timeout(now):
+            check: Check = transaction.context
+            was_main = self._mains.get(check.pair) is transaction
+            self._finish(transaction)
+            if was_main:
+                self._fail(check, "no response", now)
+
+    def poll_timeout(self) -> float | None:
+        """The next repetition or failure."""
+        return self._table.poll_timeout()
+
+    def flush(self, now: float) -> None:
+        """Move due requests to the outgoing queue, within the budget of addresses that never answered."""
+        while (transmit := self._table.poll_transmit()) is not None:
+            if not self._budget.allows(transmit.destination, now):
+                self._context.counters["checks held back: address never answered"] += 1
+                continue
+            self._budget.spend(transmit.destination, now)
+            self._context.transmits.append(transmit)
+            pair = self.checklist.find(transmit.base, transmit.destination)
+            if pair is not None:
+                pair.requests_sent += 1
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    def _request(self, check: Check, identity: bytes) -> bytes:
+        pair, keys = check.pair, check.pair.keys
+        # 7.2.2. PRIORITY: what a peer-reflexive candidate learnt from this check would have.
+        local_preference = pair.local.priority >> 8 & 0xFFFF
+        priority = candidate_priority(CandidateType.PEER_REFLEXIVE, pair.component, local_preference)
+        role = ICE_CONTROLLING if check.controlling else ICE_CONTROLLED
+        message = build(
+            Method.BINDING,
+            MessageClass.REQUEST,
+            identity,
+            (USERNAME, keys.username),
+            (PRIORITY, priority),
+            (role, self._context.tie_breaker),
+            *_nominating(check),
+        )
+        return message.encode(keys.remote_key)
+
+    def _rto(self) -> float:
+        # 14.3: MAX(500 ms, Ta * checks). N is taken as one check list; the formula's square would mean minutes.
+        return max(self._context.config.rto_s, self._context.ta_s * self.checklist.unfinished)
+
+    # --- responses -----------------------------------------------------------------------------------------------
+
+    def _on_response(self, message: Message, transaction: Transaction, check: Check, now: float) -> None:
+        pair = check.pair
+        mapped = message.get(XOR_MAPPED_ADDRESS)
+        if mapped is None or message.unknown_required:
+            # RFC 8489, 6.3.3: the transaction failed.
+            self._finish(transaction)
+            self._fail(check, "the response cannot be understood", now)
+            return
+        rtt = transaction.rtt(now)
+        if rtt is not None:
+            pair.add_rtt(rtt)
+        self._finish(transaction)
+        self._budget.answered(pair.destination)
+        pair.responses_received += 1
+        pair.responded_at = now
+        pair.last_error = 0
+        if pair.dead:
+            return
+        # A response to any check ends the repetition of the others, unless the main one has more to say: it nominates.
+        main = self.main_check(pair)
+        if main is not None and main.nomination is None:
+            self._end_main(pair)
+        self._set_valid(pair, mapped)
+        if main is None or main.nomination is None or check.nomination is not None:
+            self.checklist.untrigger(pair)
+            self.checklist.set_state(pair, PairState.SUCCEEDED)
+        self._on_success(check, now)
+
+    def _set_valid(self, pair: CandidatePair, mapped: TransportAddress) -> None:
+        """7.2.5.3.1 and 7.2.5.3.2: the valid pair's local candidate is the one at the mapped address."""
+        known = pair.valid_local
+        if known is not None and known.address == mapped:
+            return
+        candidate = self._find_local(pair.component, pair.base, mapped)
+        if candidate is None:
+            local_preference = pair.local.priority >> 8 & 0xFFFF
+            candidate = Candidate(
+                foundation=f"p{pair.local.foundation}"[:32],
+                component=pair.component,
+                priority=candidate_priority(CandidateType.PEER_REFLEXIVE, pair.component, local_preference),
+                address=mapped,
+                type=CandidateType.PEER_REFLEXIVE,
+                related_address=pair.base,
+                base=pair.base,
+                origin="a check's response",
+            )
+        pair.valid_local = candidate
+        pair.rerank(self._context.controlling)
+
+    def _on_error_response(self, message: Message, check: Check, now: float) -> None:
+        error = message.error
+        if error is not None and error.code == ROLE_CONFLICT:
+            self._on_role_conflict(check, now)
+        elif check.purpose is not Purpose.CONSENT:
+            code = f"{error.code} {error.reason}" if error is not None else "an error without a code"
+            self._fail(check, f"the peer answered {code}", now)
+
+    # --- ends ----------------------------------------------------------------------------------------------------
+
+    def _fail(self, check: Check, reason: str, now: float) -> None:
+        pair = check.pair
+        if check.purpose is Purpose.CONSENT:
+            return
+        self._end_main(pair)
+        self._on_failure(check, reason, now)
+
+    def _end_main(self, pair: CandidatePair) -> None:
+        main = self._mains.pop(pair, None)
+        if main is not None:
+            self._table.cancel_retransmissions(main)
+
+    def _finish(self, transaction: Transaction) -> None:
+        check: Check = transaction.context
+        self._table.remove(transaction)
+        if self._mains.get(check.pair) is transaction:
+            del self._mains[check.pair]
+        remaining = self._open.get(check.pair, [])
+        if transaction in remaining:
+            remaining.remove(transaction)
+        if not remaining:
+            self._open.pop(check.pair, None)
+
+
+def _nominating(check: Check) -> list[tuple[Attribute[Any], Any]]:
+    if check.nomination is None:
+        return []
+    if check.nomination < 0:
+        return [(USE_CANDIDATE, True)]
+    return [(USE_CANDIDATE, True), (NOMINATION, check.nomination)]

@@ -1,0 +1,233 @@
+"""Which pair is checked next?
+
+Forming (RFC 8445, 6.1.2.2), pruning (6.1.2.4), the limit (6.1.2.5), freezing and unfreezing (6.1.2.6, 7.2.5.3.3; with trickle
+RFC 8838, 12), the triggered-check queue (6.1.4.1) and the choice (6.1.4.2).
+
+Candidates of ours that share a base form one pair per remote address: the pair of the base's best candidate. Pairs are found
+by (base, remote address); the list holds at most ``Config.max_pairs``, the lowest unchecked ones give way.
+
+Knows nothing of STUN, pacing or time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+
+from iceagent.candidate import Candidate
+from iceagent.core.context import Context
+from iceagent.core.pair import TRANSITIONS, CandidatePair, PairState
+from iceagent.net.address import TransportAddress
+
+__all__ = ["CheckList"]
+
+_Key = tuple[TransportAddress, TransportAddress]
+
+
+class CheckList:
+    """The pairs of one session generation, all components.
+
+    Args:
+        context: role, keys and limits.
+        preferred_host: the local host that the kernel routes a remote address from, if known.
+    """
+
+    def __init__(self, context: Context, preferred_host: Callable[[TransportAddress], str | None]) -> None:
+        self._context = context
+        self._preferred_host = preferred_host
+        self._bases: dict[int, dict[TransportAddress, Candidate]] = {}
+        self._remotes: dict[int, dict[TransportAddress, Candidate]] = {}
+        self._pairs: dict[_Key, CandidatePair] = {}
+        self._foundations: dict[tuple[str, str], int] = {}
+        self._triggered: deque[CandidatePair] = deque()
+        self._count = 0
+        self._lowest: CandidatePair | None = None
+
+    # --- commands ------------------------------------------------------------------------------------------------
+
+    def add_local(self, candidate: Candidate) -> None:
+        """Pair a candidate of ours with every remote one, unless its base is paired already."""
+        base = candidate.base or candidate.address
+        bases = self._bases.setdefault(candidate.component, {})
+        known = bases.get(base)
+        if known is None or candidate.priority > known.priority:
+            bases[base] = candidate
+        if known is None:
+            for remote in list(self._remotes.get(candidate.component, {}).values()):
+                self._form(candidate, remote)
+
+    def add_remote(self, candidate: Candidate) -> None:
+        """Pair a remote candidate with every base of ours."""
+        self._remotes.setdefault(candidate.component, {})[candidate.address] = candidate
+        for local in self._bases.get(candidate.component, {}).values():
+            self._form(local, candidate)
+
+    def replace_remote(self, candidate: Candidate) -> None:
+        """An address learnt by a check is now signalled: its pairs keep their state, and take over type, priority, foundation."""
+        for pair in self._pairs.values():
+            if pair.destination == candidate.address and pair.component == candidate.component:
+                self._uncount(pair.foundation)
+                pair.remote = candidate
+                self._foundations[pair.foundation] = self._foundations.get(pair.foundation, 0) + 1
+                pair.rerank(self._context.controlling)
+        self._lowest = None
+
+    def remove_base(self, base: TransportAddress) -> list[CandidatePair]:
+        """Forget a socket that is gone, and return the pairs that used it."""
+        for bases in self._bases.values():
+            bases.pop(base, None)
+        gone = [pair for pair in self._pairs.values() if pair.base == base]
+        for pair in gone:
+            self._discard(pair)
+        return gone
+
+    def trigger(self, pair: CandidatePair) -> None:
+        """Queue a triggered check (6.1.4.1), once."""
+        self.set_state(pair, PairState.WAITING)
+        if pair not in self._triggered:
+            self._triggered.append(pair)
+
+    def untrigger(self, pair: CandidatePair) -> None:
+        """The pair needs no check any more."""
+        if pair in self._triggered:
+            self._triggered.remove(pair)
+
+    def set_state(self, pair: CandidatePair, state: PairState) -> None:
+        """Move a pair along the table; success unfreezes its foundation (7.2.5.3.3)."""
+        if pair.state is state:
+            return
+        if state not in TRANSITIONS[pair.state]:
+            raise AssertionError(f"{pair} cannot become {state.value}")
+        pair.state = state
+        if state is PairState.SUCCEEDED:
+            for other in self._of_foundation(pair.foundation):
+                if other.state is PairState.FROZEN:
+                    self.set_state(other, PairState.WAITING)
+
+    def rerank(self) -> None:
+        """Our role changed (7.3.1.1): priorities depend on it."""
+        for pair in self._pairs.values():
+            pair.rerank(self._context.controlling)
+
+    def retain(self, keep: Callable[[CandidatePair], bool]) -> None:
+        """Drop every pair that is not to be kept."""
+        for pair in [pair for pair in self._pairs.values() if not keep(pair)]:
+            self._discard(pair)
+
+    # --- questions -----------------------------------------------------------------------------------------------
+
+    def next_triggered(self) -> CandidatePair | None:
+        """The first of the triggered-check queue; it stays there until :meth:`untrigger`."""
+        return self._triggered[0] if self._triggered else None
+
+    def next_ordinary(self, wanted: Callable[[CandidatePair], bool]) -> CandidatePair | None:
+        """The Waiting pair of highest order, else a Frozen one of an idle foundation, which becomes Waiting (6.1.4.2)."""
+        waiting = self._best(p for p in self._pairs.values() if p.state is PairState.WAITING and wanted(p))
+        if waiting is not None:
+            return waiting
+        busy = {p.foundation for p in self._pairs.values() if p.state in (PairState.WAITING, PairState.IN_PROGRESS)}
+        frozen = self._best(
+            p for p in self._pairs.values() if p.state is PairState.FROZEN and p.foundation not in busy and wanted(p)
+        )
+        if frozen is not None:
+            self.set_state(frozen, PairState.WAITING)
+        return frozen
+
+    def find(self, base: TransportAddress, remote: TransportAddress) -> CandidatePair | None:
+        """The pair of a five-tuple."""
+        return self._pairs.get((base, remote))
+
+    def local(self, component: int, base: TransportAddress) -> Candidate | None:
+        """Our best candidate on a base."""
+        return self._bases.get(component, {}).get(base)
+
+    def __iter__(self) -> Iterator[CandidatePair]:
+        return iter(self._pairs.values())
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    @property
+    def unfinished(self) -> int:
+        """Pairs Waiting or In-Progress: what the RTO of 14.3 scales with."""
+        return sum(p.state in (PairState.WAITING, PairState.IN_PROGRESS) for p in self._pairs.values())
+
+    # --- forming -------------------------------------------------------------------------------------------------
+
+    def form(self, local: Candidate, remote: Candidate) -> CandidatePair | None:
+        """The pair of a base and a remote candidate that just proved itself by a check; made if there is none."""
+        return self._pairs.get((local.base or local.address, remote.address)) or self._form(local, remote, proven=True)
+
+    def _form(self, local: Candidate, remote: Candidate, *, proven: bool = False) -> CandidatePair | None:
+        base = local.base or local.address
+        keys = self._context.keys
+        if keys is None or not _may_pair(base, remote.address) or (base, remote.address) in self._pairs:
+            return None
+        self._count += 1
+        pair = CandidatePair(
+            number=self._count,
+            local=local,
+            remote=remote,
+            keys=keys,
+            preferred=self._preferred_host(remote.address) == base.host,
+        )
+        pair.rerank(self._context.controlling)
+        if len(self._pairs) >= self._context.config.max_pairs and not self._make_room(pair, proven=proven):
+            self._context.counters["pairs over the limit"] += 1
+            return None
+        self._insert(pair)
+        return pair
+
+    def _insert(self, pair: CandidatePair) -> None:
+        self._pairs[pair.key] = pair
+        if self._lowest is not None and pair.order < self._lowest.order:
+            self._lowest = None
+        # RFC 8838, 12: the first pair of a foundation, and one whose foundation already succeeded, start Waiting.
+        foundation = pair.foundation
+        count = self._foundations.get(foundation, 0)
+        self._foundations[foundation] = count + 1
+        if not count or any(p.state is PairState.SUCCEEDED for p in self._of_foundation(foundation)):
+            self.set_state(pair, PairState.WAITING)
+
+    def _make_room(self, pair: CandidatePair, *, proven: bool) -> bool:
+        """Let the lowest pair that was never checked give way (6.1.2.5); one that a peer's check proved needs no higher order."""
+        lowest = self._lowest
+        if lowest is None or lowest.key not in self._pairs or lowest.state not in (PairState.FROZEN, PairState.WAITING):
+            unchecked = (p for p in self._pairs.values() if p.state in (PairState.FROZEN, PairState.WAITING))
+            lowest = self._lowest = min(unchecked, key=lambda p: p.order, default=None)
+        if lowest is None:
+            lowest = next((p for p in self._pairs.values() if p.state is PairState.FAILED), None)
+            if lowest is None:
+                return False
+        elif not proven and pair.order <= lowest.order:
+            return False
+        self._discard(lowest)
+        return True
+
+    def _discard(self, pair: CandidatePair) -> None:
+        self._pairs.pop(pair.key, None)
+        self.untrigger(pair)
+        self._uncount(pair.foundation)
+        if self._lowest is pair:
+            self._lowest = None
+
+    def _uncount(self, foundation: tuple[str, str]) -> None:
+        self._foundations[foundation] -= 1
+        if not self._foundations[foundation]:
+            del self._foundations[foundation]
+
+    def _of_foundation(self, foundation: tuple[str, str]) -> list[CandidatePair]:
+        if self._foundations.get(foundation, 0) <= 1:
+            return []
+        return [p for p in self._pairs.values() if p.foundation == foundation]
+
+    @staticmethod
+    def _best(pairs: Iterable[CandidatePair]) -> CandidatePair | None:
+        return max(pairs, key=lambda p: p.order, default=None)
+
+
+def _may_pair(base: TransportAddress, remote: TransportAddress) -> bool:
+    """Same family, and both link-local or neither: an IPv6 link-local address reaches its own link only (6.1.2.2)."""
+    if base.version != remote.version:
+        return False
+    return base.version == 4 or base.ip.is_link_local == remote.ip.is_link_local

@@ -1,0 +1,84 @@
+"""Does the peer still want our data, and is the path still there?
+
+RFC 7675, 5.1: while a pair carries data, a Binding request leaves every 4 … 6 s (each interval drawn anew), once only, under a
+new transaction id. Only a valid response on that five-tuple renews consent; data, indications or the peer's own requests do
+not. After 30 s without one, transmission stops and these credentials are dead on that five-tuple.
+
+Being checks, they also keep NAT bindings alive (DEVIATION from RFC 8445, 11, which sends indications; some carriers drop a
+heartbeat that nobody answers) and measure the round trip.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from iceagent.core.checker import Checker, Purpose
+from iceagent.core.context import Context
+from iceagent.core.pair import CandidatePair
+
+__all__ = ["Consent"]
+
+# RFC 7675, 5.1: "each interval MUST be randomized from between 0.8 and 1.2 times the basic period".
+_SHORTEST, _LONGEST = 0.8, 1.2
+# A path in doubt is checked at once, but a stream of ICMP errors asks for no more than two checks a second.
+_DOUBT_INTERVAL_S = 0.5
+
+
+@dataclass(slots=True)
+class _Watch:
+    next_at: float
+    checked_at: float
+
+
+class Consent:
+    """Keeps consent for the pairs that carry data.
+
+    Args:
+        on_expired: called once per pair whose consent ran out.
+    """
+
+    def __init__(self, context: Context, checker: Checker, on_expired: Callable[[CandidatePair, float], None]) -> None:
+        self._context = context
+        self._checker = checker
+        self._on_expired = on_expired
+        self._watched: dict[CandidatePair, _Watch] = {}
+
+    def watch(self, pair: CandidatePair, now: float) -> None:
+        """Data goes there from now on; the response that made the pair valid is its consent."""
+        if pair not in self._watched:
+            self._watched[pair] = _Watch(now + self._interval(), now)
+
+    def unwatch(self, pair: CandidatePair) -> None:
+        """No data goes there any more."""
+        self._watched.pop(pair, None)
+
+    def doubt(self, pair: CandidatePair, now: float) -> None:
+        """Something speaks against the path (an ICMP error, which may be forged): ask the peer itself."""
+        watch = self._watched.get(pair)
+        if watch is not None and now - watch.checked_at >= _DOUBT_INTERVAL_S:
+            self._check(pair, watch, now)
+
+    def handle_timeout(self, now: float) -> None:
+        """Send what is due, and report what expired."""
+        for pair, watch in list(self._watched.items()):
+            if now >= self._expires_at(pair):
+                del self._watched[pair]
+                self._on_expired(pair, now)
+            elif now >= watch.next_at:
+                self._check(pair, watch, now)
+
+    def poll_timeout(self) -> float | None:
+        """The next check or expiry."""
+        return min((min(w.next_at, self._expires_at(p)) for p, w in self._watched.items()), default=None)
+
+    def _check(self, pair: CandidatePair, watch: _Watch, now: float) -> None:
+        watch.next_at = now + self._interval()
+        watch.checked_at = now
+        self._checker.check(pair, Purpose.CONSENT, now)
+
+    def _expires_at(self, pair: CandidatePair) -> float:
+        return (pair.responded_at or 0.0) + self._context.config.consent_timeout_s
+
+    def _interval(self) -> float:
+        return self._context.config.consent_interval_s * self._context.rng.uniform(_SHORTEST, _LONGEST)

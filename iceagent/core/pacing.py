@@ -1,0 +1,146 @@
+"""When may a check leave?
+
+Three limits, all token buckets:
+
+1. per agent: one check per Ta (RFC 8445, 14.2), but up to ``Config.burst`` may leave at once after a pause.
+   DEVIATION from 6.1.4.2, pinned by ``tests/unit/core/test_pacing.py``. An ordinary check leaves two tokens behind, so that a triggered
+   check or a nomination never has to wait for one.
+2. per process: all agents together, 200 checks/s with a burst of 20 (RFC 8445, 14.2 asks for coordination within a host).
+3. per remote address that never answered: 20 packets in its first minute, then 30 an hour (RFC 8445, 19.5.1: nobody can make
+   us a cannon by signalling somebody else's address).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from iceagent.net.address import TransportAddress
+
+__all__ = ["CheckPacer", "RemoteBudget", "TokenBucket"]
+
+# Tokens that an ordinary check leaves for triggered checks and nominations.
+ORDINARY_RESERVE = 2
+# Added to a deadline, so that the token is really there when it fires.
+_EPSILON = 1e-6
+_FIRST_MINUTE_S = 60.0
+_FIRST_MINUTE_PACKETS = 20
+_LATER_INTERVAL_S = 3600.0 / 30
+# New early checks stop here, so that the spaced repetitions of ordinary ones fit in the first minute's packets.
+_EARLY_PACKETS = 10
+# Remote addresses that are remembered; more than all candidates of a session.
+_MAX_REMOTES = 2048
+
+
+class TokenBucket:
+    """``capacity`` tokens, refilled at ``rate`` per second."""
+
+    __slots__ = ("_at", "_capacity", "_rate", "_tokens")
+
+    def __init__(self, *, rate: float, capacity: float) -> None:
+        self._rate = rate
+        self._capacity = capacity
+        self._tokens = capacity
+        self._at: float | None = None
+
+    def tokens(self, now: float) -> float:
+        """How many are there now."""
+        if self._at is not None and now > self._at:
+            self._tokens = min(self._capacity, self._tokens + (now - self._at) * self._rate)
+        self._at = now if self._at is None else max(now, self._at)
+        return self._tokens
+
+    def take(self, now: float) -> None:
+        """Take one; the caller looked whether it is there."""
+        self.tokens(now)
+        self._tokens -= 1.0
+
+    def ready_at(self, needed: float, now: float) -> float:
+        """When there will be ``needed`` tokens."""
+        missing = needed - self.tokens(now)
+        return now if missing <= 0 else now + missing / self._rate + _EPSILON
+
+
+class CheckPacer:
+    """Limits 1 and 2 for one agent.
+
+    Args:
+        ceiling: the bucket that all agents of the process share.
+        burst: 1 … 5.
+        ta_s: seconds.
+    """
+
+    def __init__(self, ceiling: TokenBucket, *, burst: int, ta_s: float) -> None:
+        self._ceiling = ceiling
+        self._burst = burst
+        self._own = TokenBucket(rate=1 / ta_s, capacity=burst)
+        self._reserve = min(ORDINARY_RESERVE, burst - 1)
+
+    def set_ta(self, ta_s: float) -> None:
+        """The peer asked for a slower pace (RFC 8839, 5.5)."""
+        self._own = TokenBucket(rate=1 / ta_s, capacity=self._burst)
+
+    def may_send(self, now: float, *, urgent: bool) -> bool:
+        """Whether a check may leave now; ``urgent``: triggered or nominating."""
+        return self._own.tokens(now) >= self._needed(urgent) - _EPSILON and self._ceiling.tokens(now) >= 1 - _EPSILON
+
+    def take(self, now: float) -> None:
+        """A check leaves."""
+        self._own.take(now)
+        self._ceiling.take(now)
+
+    def ready_at(self, now: float, *, urgent: bool) -> float:
+        """When the next check may leave."""
+        return max(self._own.ready_at(self._needed(urgent), now), self._ceiling.ready_at(1, now))
+
+    def _needed(self, urgent: bool) -> float:
+        return 1 if urgent else 1 + self._reserve
+
+
+@dataclass(slots=True)
+class _Remote:
+    first_at: float
+    packets: int = 0
+    later_at: float = 0.0
+
+
+@dataclass(slots=True)
+class RemoteBudget:
+    """Limit 3. An address that answered, or sent an authenticated request, is free of it."""
+
+    _remotes: dict[TransportAddress, _Remote] = field(default_factory=dict)
+    _answered: set[TransportAddress] = field(default_factory=set)
+
+    def answered(self, remote: TransportAddress) -> None:
+        """It is a peer of ours: no limit any more."""
+        if len(self._answered) < _MAX_REMOTES:
+            self._answered.add(remote)
+        self._remotes.pop(remote, None)
+
+    def allows(self, remote: TransportAddress, now: float, *, early: bool = False) -> bool:
+        """Whether one more packet may go there."""
+        if remote in self._answered:
+            return True
+        entry = self._remotes.get(remote)
+        if entry is None:
+            return len(self._remotes) < _MAX_REMOTES
+        if now - entry.first_at < _FIRST_MINUTE_S:
+            return entry.packets < (_EARLY_PACKETS if early else _FIRST_MINUTE_PACKETS)
+        return not early and now >= entry.later_at
+
+    def spend(self, remote: TransportAddress, now: float) -> None:
+        """A packet goes there."""
+        if remote in self._answered:
+            return
+        entry = self._remotes.setdefault(remote, _Remote(now))
+        entry.packets += 1
+        if now - entry.first_at >= _FIRST_MINUTE_S:
+            entry.later_at = now + _LATER_INTERVAL_S
+
+    def next_at(self, remote: TransportAddress, now: float) -> float:
+        """When :meth:`allows` will say yes."""
+        if self.allows(remote, now):
+            return now
+        entry = self._remotes.get(remote)
+        if entry is None:
+            return now + _LATER_INTERVAL_S
+        return max(entry.first_at + _FIRST_MINUTE_S, entry.later_at)

@@ -1,0 +1,176 @@
+"""What is a candidate pair, and which states can it be in?
+
+States and their meaning are RFC 8445, 6.1.2.6. Ours differ in one thing: a Succeeded or Failed pair may be checked again
+(Waiting), because paths come back and a later nomination needs a check. What cannot happen is not in the table.
+
+::
+
+    Frozen ──unfrozen──▶ Waiting ──check sent──▶ In-Progress ──response──▶ Succeeded
+                            ▲                        │ ▲                        │
+                            └──────triggered─────────┘ └──check again───────────┘
+                            ▲                        ▼
+                            └──────triggered────── Failed
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from iceagent.candidate import Candidate, CandidateType
+from iceagent.core.context import Keys
+from iceagent.net.address import TransportAddress
+from iceagent.priority import pair_priority
+
+__all__ = ["TRANSITIONS", "CandidatePair", "PairState", "Traffic"]
+
+# Smoothing of round trips, RFC 6298, 2.3: alpha = 1/8.
+_RTT_WEIGHT = 0.125
+
+
+class PairState(Enum):
+    """RFC 8445, 6.1.2.6."""
+
+    FROZEN = "frozen"
+    WAITING = "waiting"
+    IN_PROGRESS = "in-progress"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+
+
+TRANSITIONS: dict[PairState, frozenset[PairState]] = {
+    PairState.FROZEN: frozenset({PairState.WAITING, PairState.FAILED}),
+    PairState.WAITING: frozenset({PairState.IN_PROGRESS, PairState.SUCCEEDED, PairState.FAILED}),
+    PairState.IN_PROGRESS: frozenset({PairState.WAITING, PairState.SUCCEEDED, PairState.FAILED}),
+    PairState.SUCCEEDED: frozenset({PairState.FAILED, PairState.WAITING}),
+    PairState.FAILED: frozenset({PairState.WAITING, PairState.SUCCEEDED}),
+}
+
+
+@dataclass(slots=True, eq=False)
+class Traffic:
+    """Application data on one five-tuple; the data path keeps it, statistics and selection read it.
+
+    Attributes:
+        component: 1 … 256.
+        received_at: when data last came in, seconds; 0.0: never.
+        sent_at: when data last went out, seconds; 0.0: never.
+    """
+
+    component: int
+    packets_received: int = 0
+    bytes_received: int = 0
+    packets_sent: int = 0
+    bytes_sent: int = 0
+    packets_discarded: int = 0
+    received_at: float = 0.0
+    sent_at: float = 0.0
+
+
+@dataclass(slots=True, eq=False, kw_only=True)
+class CandidatePair:
+    """A base of ours and a candidate of the peer's (RFC 8445, 6.1.2).
+
+    There is one pair per base and remote address: pairs of reflexive candidates are pruned into their base's (6.1.2.4).
+
+    Attributes:
+        number: counts the pairs of a session, for reading logs.
+        local: our candidate whose base checks leave from.
+        valid_local: our candidate as the peer sees it, from the mapped address of a response (7.2.5.3.2); ``None``: not valid.
+        keys: credentials of its checks; after a restart an old pair keeps its own.
+        priority: 6.1.2.3.
+        preferred: the kernel would route the remote address from this base.
+        nominated: agreed between both ends.
+        nominate_with: controlled only: nominate once the pair succeeds (7.3.1.5); the NOMINATION value, or -1 for none.
+        dead: consent was lost; these credentials are never used here again (RFC 7675, 5.1).
+        rtt_s: smoothed round trip; ``None`` before the first.
+        last_error: errno of the last ICMP or send error.
+    """
+
+    number: int
+    local: Candidate
+    remote: Candidate
+    keys: Keys
+    priority: int = 0
+    preferred: bool = False
+    state: PairState = PairState.FROZEN
+    valid_local: Candidate | None = None
+    nominated: bool = False
+    nominate_with: int | None = None
+    dead: bool = False
+    early_checks: int = 0
+    check_started_at: float | None = None
+    responded_at: float | None = None
+    rtt_s: float | None = None
+    last_rtt_s: float | None = None
+    last_error: int = 0
+    requests_sent: int = 0
+    responses_received: int = 0
+    requests_received: int = 0
+    responses_sent: int = 0
+    traffic: Traffic = field(init=False)
+    base: TransportAddress = field(init=False)
+    destination: TransportAddress = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.base = self.local.base or self.local.address
+        self.destination = self.remote.address
+        self.traffic = Traffic(self.local.component)
+
+    @property
+    def component(self) -> int:
+        return self.local.component
+
+    @property
+    def key(self) -> tuple[TransportAddress, TransportAddress]:
+        """What makes a pair unique within a generation."""
+        return self.base, self.destination
+
+    @property
+    def foundation(self) -> tuple[str, str]:
+        """RFC 8445, 6.1.2.6: pairs with equal foundations are expected to behave alike."""
+        return self.local.foundation, self.remote.foundation
+
+    @property
+    def is_valid(self) -> bool:
+        return self.valid_local is not None and not self.dead
+
+    @property
+    def order(self) -> tuple[bool, int]:
+        """Greater is checked earlier."""
+        return self.preferred, self.priority
+
+    @property
+    def rank(self) -> int:
+        """Priority of the valid pair (7.2.5.3.2): with the candidate that the peer sees instead of the base."""
+        return self._rank
+
+    _rank: int = field(init=False, default=0)
+
+    def rerank(self, controlling: bool) -> None:
+        """Compute both priorities anew, after the role, the remote candidate or the valid candidate changed."""
+        self.priority = self._pair_priority(self.local.priority, controlling)
+        seen = self.valid_local or self.local
+        self._rank = self._pair_priority(seen.priority, controlling)
+
+    def _pair_priority(self, local_priority: int, controlling: bool) -> int:
+        mine, theirs = local_priority, self.remote.priority
+        return pair_priority(mine, theirs) if controlling else pair_priority(theirs, mine)
+
+    @property
+    def slower_type(self) -> CandidateType:
+        """The less preferred type of the two candidates: relayed before reflexive before host."""
+        types = {(self.valid_local or self.local).type, self.remote.type}
+        order = (CandidateType.RELAYED, CandidateType.SERVER_REFLEXIVE, CandidateType.PEER_REFLEXIVE)
+        return next((t for t in order if t in types), CandidateType.HOST)
+
+    def add_rtt(self, sample_s: float) -> None:
+        """Take a round trip into the smoothed one."""
+        self.last_rtt_s = sample_s
+        if self.rtt_s is None:
+            self.rtt_s = sample_s
+        else:
+            self.rtt_s += _RTT_WEIGHT * (sample_s - self.rtt_s)
+
+    def __str__(self) -> str:
+        return f"#{self.number} {self.base} → {self.destination} ({self.state.value})"

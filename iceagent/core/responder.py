@@ -1,0 +1,143 @@
+"""What happens when a check of the peer's arrives?
+
+RFC 8445, 7.3: authenticate (RFC 8489, 9.1.3), settle a role conflict (7.3.1.1), answer, and report an :class:`IncomingCheck`, from
+which the session learns peer-reflexive candidates and queues triggered checks. Answers leave at once, also before the peer's
+credentials are known (7.3: "as early checks").
+
+Strangers are told what the RFC wants them to be told (400, 401), but at most ten a second: nobody is amplified through us.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from iceagent.core.context import Context
+from iceagent.core.pacing import TokenBucket
+from iceagent.credentials import Credentials
+from iceagent.net.address import TransportAddress
+from iceagent.net.core import Datagram
+from relay.stun import (
+    ICE_CONTROLLED,
+    ICE_CONTROLLING,
+    NOMINATION,
+    PRIORITY,
+    USE_CANDIDATE,
+    USERNAME,
+    XOR_MAPPED_ADDRESS,
+    IntegrityKey,
+    Message,
+    Method,
+    short_term_key,
+)
+
+__all__ = ["IncomingCheck", "Responder"]
+
+# Answers to requests that prove nothing, per second.
+_STRANGER_ANSWERS = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IncomingCheck:
+    """An authenticated check of the peer's, already answered.
+
+    Attributes:
+        priority: what a peer-reflexive candidate learnt from it has.
+        nomination: value of NOMINATION; -1: USE-CANDIDATE alone; ``None``: it does not nominate.
+        ufrag: the peer's user name fragment, as it stands in USERNAME.
+        own_ufrag: ours: which generation it belongs to.
+    """
+
+    base: TransportAddress
+    source: TransportAddress
+    priority: int
+    nomination: int | None
+    ufrag: str
+    own_ufrag: str
+
+
+class Responder:
+    """Answers Binding requests.
+
+    Args:
+        switch_role: called when our role gives way (7.3.1.1).
+    """
+
+    def __init__(self, context: Context, switch_role: Callable[[bool, str, float], None]) -> None:
+        self._context = context
+        self._switch_role = switch_role
+        self._keys: dict[str, IntegrityKey] = {}
+        self._strangers = TokenBucket(rate=_STRANGER_ANSWERS, capacity=_STRANGER_ANSWERS)
+
+    def accept(self, credentials: Credentials) -> None:
+        """Answer checks for these credentials of ours too, and for those of one generation before (RFC 8445, 9)."""
+        while len(self._keys) > 1:
+            del self._keys[next(iter(self._keys))]
+        self._keys[credentials.ufrag] = short_term_key(credentials.password)
+
+    def handle_request(self, message: Message, datagram: Datagram, now: float) -> IncomingCheck | None:
+        """Answer a request, and say what it was if it was the peer's."""
+        if message.method != Method.BINDING:
+            self._context.drop(datagram, "request of another method than Binding")
+            return None
+        username = message.get(USERNAME)
+        if username is None or not message.has_integrity:
+            self._refuse(message, datagram, 400, "Bad Request", now)
+            return None
+        own_ufrag, _, ufrag = username.partition(":")
+        key = self._keys.get(own_ufrag)
+        if key is None or not message.verify(key):
+            self._refuse(message, datagram, 401, "Unauthenticated", now)
+            return None
+        if message.unknown_required:
+            self._answer(datagram, message.unknown_attributes_response().encode(key))
+            return None
+        priority = message.get(PRIORITY)
+        if priority is None or not 0 < priority < 2**31:
+            # 7.1.1: "The PRIORITY attribute MUST be included in a Binding request".
+            self._answer(datagram, message.error_response(400, "Bad Request").encode(key))
+            return None
+        if not self._settle_roles(message, now):
+            self._answer(datagram, message.error_response(487, "Role Conflict").encode(key))
+            return None
+        self._answer(datagram, message.success((XOR_MAPPED_ADDRESS, datagram.source)).encode(key))
+        return IncomingCheck(
+            base=datagram.base,
+            source=datagram.source,
+            priority=priority,
+            nomination=_nomination(message),
+            ufrag=ufrag,
+            own_ufrag=own_ufrag,
+        )
+
+    def _settle_roles(self, message: Message, now: float) -> bool:
+        """7.3.1.1. Detecting and Repairing Role Conflicts: whether the request may be answered with success."""
+        context = self._context
+        theirs = message.get(ICE_CONTROLLING if context.controlling else ICE_CONTROLLED)
+        if theirs is None:
+            return True
+        we_win = context.tie_breaker >= theirs
+        if context.controlling == we_win:
+            # Controlling with the larger tie-breaker, or controlled with the smaller: they have to switch.
+            return False
+        if context.config.lite:
+            return True
+        self._switch_role(not context.controlling, "the peer has the same role and wins the tie-break", now)
+        return True
+
+    def _refuse(self, message: Message, datagram: Datagram, code: int, reason: str, now: float) -> None:
+        self._context.drop(datagram, f"request refused with {code}")
+        if self._strangers.tokens(now) >= 1:
+            self._strangers.take(now)
+            self._context.transmit(datagram.base, datagram.source, message.error_response(code, reason).encode())
+
+    def _answer(self, datagram: Datagram, data: bytes) -> None:
+        self._context.transmit(datagram.base, datagram.source, data)
+
+
+def _nomination(message: Message) -> int | None:
+    value = message.get(NOMINATION)
+    if message.get(USE_CANDIDATE) is None:
+        # libwebrtc and pion send NOMINATION without USE-CANDIDATE too when they renominate.
+        return value
+    return -1 if value is None else value

@@ -1,0 +1,132 @@
+"""Which check leaves now, and when is the next look?
+
+The order of RFC 8445, 6.1.4.2, with nominations in front: nominations, the triggered-check queue, then the best Waiting pair.
+When nothing of that waits and tokens are left over, a pair that has not answered gets an *early* new check 100, 200 and 400 ms after its
+first (``Config.early_checks_s``): a lost first packet then costs 100 ms instead of an RTO of 500 ms.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from iceagent.core.checker import Checker, Purpose
+from iceagent.core.checklist import CheckList
+from iceagent.core.context import Context
+from iceagent.core.pacing import CheckPacer, RemoteBudget
+from iceagent.core.pair import CandidatePair, PairState
+from iceagent.core.selection import Selection
+
+__all__ = ["Scheduler"]
+
+# An early check that found no spare token within this time of its due time is not worth sending any more.
+_EARLY_PATIENCE_S = 0.3
+
+
+class Scheduler:
+    """Sends checks as fast as pacing allows, and no faster."""
+
+    def __init__(
+        self, context: Context, checker: Checker, selection: Selection, budget: RemoteBudget, pacer: CheckPacer
+    ) -> None:
+        self._context = context
+        self._checker = checker
+        self._selection = selection
+        self._budget = budget
+        self._pacer = pacer
+        self._checklist: CheckList | None = None
+        self._early: list[tuple[float, int, CandidatePair, float]] = []
+        self._wait_until: float | None = None
+
+    def use(self, checklist: CheckList) -> None:
+        """A new generation begins."""
+        self._checklist = checklist
+        self._early.clear()
+
+    def set_ta(self, ta_s: float) -> None:
+        """Both sides' pacing is known."""
+        self._pacer.set_ta(ta_s)
+
+    def run(self, now: float) -> None:
+        """Send what may leave."""
+        self._wait_until = None
+        if self._context.keys is None or self._context.config.lite or self._checklist is None:
+            return
+        while self._send_next(self._checklist, now):
+            pass
+        if self._wait_until is None:
+            self._send_early(self._checklist, now)
+
+    def poll_timeout(self) -> float | None:
+        """When a token or an early check is due."""
+        early = self._early[0][0] if self._early else None
+        if self._wait_until is None or early is None:
+            return early if self._wait_until is None else self._wait_until
+        return min(self._wait_until, early)
+
+    def exhausted(self, pair: CandidatePair, now: float) -> bool:
+        """Whether this pair waits only because its address never answered."""
+        return not self._budget.allows(pair.destination, now)
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _send_next(self, checklist: CheckList, now: float) -> bool:
+        """Send one check; false when none is wanted or none may leave."""
+        nomination = self._selection.next_nomination()
+        pair = nomination or checklist.next_triggered()
+        urgent = pair is not None
+        if pair is None:
+            pair = checklist.next_ordinary(lambda p: self._is_wanted(p, now))
+        if pair is None:
+            self._wait_for_budget(checklist, now)
+            return False
+        if not self._pacer.may_send(now, urgent=urgent):
+            self._wait_until = self._pacer.ready_at(now, urgent=urgent)
+            return False
+        self._pacer.take(now)
+        if nomination is not None:
+            value = self._selection.take_nomination(nomination, now)
+            self._checker.check(nomination, Purpose.NOMINATION, now, value)
+        else:
+            checklist.untrigger(pair)
+            checklist.set_state(pair, PairState.IN_PROGRESS)
+            self._checker.check(pair, Purpose.TRIGGERED if urgent else Purpose.ORDINARY, now)
+        self._plan_early(pair, now, now)
+        return True
+
+    def _is_wanted(self, pair: CandidatePair, now: float) -> bool:
+        return not pair.dead and self._selection.wants(pair) and self._budget.allows(pair.destination, now)
+
+    def _wait_for_budget(self, checklist: CheckList, now: float) -> None:
+        """Pairs held back by limit 3 of ``pacing.py`` are looked at again when the first of them may go on."""
+        waiting = (
+            self._budget.next_at(p.destination, now)
+            for p in checklist
+            if p.state is PairState.WAITING and not p.dead and self._selection.wants(p)
+        )
+        self._wait_until = min((at for at in waiting if at > now), default=None)
+
+    # --- early checks --------------------------------------------------------------------------------------------
+
+    def _plan_early(self, pair: CandidatePair, started_at: float, now: float) -> None:
+        delays = self._context.config.early_checks_s
+        if pair.early_checks < len(delays):
+            due = max(started_at + delays[pair.early_checks], now)
+            heapq.heappush(self._early, (due, pair.number, pair, started_at))
+
+    def _send_early(self, checklist: CheckList, now: float) -> None:
+        while self._early and self._early[0][0] <= now:
+            due, number, pair, started_at = heapq.heappop(self._early)
+            check = self._checker.main_check(pair)
+            is_answered = check is None or pair.check_started_at != started_at or checklist.find(*pair.key) is not pair
+            if is_answered or not self._budget.allows(pair.destination, now, early=True):
+                continue
+            if not self._pacer.may_send(now, urgent=False):
+                if now < due + _EARLY_PATIENCE_S:
+                    at = self._pacer.ready_at(now, urgent=False)
+                    heapq.heappush(self._early, (at, number, pair, started_at))
+                continue
+            assert check is not None
+            self._pacer.take(now)
+            pair.early_checks += 1
+            self._checker.check(pair, Purpose.EARLY, now, check.nomination)
+            self._plan_early(pair, started_at, now)

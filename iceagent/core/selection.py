@@ -1,0 +1,319 @@
+"""Which path carries data, which pair is nominated, and why?
+
+Data flows on the first valid pair at once ("connected"); nomination settles it. Controlling (RFC 8445, 8.1.1, regular nomination):
+the best valid pair is nominated when nothing better can still arrive, or after a short wait by type (``Config.nomination_wait_s``).
+A better pair that becomes valid later is nominated again (DEVIATION from 8.1.1, pinned by ``tests/sim/test_nomination.py``), with
+USE-CANDIDATE and a rising NOMINATION value together.
+
+Controlled: the highest NOMINATION wins. From a peer that sends none, USE-CANDIDATE counts once per pair, and among several
+nominated pairs the one that last carried the peer's data wins, else the one of highest priority (aggressive nomination).
+
+Carries out; *whether* a working path should be left for another one of the same standing is ``relay/upgrade.py``'s question.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from iceagent.core.checklist import CheckList
+from iceagent.core.context import Context
+from iceagent.core.pair import CandidatePair, PairState
+from iceagent.events import Path, SelectedPathChanged
+
+__all__ = ["Selection"]
+
+# A nomination that is not answered by then gives way to another valid pair, where there is one: three transmissions and an RTO.
+_NOMINATION_PATIENCE_S = 4.0
+# NOMINATION counts below 2**24; a session that nominates ten times a second lives 19 days.
+_MAX_NOMINATION = 2**24 - 1
+
+_UNFINISHED = frozenset({PairState.FROZEN, PairState.WAITING, PairState.IN_PROGRESS})
+
+
+@dataclass(slots=True)
+class _Component:
+    """What is settled for one component.
+
+    Attributes:
+        current: carries data.
+        selected: agreed by nomination.
+        nominating: our nomination that is not answered yet.
+        due: it has not been sent yet.
+        valid_since: when the first valid pair appeared.
+    """
+
+    current: CandidatePair | None = None
+    selected: CandidatePair | None = None
+    nominating: CandidatePair | None = None
+    nominated_at: float = 0.0
+    due: bool = False
+    valid_since: float | None = None
+
+
+class Selection:
+    """Chooses the path of each component.
+
+    Args:
+        on_current: called with (old, new, now) when data moves.
+        on_unanswered: called with a pair whose nomination was not answered in time.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        *,
+        on_current: Callable[[CandidatePair | None, CandidatePair | None, float], None],
+        on_unanswered: Callable[[CandidatePair, float], None],
+    ) -> None:
+        self._context = context
+        self._on_current = on_current
+        self._on_unanswered = on_unanswered
+        self._checklist: CheckList | None = None
+        self._components: dict[int, _Component] = {}
+        self._counter = 0
+        self._answered = 0
+        self._highest_seen = 0
+
+    def use(self, checklist: CheckList) -> None:
+        """A new generation begins; the paths in use stay until it has found one (RFC 8445, 9)."""
+        self._checklist = checklist
+        self._counter = self._answered = self._highest_seen = 0
+        for component in self._components.values():
+            component.selected = component.nominating = component.valid_since = None
+            component.due = False
+
+    # --- what happened -------------------------------------------------------------------------------------------
+
+    def on_valid(self, pair: CandidatePair, now: float) -> None:
+        """A pair answered."""
+        component = self._component(pair)
+        if component.valid_since is None:
+            component.valid_since = now
+        if pair.nominate_with is not None and not self._context.controlling:
+            value, pair.nominate_with = pair.nominate_with, None
+            self._accept(pair, value, now)
+        current = component.current
+        if current is None:
+            self._move(component, pair, "the first valid pair", now)
+        elif current.keys is not pair.keys:
+            self._move(component, pair, "the first valid pair after the restart", now)
+        elif component.selected is None and pair.rank > current.rank:
+            self._move(component, pair, "a better valid pair, before nomination", now)
+
+    def on_nomination_answered(self, pair: CandidatePair, value: int, now: float) -> None:
+        """Controlling: the peer accepted."""
+        component = self._component(pair)
+        if component.nominating is pair:
+            component.nominating = None
+        if not self._context.controlling or value < self._answered:
+            return
+        self._answered = max(value, self._answered)
+        self._select(component, pair, "nominated", now)
+
+    def on_nominated(self, pair: CandidatePair, value: int, now: float) -> None:
+        """Controlled: a check of the peer's nominates (7.3.1.5); -1: USE-CANDIDATE alone."""
+        if self._context.controlling:
+            return
+        if pair.is_valid and pair.state is PairState.SUCCEEDED:
+            self._accept(pair, value, now)
+        elif pair.nominate_with is None or value > pair.nominate_with:
+            pair.nominate_with = value
+
+    def on_failed(self, pair: CandidatePair, now: float) -> None:
+        """A check of this pair failed; it is valid no more, unless consent says otherwise."""
+        component = self._component(pair)
+        was_nominating = component.nominating is pair
+        if was_nominating:
+            component.nominating = None
+        if component.current is pair:
+            return
+        pair.valid_local = None
+        pair.nominated = False
+        selected = component.selected
+        if was_nominating and selected is not None and selected is not pair and self._context.controlling:
+            # The peer may have moved although its answer never came: call it back with a higher value.
+            self._nominate(component, selected, now)
+
+    def on_lost(self, pair: CandidatePair, reason: str, now: float) -> None:
+        """The pair cannot carry data any more."""
+        component = self._component(pair)
+        pair.valid_local = None
+        pair.nominated = False
+        if component.nominating is pair:
+            component.nominating = None
+        if component.selected is pair:
+            component.selected = None
+            component.valid_since = now
+        if component.current is pair:
+            self._move(component, self._best(pair.component), reason, now)
+
+    def on_data(self, pair: CandidatePair, now: float) -> None:
+        """Data came in on another path than ours goes out on."""
+        if not self._context.controlling and not self._highest_seen and pair.nominated:
+            self._follow(self._component(pair), now)
+
+    def on_role(self) -> None:
+        """Our role changed: what we were about to nominate is the peer's business now, or ours anew."""
+        for component in self._components.values():
+            component.nominating = None
+            component.due = False
+
+    # --- what to do ----------------------------------------------------------------------------------------------
+
+    def evaluate(self, now: float) -> None:
+        """Decide about nominations, if that is our role."""
+        if not self._context.controlling or self._context.config.lite or self._context.keys is None:
+            return
+        for number, component in self._components.items():
+            self._evaluate(number, component, now)
+
+    def next_nomination(self) -> CandidatePair | None:
+        """A pair whose nomination waits to be sent."""
+        return next((c.nominating for c in self._components.values() if c.due and c.nominating), None)
+
+    def take_nomination(self, pair: CandidatePair, now: float) -> int:
+        """The nomination leaves: its value, -1 for USE-CANDIDATE alone."""
+        component = self._component(pair)
+        component.due = False
+        component.nominated_at = now
+        if not self._context.config.renomination:
+            return -1
+        self._counter = min(self._counter + 1, _MAX_NOMINATION)
+        return self._counter
+
+    def poll_timeout(self) -> float | None:
+        """When a wait for something better ends, or patience with an unanswered nomination."""
+        return min((at for c in self._components.values() if (at := self._deadline(c)) is not None), default=None)
+
+    # --- questions -----------------------------------------------------------------------------------------------
+
+    def current(self, component: int) -> CandidatePair | None:
+        """The pair that data goes out on."""
+        found = self._components.get(component)
+        return found.current if found else None
+
+    def currents(self) -> list[CandidatePair]:
+        """Every pair in use."""
+        return [c.current for c in self._components.values() if c.current is not None]
+
+    def selected(self, component: int) -> CandidatePair | None:
+        """The nominated pair."""
+        found = self._components.get(component)
+        return found.selected if found else None
+
+    def nominating(self, component: int) -> CandidatePair | None:
+        """The pair whose nomination is under way."""
+        found = self._components.get(component)
+        return found.nominating if found else None
+
+    def wants(self, pair: CandidatePair) -> bool:
+        """Whether a check of this pair can still improve something (8.1.2 stops the others)."""
+        selected = self.selected(pair.component)
+        return selected is None or pair.priority > selected.rank
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, number: int, component: _Component, now: float) -> None:
+        nominating = component.nominating
+        best = self._best(number)
+        if nominating is not None and not component.due and now >= component.nominated_at + _NOMINATION_PATIENCE_S:
+            other = self._best(number, but=nominating)
+            if other is not None:
+                component.nominating = None
+                self._on_unanswered(nominating, now)
+                best, nominating = other, None
+        if best is None:
+            return
+        if nominating is not None:
+            wanted = best.rank > nominating.rank
+        elif component.selected is None:
+            wanted = self._is_time(number, component, best, now)
+        else:
+            wanted = self._context.config.renomination and best.rank > component.selected.rank
+        if wanted:
+            self._nominate(component, best, now)
+
+    def _is_time(self, number: int, component: _Component, best: CandidatePair, now: float) -> bool:
+        wait = self._context.config.nomination_wait_s[best.slower_type]
+        return now >= (component.valid_since or 0.0) + wait or not self._better_may_come(number, best)
+
+    def _better_may_come(self, number: int, best: CandidatePair) -> bool:
+        return any(
+            pair.component == number and pair.state in _UNFINISHED and pair.priority > best.rank
+            for pair in self._checklist or ()
+        )
+
+    def _nominate(self, component: _Component, pair: CandidatePair, now: float) -> None:
+        component.nominating = pair
+        component.due = True
+        component.nominated_at = now
+
+    def _deadline(self, component: _Component) -> float | None:
+        if not self._context.controlling or self._context.config.lite:
+            return None
+        if component.nominating is not None:
+            alternative = not component.due and self._best(component.nominating.component, but=component.nominating)
+            return component.nominated_at + _NOMINATION_PATIENCE_S if alternative else None
+        if component.selected is None and component.valid_since is not None and component.current is not None:
+            best = self._best(component.current.component)
+            if best is not None:
+                return component.valid_since + self._context.config.nomination_wait_s[best.slower_type]
+        return None
+
+    def _accept(self, pair: CandidatePair, value: int, now: float) -> None:
+        """7.3.1.5, with and without NOMINATION."""
+        component = self._component(pair)
+        if value >= 0:
+            if value > self._highest_seen:
+                self._highest_seen = value
+                self._select(component, pair, "nominated by the peer", now)
+        elif not self._highest_seen and not pair.nominated:
+            pair.nominated = True
+            self._follow(component, now)
+
+    def _follow(self, component: _Component, now: float) -> None:
+        """Among several pairs nominated without NOMINATION, go where the peer's data comes from."""
+        nominated = [p for p in self._checklist or () if p.nominated and p.is_valid]
+        mine = [p for p in nominated if self._component(p) is component]
+        if mine:
+            chosen = max(mine, key=lambda p: (p.traffic.received_at, p.rank))
+            self._select(component, chosen, "nominated by the peer", now)
+
+    def _select(self, component: _Component, pair: CandidatePair, reason: str, now: float) -> None:
+        pair.nominated = True
+        if component.selected is pair and component.current is pair:
+            return
+        component.selected = pair
+        self._move(component, pair, reason, now)
+
+    def _move(self, component: _Component, pair: CandidatePair | None, reason: str, now: float) -> None:
+        old, either = component.current, pair or component.current
+        if old is pair or either is None:
+            return
+        component.current = pair
+        self._on_current(old, pair, now)
+        self._context.emit(
+            SelectedPathChanged(component=either.component, old=as_path(old), new=as_path(pair), reason=reason)
+        )
+
+    def _best(self, number: int, but: CandidatePair | None = None) -> CandidatePair | None:
+        valid = (p for p in self._checklist or () if p.component == number and p.is_valid and p is not but)
+        return max(valid, key=lambda p: p.rank, default=None)
+
+    def _component(self, pair: CandidatePair) -> _Component:
+        return self._components.setdefault(pair.component, _Component())
+
+
+def as_path(pair: CandidatePair | None) -> Path | None:
+    """A pair as the application sees it."""
+    if pair is None:
+        return None
+    return Path(
+        component=pair.component,
+        local=pair.valid_local or pair.local,
+        remote=pair.remote,
+        base=pair.base,
+        rtt_ms=None if pair.rtt_s is None else pair.rtt_s * 1000,
+        nominated=pair.nominated,
+    )

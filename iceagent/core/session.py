@@ -1,0 +1,629 @@
+"""How do the parts of ICE work together?
+
+:class:`IceSession` joins the cores of this folder behind the contract of ``iceagent/net/core.py``::
+
+    datagram ─▶ responder (request) / checker (response) / held (data of strangers)
+                     │                    │
+                     ▼                    ▼
+               checklist (which pair) ◀─ selection (which path, nominations) ─▶ consent
+                     │
+                     ▼
+               pacing (when) ─▶ checker ─▶ transmit
+
+After every input the session *runs*: decide nominations, send what pacing allows, update the state, work out one deadline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from random import Random
+
+from iceagent.candidate import Candidate, CandidateType
+from iceagent.config import Config
+from iceagent.core.admission import refusal
+from iceagent.core.checker import Check, Checker
+from iceagent.core.checklist import CheckList
+from iceagent.core.consent import Consent
+from iceagent.core.context import Context, Keys
+from iceagent.core.held import Held
+from iceagent.core.pacing import CheckPacer, RemoteBudget, TokenBucket
+from iceagent.core.pair import CandidatePair, PairState, Traffic
+from iceagent.core.responder import IncomingCheck, Responder
+from iceagent.core.scheduler import Scheduler
+from iceagent.core.selection import Selection, as_path
+from iceagent.core.status import Status
+from iceagent.credentials import Credentials
+from iceagent.description import Description
+from iceagent.events import (
+    AgentState,
+    DataReceived,
+    IceRestarted,
+    LocalCandidateFound,
+    Path,
+    RemoteCandidateAdded,
+    RemoteCandidateRefused,
+    RoleChanged,
+)
+from iceagent.net.address import TransportAddress
+from iceagent.net.core import Datagram, Event, Transmit
+from relay.stun import BadMessage, is_stun, parse
+
+__all__ = ["IceSession"]
+
+FiveTuple = tuple[TransportAddress, TransportAddress]
+
+# Remote candidates signalled for one generation; each is looked at for every base.
+_MAX_REMOTE_CANDIDATES = 1000
+# Five-tuples with an authenticated peer behind them.
+_MAX_ALLOWED = 1024
+# Our own candidates: bases × servers, far below.
+_MAX_LOCAL_CANDIDATES = 1000
+
+
+class IceSession:
+    """A full (or lite) ICE agent for one data stream, sans-IO.
+
+    Args:
+        controlling: our initial role (RFC 8445, 6.1.1).
+        rng: order and jitter.
+        system_rng: credentials, tie-breaker and transaction ids; ``random.SystemRandom()`` in production.
+        ceiling: checks per second of all sessions of a process; ``None``: this session alone is no danger to anyone.
+        preferred_host: the local host that the kernel routes a remote address from.
+        credentials: ours; drawn if not given.
+    """
+
+    def __init__(
+        self,
+        *,
+        config: Config,
+        controlling: bool,
+        rng: Random,
+        system_rng: Random,
+        ceiling: TokenBucket | None = None,
+        preferred_host: Callable[[TransportAddress], str | None] = lambda remote: None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self.config = config
+        self.local_credentials = credentials or Credentials.random(system_rng)
+        self.remote_credentials: Credentials | None = None
+        self.remote_options: tuple[str, ...] = ()
+        self.allowed: dict[FiveTuple, Traffic] = {}
+        self._context = Context(
+            config=config,
+            rng=rng,
+            system_rng=system_rng,
+            controlling=controlling and not config.lite,
+            tie_breaker=system_rng.getrandbits(64),
+            ta_s=config.ta_s,
+        )
+        self._preferred_host = preferred_host if config.route_order else (lambda remote: None)
+        self._budget = RemoteBudget()
+        self._checklist = CheckList(self._context, self._preferred_host)
+        self._checker = Checker(
+            self._context,
+            self._checklist,
+            self._budget,
+            on_success=self._on_check_success,
+            on_failure=self._on_check_failure,
+            on_role_conflict=self._on_role_conflict,
+            find_local=self._find_local,
+        )
+        self._responder = Responder(self._context, self._switch_role)
+        self._responder.accept(self.local_credentials)
+        self._consent = Consent(self._context, self._checker, self._on_consent_expired)
+        self._selection = Selection(
+            self._context, on_current=self._on_current, on_unanswered=self._on_nomination_unanswered
+        )
+        self._selection.use(self._checklist)
+        self._held = Held(self._context)
+        # RFC 8445 leaves a process's total open; without a shared bucket only the agent's own one counts.
+        pacer = CheckPacer(ceiling or TokenBucket(rate=1000, capacity=1000), burst=config.burst, ta_s=config.ta_s)
+        self._scheduler = Scheduler(self._context, self._checker, self._selection, self._budget, pacer)
+        self._scheduler.use(self._checklist)
+        self._status = Status(self._context, self._selection)
+        self._locals: list[Candidate] = []
+        self._remotes: dict[tuple[int, TransportAddress], Candidate] = {}
+        self._component_of: dict[TransportAddress, int] = {}
+        self._peer_reflexive = 0
+        self._old_remote_ufrags: list[str] = []
+        self._is_fresh = True
+        self._deadline: float | None = None
+
+    # --- commands ------------------------------------------------------------------------------------------------
+
+    def add_local_candidate(self, candidate: Candidate, now: float) -> bool:
+        """Use a candidate of ours.
+
+        Returns:
+            False if it is redundant (RFC 8445, 5.1.3: same address and base as a better one) or one too many.
+        """
+        base = candidate.base or candidate.address
+        redundant = any(
+            c.address == candidate.address and c.base == base and c.component == candidate.component
+            for c in self._locals
+        )
+        if redundant or len(self._locals) >= _MAX_LOCAL_CANDIDATES:
+            return False
+        candidate = replace(candidate, base=base)
+        self._locals.append(candidate)
+        self._component_of[base] = candidate.component
+        self._context.emit(LocalCandidateFound(candidate=candidate))
+        self._checklist.add_local(candidate)
+        self._run(now)
+        return True
+
+    def end_local_candidates(self, now: float) -> None:
+        """Gathering is done; only now can every pair have failed."""
+        self._status.local_done = True
+        self._run(now)
+
+    def remove_base(self, base: TransportAddress, reason: str, now: float) -> None:
+        """A socket is gone, with its candidates and pairs."""
+        self._locals = [c for c in self._locals if c.base != base]
+        self._component_of.pop(base, None)
+        self.allowed = {key: traffic for key, traffic in self.allowed.items() if key[0] != base}
+        gone = self._checklist.remove_base(base)
+        gone += [pair for pair in self._selection.currents() if pair.base == base and pair not in gone]
+        for pair in gone:
+            self._checker.forget(pair)
+            self._selection.on_lost(pair, reason, now)
+        self._run(now)
+
+    def set_remote_description(self, description: Description, now: float) -> None:
+        """Take the peer's credentials, options, pacing and candidates.
+
+        Other credentials than before are an ICE restart by the peer; it is answered once by new ones of ours (the event
+        :class:`IceRestarted`), unless ours changed since theirs last did (RFC 8445, 9).
+        """
+        credentials = description.credentials
+        if self.remote_credentials is not None and self.remote_credentials != credentials:
+            if not self._is_fresh:
+                self._restart(None, by_peer=True)
+            self._old_remote_ufrags.append(self.remote_credentials.ufrag)
+            del self._old_remote_ufrags[:-10]
+            self._forget_remote()
+        if self.remote_credentials != credentials:
+            self._begin(description, now)
+        for candidate in description.candidates:
+            self._add_remote(candidate, now)
+        if description.complete or not description.trickles:
+            # A peer that does not trickle has told everything in one go.
+            self._status.remote_done = True
+        self._run(now)
+
+    def add_remote_candidate(self, candidate: Candidate, now: float) -> None:
+        """Take a trickled candidate; before the description, or with the user name fragment of a later one, it waits."""
+        self._add_remote(candidate, now)
+        self._run(now)
+
+    def end_remote_candidates(self, now: float) -> None:
+        """The peer says end-of-candidates; later ones are still taken."""
+        self._status.remote_done = True
+        self._run(now)
+
+    def restart(self, now: float, credentials: Credentials | None = None) -> Credentials:
+        """Begin a new generation with new credentials of ours (RFC 8445, 9); the old path carries data until then."""
+        self._restart(credentials, by_peer=False)
+        self._run(now)
+        return self.local_credentials
+
+    def note_data(self, base: TransportAddress, source: TransportAddress, now: float) -> None:
+        """Data came in on another five-tuple than ours goes out on (the data path tells)."""
+        pair = self._checklist.find(base, source)
+        if pair is not None:
+            self._selection.on_data(pair, now)
+            self._run(now)
+
+    def close(self, now: float) -> None:
+        """Nothing is sent, answered or waited for any more."""
+        self._status.move(AgentState.CLOSED, "closed by the application")
+        self._context.transmits.clear()
+        self._deadline = None
+
+    # --- the contract --------------------------------------------------------------------------------------------
+
+    def handle_datagram(self, datagram: Datagram, now: float) -> None:
+        """Take a datagram: STUN is ours, everything else the application's (RFC 7983, 7)."""
+        if self._status.state is AgentState.CLOSED:
+            return
+        if not is_stun(datagram.data):
+            self._on_data(datagram, now)
+            return
+        try:
+            message = parse(datagram.data)
+        except BadMessage as error:
+            self._context.drop(datagram, "malformed STUN")
+            self._context.counters[f"malformed: {error.__class__.__name__}"] += 1
+            return
+        if message.is_request:
+            check = self._responder.handle_request(message, datagram, now)
+            if check is not None:
+                self._on_check(check, now)
+        elif message.is_indication:
+            # 11. Keepalives of peers that send Binding indications: nothing is to be done.
+            self._context.counters["indications received"] += 1
+        else:
+            self._checker.handle_response(message, datagram, now)
+        self._run(now)
+
+    def handle_error(self, base: TransportAddress, destination: TransportAddress, errno: int, now: float) -> None:
+        """The network said no. It may lie (ICMP is easily forged), or be early: doubt, never death."""
+        pair = self._checklist.find(base, destination)
+        for candidate in (pair, *self._selection.currents()):
+            if candidate is not None and candidate.key == (base, destination):
+                candidate.last_error = errno
+                self._consent.doubt(candidate, now)
+        self._context.counters["network errors"] += 1
+        self._run(now)
+
+    def handle_timeout(self, now: float) -> None:
+        """Time passed."""
+        if self._status.state is AgentState.CLOSED:
+            return
+        self._checker.handle_timeout(now)
+        self._consent.handle_timeout(now)
+        self._held.handle_timeout(now)
+        self._run(now)
+
+    def poll_timeout(self) -> float | None:
+        """The next deadline."""
+        return self._deadline
+
+    def poll_transmit(self) -> Transmit | None:
+        """One datagram to send."""
+        return self._context.transmits.popleft() if self._context.transmits else None
+
+    def poll_event(self) -> Event | None:
+        """One thing that happened."""
+        return self._context.events.popleft() if self._context.events else None
+
+    # --- questions -----------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> AgentState:
+        return self._status.state
+
+    @property
+    def state_reason(self) -> str:
+        """Why the state is what it is."""
+        return self._status.reason
+
+    @property
+    def controlling(self) -> bool:
+        return self._context.controlling
+
+    @property
+    def pairs(self) -> list[CandidatePair]:
+        """All pairs, best first; not to be changed."""
+        return sorted(self._checklist, key=lambda pair: pair.order, reverse=True)
+
+    @property
+    def local_candidates(self) -> list[Candidate]:
+        return list(self._locals)
+
+    @property
+    def remote_candidates(self) -> list[Candidate]:
+        return list(self._remotes.values())
+
+    @property
+    def remote_done(self) -> bool:
+        return self._status.remote_done
+
+    @property
+    def counters(self) -> Mapping[str, int]:
+        """What was dropped, refused and held back, by reason."""
+        return self._context.counters
+
+    def current(self, component: int = 1) -> CandidatePair | None:
+        """The pair that data goes out on."""
+        return self._selection.current(component)
+
+    def path(self, component: int = 1) -> Path | None:
+        """The same as the application sees it."""
+        return as_path(self._selection.current(component))
+
+    def selected(self, component: int = 1) -> CandidatePair | None:
+        """The pair that both ends agreed on by nomination."""
+        return self._selection.selected(component)
+
+    # --- generations ---------------------------------------------------------------------------------------------
+
+    def _begin(self, description: Description, now: float) -> None:
+        """The peer's credentials are known: pairs can form, checks can leave."""
+        config, context = self.config, self._context
+        self.remote_credentials = description.credentials
+        self.remote_options = description.options
+        context.keys = Keys.of(self.local_credentials, description.credentials)
+        context.remote_lite = description.lite
+        # RFC 8839, 5.5: the larger of both values, 50 ms where a side says nothing.
+        context.ta_s = max(config.ta_s, (50 if description.pacing_ms is None else description.pacing_ms) / 1000)
+        context.ta_s = min(context.ta_s, 60.0)
+        self._scheduler.set_ta(context.ta_s)
+        if description.lite and not config.lite and not context.controlling:
+            # 6.1.1: "the full agent MUST take on the controlling role".
+            self._switch_role(True, "the peer is a lite agent", now)
+        self._is_fresh = False
+        self._status.begin(now)
+        for local in self._locals:
+            self._checklist.add_local(local)
+        for candidate in self._held.take_candidates():
+            self._add_remote(candidate, now)
+        for check in self._held.take_checks():
+            self._on_check(check, now)
+
+    def _restart(self, credentials: Credentials | None, *, by_peer: bool) -> None:
+        self.local_credentials = credentials or Credentials.random(self._context.system_rng)
+        self._responder.accept(self.local_credentials)
+        if self.remote_credentials is not None:
+            self._old_remote_ufrags.append(self.remote_credentials.ufrag)
+            self._forget_remote()
+        self._is_fresh = True
+        self._context.emit(IceRestarted(by_peer=by_peer))
+
+    def _forget_remote(self) -> None:
+        """Pairs of the old generation go, but for those in use: they carry data, and keep their consent (RFC 7675, 5.1)."""
+        in_use = self._selection.currents()
+        for pair in self._checklist:
+            if pair not in in_use:
+                self._checker.forget(pair)
+            else:
+                self._checker.quiet(pair)
+        self._checklist = CheckList(self._context, self._preferred_host)
+        self._checker.checklist = self._checklist
+        self._selection.use(self._checklist)
+        self._scheduler.use(self._checklist)
+        self._context.keys = None
+        self.remote_credentials = None
+        self._remotes.clear()
+        self._peer_reflexive = 0
+        self._status.remote_done = False
+
+    # --- remote candidates ---------------------------------------------------------------------------------------
+
+    def _add_remote(self, candidate: Candidate, now: float) -> None:
+        ufrag, remote = candidate.ufrag, self.remote_credentials
+        if remote is None or (ufrag is not None and ufrag != remote.ufrag):
+            self._hold_remote(candidate)
+            return
+        known = self._remotes.get((candidate.component, candidate.address))
+        if known is not None and known.type is not CandidateType.PEER_REFLEXIVE:
+            return
+        reason = refusal(candidate, self.config, self._component_of, self.config.components)
+        if reason is None and len(self._remotes) >= _MAX_REMOTE_CANDIDATES:
+            reason = f"there are {_MAX_REMOTE_CANDIDATES} already"
+        if reason is not None:
+            self._refuse(candidate, reason)
+            return
+        if known is not None:
+            self._peer_reflexive -= 1
+            self._checklist.replace_remote(candidate)
+        self._remotes[candidate.component, candidate.address] = candidate
+        self._checklist.add_remote(candidate)
+        self._status.on_new_candidate(now)
+        self._context.emit(RemoteCandidateAdded(candidate=candidate, via="signalling"))
+
+    def _hold_remote(self, candidate: Candidate) -> None:
+        if candidate.ufrag in self._old_remote_ufrags:
+            self._refuse(candidate, "it belongs to an earlier generation")
+        elif not self._held.hold_candidate(candidate):
+            self._refuse(candidate, "too many candidates wait for a description")
+
+    def _refuse(self, candidate: Candidate, reason: str) -> None:
+        self._context.counters["remote candidates refused"] += 1
+        self._context.emit(RemoteCandidateRefused(candidate=candidate, reason=reason))
+
+    def _learn_remote(self, check: IncomingCheck, component: int) -> Candidate | None:
+        """7.3.1.3. Learning Peer-Reflexive Candidates; they are not paired with other bases of ours."""
+        if self._peer_reflexive >= self.config.max_peer_reflexive:
+            self._context.counters["peer-reflexive candidates over the limit"] += 1
+            return None
+        candidate = Candidate(
+            foundation=f"r{check.priority}x{self._peer_reflexive}",
+            component=component,
+            priority=check.priority,
+            address=check.source,
+            type=CandidateType.PEER_REFLEXIVE,
+        )
+        self._peer_reflexive += 1
+        self._remotes[component, check.source] = candidate
+        self._context.emit(RemoteCandidateAdded(candidate=candidate, via="check"))
+        return candidate
+
+    def _find_local(self, component: int, base: TransportAddress, mapped: TransportAddress) -> Candidate | None:
+        return next(
+            (c for c in self._locals if c.address == mapped and c.base == base and c.component == component), None
+        )
+
+    # --- checks of the peer --------------------------------------------------------------------------------------
+
+    def _on_check(self, check: IncomingCheck, now: float) -> None:
+        """7.3.1: an authenticated check, already answered."""
+        component = self._component_of.get(check.base)
+        if component is None:
+            return
+        self._budget.answered(check.source)
+        if check.own_ufrag != self.local_credentials.ufrag:
+            # The peer keeps consent for the path of the generation before.
+            self._allow(check.base, check.source, component, now)
+            return
+        keys = self._context.keys
+        if keys is None:
+            self._allow(check.base, check.source, component, now)
+            self._held.hold_check(check)
+            return
+        remote = self._remotes.get((component, check.source)) or self._learn_remote(check, component)
+        local = self._checklist.local(component, check.base)
+        pair = self._checklist.form(local, remote) if local is not None and remote is not None else None
+        if pair is None or pair.dead:
+            self._context.counters["checks without a pair"] += 1
+            return
+        pair.requests_received += 1
+        pair.responses_sent += 1
+        self._allow(check.base, check.source, component, now, pair)
+        if self.config.lite:
+            self._on_check_as_lite(pair, check, now)
+            return
+        if check.nomination is not None:
+            self._selection.on_nominated(pair, check.nomination, now)
+        self._trigger(pair, now)
+
+    def _trigger(self, pair: CandidatePair, now: float) -> None:
+        """7.3.1.4. Triggered Checks."""
+        if pair.state is PairState.SUCCEEDED:
+            return
+        if pair.state is PairState.IN_PROGRESS:
+            # Two ends that answer each other's checks with checks would go on at the rate of the round trip: one per Ta is enough.
+            if pair.check_started_at is not None and now - pair.check_started_at < self._context.ta_s:
+                return
+            self._checker.quiet(pair)
+        self._checklist.trigger(pair)
+        self._status.on_new_candidate(now)
+
+    def _on_check_as_lite(self, pair: CandidatePair, check: IncomingCheck, now: float) -> None:
+        """7.3.2: a lite agent's pair is valid once the peer nominates it."""
+        if check.nomination is None:
+            return
+        pair.valid_local = pair.local
+        pair.rerank(self._context.controlling)
+        if pair.state is PairState.FROZEN:
+            self._checklist.set_state(pair, PairState.WAITING)
+        self._checklist.set_state(pair, PairState.SUCCEEDED)
+        pair.responded_at = now
+        self._selection.on_valid(pair, now)
+        self._selection.on_nominated(pair, check.nomination, now)
+
+    # --- outcomes of our checks ----------------------------------------------------------------------------------
+
+    def _on_check_success(self, check: Check, now: float) -> None:
+        pair = check.pair
+        self._allow(pair.base, pair.destination, pair.component, now, pair)
+        if pair.keys is not self._context.keys:
+            return
+        self._selection.on_valid(pair, now)
+        if check.nomination is not None:
+            self._selection.on_nomination_answered(pair, check.nomination, now)
+            if not self.config.keep_pairs:
+                self._free_others(pair)
+
+    def _on_check_failure(self, check: Check, reason: str, now: float) -> None:
+        pair = check.pair
+        if pair.keys is not self._context.keys:
+            return
+        if pair.is_valid and check.nomination is None and pair.responded_at is not None:
+            # An earlier check proved it; a recheck that was lost leaves it to consent.
+            self._checklist.set_state(pair, PairState.SUCCEEDED)
+            return
+        self._status.note_failure(pair, reason)
+        self._selection.on_failed(pair, now)
+        if not pair.is_valid:
+            self._checklist.untrigger(pair)
+            self._checklist.set_state(pair, PairState.FAILED)
+
+    def _on_nomination_unanswered(self, pair: CandidatePair, now: float) -> None:
+        self._checker.forget(pair)
+        self._selection.on_lost(pair, "its nomination was not answered", now)
+        self._checklist.set_state(pair, PairState.FAILED)
+
+    def _on_role_conflict(self, check: Check, now: float) -> None:
+        """7.2.5.1: the peer has our role and won the tie-break."""
+        if check.controlling == self._context.controlling:
+            self._switch_role(not check.controlling, "the peer answered role conflict", now)
+            self._context.tie_breaker = self._context.system_rng.getrandbits(64)
+        if check.pair.state is not PairState.SUCCEEDED and check.pair.keys is self._context.keys:
+            self._checker.quiet(check.pair)
+            self._checklist.trigger(check.pair)
+
+    def _switch_role(self, controlling: bool, reason: str, now: float) -> None:
+        self._context.controlling = controlling
+        self._checklist.rerank()
+        self._selection.on_role()
+        self._context.emit(RoleChanged(controlling=controlling, reason=reason))
+
+    def _free_others(self, selected: CandidatePair) -> None:
+        """8.3.1: free what was not selected."""
+        for pair in list(self._checklist):
+            if pair is not selected and pair.component == selected.component:
+                self._checker.forget(pair)
+        self._checklist.retain(lambda pair: pair is selected or pair.component != selected.component)
+
+    # --- paths ---------------------------------------------------------------------------------------------------
+
+    def _on_current(self, old: CandidatePair | None, new: CandidatePair | None, now: float) -> None:
+        if old is not None:
+            self._consent.unwatch(old)
+            if old.keys is not self._context.keys:
+                self._checker.forget(old)
+        if new is not None and not self.config.lite:
+            self._consent.watch(new, now)
+
+    def _on_consent_expired(self, pair: CandidatePair, now: float) -> None:
+        """RFC 7675, 5.1: these credentials are dead on this five-tuple; what else was valid is tried again."""
+        pair.dead = True
+        self.allowed.pop(pair.key, None)
+        self._checker.forget(pair)
+        self._checklist.untrigger(pair)
+        if pair.state is PairState.FROZEN:
+            self._checklist.set_state(pair, PairState.WAITING)
+        self._checklist.set_state(pair, PairState.FAILED)
+        self._status.note_failure(pair, "consent expired: no response for 30 s")
+        self._selection.on_lost(pair, "consent expired", now)
+        for other in self._checklist:
+            if other.component == pair.component and not other.dead and other is not self.current(pair.component):
+                self._checker.quiet(other)
+                self._checklist.trigger(other)
+
+    # --- data ----------------------------------------------------------------------------------------------------
+
+    def _on_data(self, datagram: Datagram, now: float) -> None:
+        traffic = self.allowed.get((datagram.base, datagram.source))
+        if traffic is None:
+            self._held.hold_data(datagram, now)
+            self._deadline = self._next_deadline(now)
+            return
+        self._deliver(datagram, traffic, now)
+
+    def _deliver(self, datagram: Datagram, traffic: Traffic, now: float) -> None:
+        traffic.packets_received += 1
+        traffic.bytes_received += len(datagram.data)
+        traffic.received_at = now
+        self._context.emit(
+            DataReceived(component=traffic.component, base=datagram.base, source=datagram.source, data=datagram.data)
+        )
+
+    def _allow(
+        self,
+        base: TransportAddress,
+        source: TransportAddress,
+        component: int,
+        now: float,
+        pair: CandidatePair | None = None,
+    ) -> None:
+        """An authenticated message came from there: its data is the peer's."""
+        traffic = self.allowed.get((base, source))
+        if traffic is None:
+            if len(self.allowed) >= _MAX_ALLOWED:
+                self._context.counters["five-tuples over the limit"] += 1
+                return
+            traffic = pair.traffic if pair is not None else Traffic(component)
+            self.allowed[base, source] = traffic
+            for datagram in self._held.take_data(base, source):
+                self._deliver(datagram, traffic, now)
+        if pair is not None:
+            pair.traffic = traffic
+
+    # --- running -------------------------------------------------------------------------------------------------
+
+    def _run(self, now: float) -> None:
+        """Draw the conclusions from one input."""
+        if self._status.state is AgentState.CLOSED:
+            return
+        self._selection.evaluate(now)
+        self._scheduler.run(now)
+        self._status.update(self._checklist, self._scheduler.exhausted, now)
+        self._checker.flush(now)
+        self._deadline = self._next_deadline(now)
+
+    def _next_deadline(self, now: float) -> float | None:
+        parts = (self._checker, self._consent, self._held, self._selection, self._scheduler, self._status)
+        return min((at for part in parts if (at := part.poll_timeout()) is not None), default=None)

@@ -1,0 +1,189 @@
+"""What can an application see?
+
+Every event of an agent, in the order of an agent's life. Pure values: ``iceagent/logs.py`` makes lines of them, the
+command line makes JSON of them. ``reason`` is always a short sentence for a person, made of a fixed set of phrases.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+from iceagent.candidate import Candidate, CandidateType
+from iceagent.net.address import TransportAddress
+from iceagent.net.core import Event, PacketDropped
+
+__all__ = [
+    "AgentState",
+    "DataReceived",
+    "Event",
+    "GatheringDone",
+    "IceRestarted",
+    "LocalCandidateFound",
+    "NetworkChanged",
+    "PacketDropped",
+    "Path",
+    "RemoteCandidateAdded",
+    "RemoteCandidateRefused",
+    "RoleChanged",
+    "SelectedPathChanged",
+    "ServerFailed",
+    "StateChanged",
+]
+
+
+class AgentState(Enum):
+    """The states that ``iceagent connect`` reports too."""
+
+    NEW = "new"
+    CHECKING = "checking"
+    CONNECTED = "connected"
+    DISCONNECTED = "disconnected"
+    FAILED = "failed"
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Path:
+    """Where data goes: the selected pair, as the application sees it.
+
+    Attributes:
+        component: 1 … 256.
+        local: our candidate (the address the peer sees: mapped or relayed, where it is).
+        remote: the peer's candidate.
+        base: the socket (or relayed address) that data leaves from.
+        rtt_ms: the last round trip measured, milliseconds; ``None`` before one.
+        nominated: settled between both ends, as opposed to merely valid.
+    """
+
+    component: int
+    local: Candidate
+    remote: Candidate
+    base: TransportAddress
+    rtt_ms: float | None
+    nominated: bool
+
+    @property
+    def is_relayed(self) -> bool:
+        """Whether a relay of either side carries the data."""
+        return CandidateType.RELAYED in (self.local.type, self.remote.type)
+
+    @property
+    def kind(self) -> str:
+        """``direct`` or ``relay``."""
+        return "relay" if self.is_relayed else "direct"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalCandidateFound(Event):
+    """A candidate of ours, to be signalled to the peer."""
+
+    candidate: Candidate
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatheringDone(Event):
+    """Every gatherer answered or gave up; the peer is to be told end-of-candidates.
+
+    Attributes:
+        count: candidates found.
+        elapsed_ms: since gathering began.
+    """
+
+    count: int
+    elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerFailed(Event):
+    """A STUN or TURN server gave no candidate.
+
+    Attributes:
+        server: its URI.
+        base: from where it was asked; ``None`` when it was never reached (its name did not resolve).
+    """
+
+    server: str
+    base: TransportAddress | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteCandidateAdded(Event):
+    """A candidate of the peer is in use.
+
+    Attributes:
+        via: ``signalling`` or ``check`` (peer-reflexive).
+    """
+
+    candidate: Candidate
+    via: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RemoteCandidateRefused(Event):
+    """A candidate of the peer is not used, and why."""
+
+    candidate: Candidate
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StateChanged(Event):
+    """The agent's state moved."""
+
+    old: AgentState
+    new: AgentState
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SelectedPathChanged(Event):
+    """Data of a component takes another path from now on; ``new`` is ``None`` when none is left."""
+
+    component: int
+    old: Path | None
+    new: Path | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RoleChanged(Event):
+    """Both sides had the same role, and ours gave way (RFC 8445, 7.3.1.1)."""
+
+    controlling: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IceRestarted(Event):
+    """New credentials are in force; the old path carries data until a new one is selected (RFC 8445, 9).
+
+    Attributes:
+        by_peer: the peer began it.
+    """
+
+    by_peer: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetworkChanged(Event):
+    """Local addresses came or went.
+
+    Attributes:
+        added: hosts that are new.
+        removed: hosts that are gone.
+    """
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DataReceived(Event):
+    """Data that was held until its sender was known, or that did not take the fast way."""
+
+    component: int
+    base: TransportAddress
+    source: TransportAddress
+    data: bytes

@@ -1,0 +1,269 @@
+"""What is a host, to everything above the ground floor?
+
+A :class:`Host` gives sockets, streams, names, interfaces and time. Agent, port mapper and servers take one, so that one
+process can hold a whole Internet: the default is this machine (:class:`iceagent.net.local.LocalHost`), the laboratory
+supplies one per network namespace, the test kit one in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Protocol
+
+from iceagent.net.address import TransportAddress
+
+if TYPE_CHECKING:
+    import ssl
+
+__all__ = [
+    "AddressFlag",
+    "DatagramReceiver",
+    "DatagramSocket",
+    "Host",
+    "Interface",
+    "InterfaceAddress",
+    "InterfaceKind",
+    "Listener",
+    "SocketOptions",
+    "SrvRecord",
+    "Stream",
+    "StreamListener",
+    "Subscription",
+]
+
+
+class InterfaceKind(Enum):
+    """What an interface is made of; decides the order of candidates (``iceagent/priority.py``)."""
+
+    ETHERNET = "ethernet"
+    WIFI = "wifi"
+    CELLULAR = "cellular"
+    VPN = "vpn"
+    CONTAINER = "container"
+    LOOPBACK = "loopback"
+    OTHER = "other"
+
+
+class AddressFlag(Enum):
+    """State of an address, as the kernel tells it (RFC 4862, RFC 8981)."""
+
+    TENTATIVE = "tentative"
+    DEPRECATED = "deprecated"
+    TEMPORARY = "temporary"
+    DADFAILED = "dadfailed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InterfaceAddress:
+    """One address of an interface.
+
+    Attributes:
+        host: canonical IP address, without zone.
+        prefix_length: 0 … 32 or 0 … 128.
+        flags: what the kernel says of it.
+    """
+
+    host: str
+    prefix_length: int
+    flags: frozenset[AddressFlag] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Interface:
+    """A network interface as it is now.
+
+    Attributes:
+        name: as the system calls it (``eth0``).
+        index: the kernel's number, which is the scope id of its link-local addresses.
+        kind: see :class:`InterfaceKind`.
+        mtu: bytes.
+        is_up: administratively up and with carrier.
+        metered: traffic here costs money.
+        addresses: in the kernel's order.
+    """
+
+    name: str
+    index: int
+    kind: InterfaceKind
+    mtu: int = 1500
+    is_up: bool = True
+    metered: bool = False
+    addresses: tuple[InterfaceAddress, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketOptions:
+    """How a socket is to be opened.
+
+    Attributes:
+        interface: bind to this device, so that traffic leaves through it whatever the routes say; ``None``: by address.
+            Not applied to a socket on a loopback address.
+        mark: SO_MARK (needs CAP_NET_ADMIN); ``None``: unset.
+        dscp: differentiated services code point, 0 … 63 (RFC 8445, 7.2.3).
+        receive_buffer: SO_RCVBUF in bytes; ``None``: the system's.
+        send_buffer: SO_SNDBUF in bytes; ``None``: the system's.
+        scope_id: zone of link-local IPv6 addresses on this socket: the interface's index; 0: none.
+    """
+
+    interface: str | None = None
+    mark: int | None = None
+    dscp: int = 0
+    receive_buffer: int | None = None
+    send_buffer: int | None = None
+    scope_id: int = 0
+
+
+class DatagramReceiver(Protocol):
+    """Who is told what a :class:`DatagramSocket` receives. Neither method may raise."""
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        """``source`` equals (and hashes like) a :class:`TransportAddress`, but may be a plain tuple."""
+
+    def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
+        """An ICMP error for a datagram sent to ``destination`` (``None`` where the kernel does not say)."""
+
+
+class DatagramSocket(Protocol):
+    """A bound UDP socket: one base."""
+
+    @property
+    def address(self) -> TransportAddress:
+        """What it is bound to."""
+
+    def send(self, data: bytes, destination: tuple[str, int], ttl: int | None = None) -> int:
+        """Send at once, or not at all.
+
+        Returns:
+            0 when the kernel took it, else the errno (``EAGAIN``: the socket is full, the datagram is lost).
+        """
+
+    def close(self) -> None:
+        """Close; idempotent. The receiver hears nothing afterwards."""
+
+
+class Stream(Protocol):
+    """A TCP or TLS connection."""
+
+    @property
+    def local_address(self) -> TransportAddress: ...
+
+    @property
+    def remote_address(self) -> TransportAddress: ...
+
+    def write(self, data: bytes) -> None:
+        """Queue ``data``; a peer that does not read gets its stream aborted once 1 MiB waits."""
+
+    def close(self) -> None:
+        """Close once what is queued is out (a second at most); idempotent. The listener hears nothing afterwards."""
+
+
+class StreamListener(Protocol):
+    """Who is told what a :class:`Stream` receives. Neither method may raise."""
+
+    def data_received(self, stream: Stream, data: bytes) -> None: ...
+
+    def connection_lost(self, stream: Stream, errno: int) -> None:
+        """The other side or the network ended it. ``errno`` 0: closed in order."""
+
+
+class Listener(Protocol):
+    """A bound TCP socket that accepts streams."""
+
+    @property
+    def address(self) -> TransportAddress:
+        """What it is bound to."""
+
+    def close(self) -> None:
+        """Accept no more; idempotent. Streams accepted before stay open."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SrvRecord:
+    """One DNS SRV answer (RFC 2782), in the order to be tried."""
+
+    host: str
+    port: int
+    priority: int = 0
+    weight: int = 0
+
+
+def _no_op() -> None:
+    """Nothing to release."""
+
+
+@dataclass(slots=True)
+class Subscription:
+    """Ends a subscription when closed; idempotent."""
+
+    _release: Callable[[], None] = field(default=_no_op)
+
+    def close(self) -> None:
+        release, self._release = self._release, _no_op
+        release()
+
+
+class Host(Protocol):
+    """Everything a program may ask of the machine it runs on."""
+
+    def now(self) -> float:
+        """Seconds of the monotonic clock that the running loop's timers use."""
+
+    def socket(self, local: TransportAddress, receiver: DatagramReceiver, options: SocketOptions) -> DatagramSocket:
+        """Open and bind a UDP socket; port 0 takes a free one.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+
+    async def connect_tcp(
+        self,
+        remote: TransportAddress,
+        listener: StreamListener,
+        *,
+        local: TransportAddress | None = None,
+        tls_server_name: str | None = None,
+    ) -> Stream:
+        """Connect; with ``tls_server_name``, TLS with verification of that name.
+
+        Raises:
+            OSError: refused, unreachable, or the certificate is not valid.
+        """
+
+    async def listen_tcp(
+        self,
+        local: TransportAddress,
+        accept: Callable[[Stream], StreamListener],
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> Listener:
+        """Accept TCP streams; with ``ssl_context``, TLS. Port 0 takes a free one.
+
+        Args:
+            local: where to listen.
+            accept: called with every new stream (over TLS, after the handshake); returns who hears what it receives.
+            ssl_context: a server's context, with its certificate loaded.
+
+        Raises:
+            OSError: the address cannot be bound.
+        """
+
+    async def resolve(self, name: str) -> Sequence[str]:
+        """IPv6 and IPv4 addresses of a name, in RFC 6724 order, without blocking the loop.
+
+        Raises:
+            OSError: no such name, or no answer.
+        """
+
+    async def resolve_srv(self, name: str) -> Sequence[SrvRecord]:
+        """SRV records of a name; empty where there are none or no answer came."""
+
+    async def interfaces(self) -> Sequence[Interface]:
+        """The table as it is now. The first call may take tens of milliseconds; later ones are kept warm."""
+
+    def watch_interfaces(self, callback: Callable[[Sequence[Interface]], None]) -> Subscription:
+        """Call ``callback`` with the whole table whenever it changed."""
+
+    def source_host(self, destination: TransportAddress) -> str | None:
+        """The local address that the routes choose for ``destination``; ``None``: no route. Sends nothing."""

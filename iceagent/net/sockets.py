@@ -1,0 +1,346 @@
+"""How do datagrams get in and out of this machine?
+
+A UDP socket on ``loop.add_reader`` with a drain loop: asyncio's own datagram transport allocates 256 KiB per datagram
+and reads one per turn of the loop.
+
+Reading. A wake-up reads up to ``budget`` datagrams. The budget starts at 1, doubles after every wake-up that used it
+up, to 64, and falls to what was read when the socket ran empty: the exception of a read too many costs as much as a
+datagram.
+
+Errors. IP_RECVERR makes the kernel queue ICMP errors together with the destination they are about. As long as one is
+queued, poll reports an error: asyncio's reader then spins, and uvloop's stops for good after the first one. So the
+queue is drained whenever a read finds an error or nothing, and the reader is registered anew. The kernel also reports
+an error on the next call of the socket, whoever that is for: a send that fails is therefore tried a second time.
+
+Scope ids of link-local IPv6 addresses stay in here: they are taken off every source and put back on every destination.
+
+Several homes. Linux routes by destination: a socket on the second interface's address still leaves through the first
+(weak host model). ``SocketOptions.interface`` binds the socket to the device, which needs no privilege from Linux 5.7
+on; before that the outgoing interface is chosen with IP_UNICAST_IF.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import struct
+from weakref import WeakKeyDictionary
+
+from iceagent.net.address import TransportAddress, canonical_host, ip_address
+from iceagent.net.host import DatagramReceiver, SocketOptions
+
+__all__ = ["UdpSocket", "open_socket"]
+
+# A UDP datagram has 65,507 bytes at most over IPv4, 65,527 over IPv6.
+BUFFER_SIZE = 65_536
+# More would hold up the other sockets of the loop: 64 datagrams are about 0.3 ms.
+MAX_BUDGET = 64
+# ICMP errors read per wake-up; what is left wakes the reader again.
+MAX_ERRORS_PER_WAKEUP = 32
+# sock_extended_err (16 bytes) and the offender's address (28 at most), each with a control message header.
+ERROR_CONTROL_SIZE = 256
+
+# <linux/in.h>, <linux/in6.h>, <linux/errqueue.h>; not in Python's socket module.
+IP_RECVERR = 11
+IPV6_RECVERR = 25
+IP_UNICAST_IF = 50
+IPV6_UNICAST_IF = 76
+MSG_ERRQUEUE = 0x2000
+SO_EE_ORIGIN_LOCAL = 1
+EXTENDED_ERROR = struct.Struct("=IBBBBII")
+
+# What the kernel says when a datagram did not fit into a queue; with IP_RECVERR also the device's queue (ENOBUFS).
+FULL = frozenset({errno.EAGAIN, errno.ENOBUFS})
+
+_buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
+
+
+def open_socket(
+    local: TransportAddress,
+    receiver: DatagramReceiver,
+    options: SocketOptions,
+    loop: asyncio.AbstractEventLoop,
+) -> UdpSocket:
+    """Open a UDP socket, bind it and start to read it.
+
+    Args:
+        local: what to bind to; port 0 takes a free one.
+        receiver: who is told what arrives.
+        options: see :class:`SocketOptions`.
+        loop: the loop that reads it. It is this loop's from now on: nothing here is thread-safe.
+
+    Raises:
+        OSError: the address cannot be bound, or an option is refused (SO_MARK needs CAP_NET_ADMIN; no such interface).
+        ValueError: ``options.dscp`` is not in 0 … 63.
+    """
+    family = socket.AF_INET6 if local.version == 6 else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+    try:
+        set_options(sock, family, options)
+        if options.interface is not None and not ip_address(local.host).is_loopback:
+            bind_to_interface(sock, family, options.interface)
+        sock.bind(sockaddr(local, options.scope_id))
+        return UdpSocket(sock, receiver, loop, options.scope_id)
+    except BaseException:
+        sock.close()
+        raise
+
+
+def set_options(sock: socket.socket, family: int, options: SocketOptions) -> None:
+    """Everything that is set before the socket is bound, but the interface."""
+    if not 0 <= options.dscp <= 63:
+        raise ValueError(f"DSCP {options.dscp} is not in 0 … 63")
+    traffic_class = options.dscp << 2
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+        if traffic_class:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, traffic_class)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        if traffic_class:
+            sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, traffic_class)
+    for option, value in (
+        (socket.SO_MARK, options.mark),
+        (socket.SO_RCVBUF, options.receive_buffer),
+        (socket.SO_SNDBUF, options.send_buffer),
+    ):
+        if value is not None:
+            sock.setsockopt(socket.SOL_SOCKET, option, value)
+
+
+def bind_to_interface(sock: socket.socket, family: int, interface: str) -> None:
+    """Make everything this socket sends leave through ``interface``.
+
+    Raises:
+        OSError: there is no such interface.
+    """
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
+    except PermissionError:
+        # Before Linux 5.7 SO_BINDTODEVICE needed CAP_NET_RAW. This option takes the index in network byte order.
+        index = struct.pack("!I", socket.if_nametoindex(interface))
+        if family == socket.AF_INET6:
+            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_UNICAST_IF, index)
+        else:
+            sock.setsockopt(socket.IPPROTO_IP, IP_UNICAST_IF, index)
+
+
+def sockaddr(address: tuple[str, int], scope_id: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    """What Python's socket calls take for ``address``; ``scope_id`` is used where the address is link-local."""
+    host, port = address
+    if scope_id and ":" in host and ip_address(host).is_link_local:
+        return host, port, 0, scope_id
+    return host, port
+
+
+class UdpSocket:
+    """A bound UDP socket on an event loop; implements :class:`iceagent.net.host.DatagramSocket`.
+
+    Attributes:
+        budget: datagrams the next wake-up may read, 1 … 64.
+        wakeups: how often the loop called.
+        empty_reads: reads that found nothing.
+        errors: ICMP errors taken from the kernel.
+    """
+
+    __slots__ = (
+        "_address",
+        "_buffer",
+        "_fileno",
+        "_is_closed",
+        "_is_drain_due",
+        "_is_ipv6",
+        "_loop",
+        "_receiver",
+        "_recvfrom_into",
+        "_scope_id",
+        "_sendto",
+        "_socket",
+        "budget",
+        "empty_reads",
+        "errors",
+        "wakeups",
+    )
+
+    def __init__(
+        self, sock: socket.socket, receiver: DatagramReceiver, loop: asyncio.AbstractEventLoop, scope_id: int
+    ) -> None:
+        host, port = sock.getsockname()[:2]
+        self._address = TransportAddress(canonical_host(host), port)
+        self._socket = sock
+        self._fileno = sock.fileno()
+        self._is_ipv6 = sock.family == socket.AF_INET6
+        self._scope_id = scope_id
+        self._receiver = receiver
+        self._loop = loop
+        self._buffer = _buffer_of(loop)
+        # Looked up once: these two are called for every datagram.
+        self._recvfrom_into = sock.recvfrom_into
+        self._sendto = sock.sendto
+        self._is_closed = False
+        self._is_drain_due = False
+        self.budget = 1
+        self.wakeups = 0
+        self.empty_reads = 0
+        self.errors = 0
+        loop.add_reader(self._fileno, self._on_readable)
+
+    @property
+    def address(self) -> TransportAddress:
+        """What it is bound to."""
+        return self._address
+
+    def send(self, data: bytes, destination: tuple[str, int], ttl: int | None = None) -> int:
+        """Send at once, or not at all.
+
+        Args:
+            data: the payload.
+            destination: an IP address (no name) and a port.
+            ttl: IPv4 TTL or IPv6 hop limit of this one datagram, 1 … 255; ``None``: the system's.
+
+        Returns:
+            0 when the kernel took it, else the errno: ``EAGAIN`` when the socket or its device is full, ``EBADF`` when
+            the socket is closed.
+        """
+        target = sockaddr(destination, self._scope_id) if self._scope_id else destination
+        try:
+            if ttl is None:
+                self._sendto(data, target)
+            else:
+                self._send_with_ttl(data, target, ttl)
+        except OSError as error:
+            return self._send_again(data, target, ttl, error)
+        return 0
+
+    def close(self) -> None:
+        """Close; idempotent. The receiver hears nothing afterwards."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if not self._loop.is_closed():
+            self._loop.remove_reader(self._fileno)
+        self._socket.close()
+
+    def _send_with_ttl(self, data: bytes, target: tuple[str, int] | tuple[str, int, int, int], ttl: int) -> None:
+        if self._is_ipv6:
+            level, option = socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT
+        else:
+            level, option = socket.IPPROTO_IP, socket.IP_TTL
+        self._socket.sendmsg([data], [(level, option, struct.pack("=i", ttl))], 0, target)
+
+    def _send_again(
+        self, data: bytes, target: tuple[str, int] | tuple[str, int, int, int], ttl: int | None, error: OSError
+    ) -> int:
+        """The second try: the first may have failed because of an ICMP error about an earlier datagram."""
+        if self._is_closed:
+            return errno.EBADF
+        if error.errno in FULL:
+            return errno.EAGAIN
+        self._drain_errors_soon()
+        try:
+            if ttl is None:
+                self._sendto(data, target)
+            else:
+                self._send_with_ttl(data, target, ttl)
+        except socket.gaierror:
+            # The destination is an address of the other IP version.
+            return errno.EAFNOSUPPORT
+        except OSError as second:
+            return errno.EAGAIN if second.errno in FULL else second.errno or errno.EIO
+        return 0
+
+    def _on_readable(self) -> None:
+        self.wakeups += 1
+        buffer = self._buffer
+        recvfrom_into = self._recvfrom_into
+        deliver = self._receiver.datagram_received
+        is_ipv6 = self._is_ipv6
+        budget = self.budget
+        for count in range(budget):
+            try:
+                size, source = recvfrom_into(buffer)
+            except BlockingIOError:
+                self.empty_reads += 1
+                self.budget = count or 1
+                if not count:
+                    self._drain_errors()
+                return
+            except OSError:
+                self._drain_errors()
+                return
+            if is_ipv6:
+                source = _without_scope(source)
+            try:
+                deliver(self, buffer[:size].tobytes(), source)
+            except Exception as error:  # A receiver's bug must not cost the datagrams behind this one.
+                self._report(error)
+            if self._is_closed:
+                return
+        if budget < MAX_BUDGET:
+            self.budget = budget * 2
+
+    def _drain_errors_soon(self) -> None:
+        if not self._is_drain_due:
+            self._is_drain_due = True
+            self._loop.call_soon(self._drain_due_errors)
+
+    def _drain_due_errors(self) -> None:
+        self._is_drain_due = False
+        if not self._is_closed:
+            self._drain_errors()
+
+    def _drain_errors(self) -> None:
+        """Take ICMP errors off the kernel's queue, and register the reader anew (see the module's text)."""
+        for _ in range(MAX_ERRORS_PER_WAKEUP):
+            try:
+                _, ancillary, _, name = self._socket.recvmsg(1, ERROR_CONTROL_SIZE, MSG_ERRQUEUE)
+            except OSError:
+                break
+            number = _errno_of(ancillary)
+            if number is None:
+                continue
+            self.errors += 1
+            try:
+                self._receiver.error_received(self, _destination_of(name), number)
+            except Exception as error:  # As above.
+                self._report(error)
+            if self._is_closed:
+                return
+        self._loop.remove_reader(self._fileno)
+        self._loop.add_reader(self._fileno, self._on_readable)
+
+    def _report(self, error: Exception) -> None:
+        self._loop.call_exception_handler(
+            {"message": f"The receiver of UDP socket {self._address} raised", "exception": error}
+        )
+
+
+def _buffer_of(loop: asyncio.AbstractEventLoop) -> memoryview:
+    """One buffer per loop, hence per thread: the read itself runs without the interpreter's lock."""
+    buffer = _buffers.get(loop)
+    if buffer is None:
+        buffer = _buffers[loop] = memoryview(bytearray(BUFFER_SIZE))
+    return buffer
+
+
+def _without_scope(source: tuple[str, int, int, int]) -> tuple[str, int]:
+    host = source[0]
+    # The C library writes ::192.0.2.1 where ``ipaddress`` writes ::c000:201.
+    return (canonical_host(host) if "." in host else host), source[1]
+
+
+def _errno_of(ancillary: list[tuple[int, int, bytes]]) -> int | None:
+    """The errno of a queued error; ``None`` for one of our own making, which the send has told already."""
+    for level, kind, data in ancillary:
+        if (level, kind) in ((socket.IPPROTO_IP, IP_RECVERR), (socket.IPPROTO_IPV6, IPV6_RECVERR)):
+            number, origin, *_ = EXTENDED_ERROR.unpack_from(data)
+            return None if origin == SO_EE_ORIGIN_LOCAL else int(number)
+    return None
+
+
+def _destination_of(name: object) -> TransportAddress | None:
+    if isinstance(name, tuple) and len(name) >= 2:
+        return TransportAddress(canonical_host(name[0]), name[1])
+    return None

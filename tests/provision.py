@@ -1,0 +1,61 @@
+"""Installs the system packages that the tests against foreign ICE agents need.
+
+As root on Debian it installs what is missing. Elsewhere it prints what is missing and how to get it, and exits with 1:
+a run that promises these tests must not pass without them.
+
+Run as ``python tests/provision.py``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+
+PACKAGES = ("gcc", "pkg-config", "libnice-dev", "libglib2.0-dev")
+
+APT_TIMEOUT_S = 900
+QUERY_TIMEOUT_S = 30
+INSTALLED = "install ok installed"
+
+
+def main() -> int:
+    """Bring the packages here; returns the exit code."""
+    if shutil.which("dpkg-query") is None or shutil.which("apt-get") is None:
+        print(f"This is not Debian. Needed, under whatever names your system gives them: {' '.join(PACKAGES)}")
+        return 1
+    missing = [package for package in PACKAGES if not is_installed(package)]
+    if not missing:
+        return 0
+    if os.geteuid() != 0:
+        print(f"Missing system packages: {' '.join(missing)}")
+        print(f"Install them with: sudo apt-get update && sudo apt-get install -y {' '.join(missing)}")
+        return 1
+    return install(missing)
+
+
+def is_installed(package: str) -> bool:
+    """Whether dpkg knows ``package`` as completely installed."""
+    query = ["dpkg-query", "--show", "--showformat=${Status}", package]
+    answer = subprocess.run(query, capture_output=True, text=True, check=False, timeout=QUERY_TIMEOUT_S)
+    return answer.returncode == 0 and answer.stdout.strip() == INSTALLED
+
+
+def install(packages: list[str]) -> int:
+    """Install ``packages`` with apt, asking nothing; returns the exit code."""
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+    for command in (
+        ["apt-get", "update"],
+        ["apt-get", "install", "-y", "--no-install-recommends", *packages],
+    ):
+        print("+", " ".join(command), flush=True)
+        done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False, timeout=APT_TIMEOUT_S)
+        if done.returncode != 0:
+            print(f"{' '.join(command)} failed with exit code {done.returncode}")
+            return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
