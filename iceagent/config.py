@@ -89,6 +89,8 @@ class Config:
     """Checks that may leave at once before Ta paces them; 1 is RFC 8445, 6.1.4.2 to the letter. At most 5."""
     rto_s: float = 0.500
     """RFC 8445, 14.3: agents MUST NOT use an RTO smaller than 500 ms."""
+    ceiling: tuple[float, int] = (200.0, 20)
+    """Checks per second, and burst, of all agents of one host together (RFC 8445, 14.2 leaves the number open)."""
     early_checks_s: tuple[float, ...] = (0.100, 0.200, 0.400)
     """New checks on a pair that has not answered, so long after its first one; at most three. Empty: none."""
     route_order: bool = True
@@ -123,6 +125,8 @@ class Config:
         _between("components", self.components, 1, 256)
         _between("ta_s", self.ta_s, 0.005, 60.0)
         _between("burst", self.burst, 1, 5)
+        _between("ceiling", self.ceiling[0], 1.0, 1e6)
+        _between("ceiling", self.ceiling[1], 1, 1e6)
         _between("rto_s", self.rto_s, 0.5, 60.0)
         _between("max_pairs", self.max_pairs, 1, 10_000)
         _between("max_peer_reflexive", self.max_peer_reflexive, 0, 10_000)

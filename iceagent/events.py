@@ -15,6 +15,7 @@ from iceagent.net.core import Event, PacketDropped
 
 __all__ = [
     "AgentState",
+    "BaseFailed",
     "DataReceived",
     "Event",
     "GatheringDone",
@@ -92,6 +93,20 @@ class GatheringDone(Event):
 
     count: int
     elapsed_ms: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BaseFailed(Event):
+    """No socket could be opened on a local address, which therefore gives no candidates.
+
+    Attributes:
+        host: the address.
+        interface: its interface's name.
+    """
+
+    host: str
+    interface: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

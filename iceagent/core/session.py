@@ -51,12 +51,10 @@ from relay.stun import BadMessage, is_stun, parse
 
 __all__ = ["IceSession"]
 
-FiveTuple = tuple[TransportAddress, TransportAddress]
-
 # Remote candidates signalled for one generation; each is looked at for every base.
 _MAX_REMOTE_CANDIDATES = 1000
-# Five-tuples with an authenticated peer behind them.
-_MAX_ALLOWED = 1024
+# Authenticated addresses per base; the peer alone can make them, by sending checks from many places.
+_MAX_PEERS_PER_BASE = 256
 # Our own candidates: bases × servers, far below.
 _MAX_LOCAL_CANDIDATES = 1000
 
@@ -88,7 +86,7 @@ class IceSession:
         self.local_credentials = credentials or Credentials.random(system_rng)
         self.remote_credentials: Credentials | None = None
         self.remote_options: tuple[str, ...] = ()
-        self.allowed: dict[FiveTuple, Traffic] = {}
+        self._peers: dict[TransportAddress, dict[TransportAddress, Traffic]] = {}
         self._context = Context(
             config=config,
             rng=rng,
@@ -162,7 +160,7 @@ class IceSession:
         """A socket is gone, with its candidates and pairs."""
         self._locals = [c for c in self._locals if c.base != base]
         self._component_of.pop(base, None)
-        self.allowed = {key: traffic for key, traffic in self.allowed.items() if key[0] != base}
+        self._peers.pop(base, None)
         gone = self._checklist.remove_base(base)
         gone += [pair for pair in self._selection.currents() if pair.base == base and pair not in gone]
         for pair in gone:
@@ -314,6 +312,10 @@ class IceSession:
     def counters(self) -> Mapping[str, int]:
         """What was dropped, refused and held back, by reason."""
         return self._context.counters
+
+    def peers(self, base: TransportAddress) -> dict[TransportAddress, Traffic]:
+        """Addresses that authenticated themselves on a base: data from there is the peer's. The data path reads this table."""
+        return self._peers.setdefault(base, {})
 
     def current(self, component: int = 1) -> CandidatePair | None:
         """The pair that data goes out on."""
@@ -560,7 +562,7 @@ class IceSession:
     def _on_consent_expired(self, pair: CandidatePair, now: float) -> None:
         """RFC 7675, 5.1: these credentials are dead on this five-tuple; what else was valid is tried again."""
         pair.dead = True
-        self.allowed.pop(pair.key, None)
+        self.peers(pair.base).pop(pair.destination, None)
         self._checker.forget(pair)
         self._checklist.untrigger(pair)
         if pair.state is PairState.FROZEN:
@@ -576,7 +578,7 @@ class IceSession:
     # --- data ----------------------------------------------------------------------------------------------------
 
     def _on_data(self, datagram: Datagram, now: float) -> None:
-        traffic = self.allowed.get((datagram.base, datagram.source))
+        traffic = self.peers(datagram.base).get(datagram.source)
         if traffic is None:
             self._held.hold_data(datagram, now)
             self._deadline = self._next_deadline(now)
@@ -600,13 +602,14 @@ class IceSession:
         pair: CandidatePair | None = None,
     ) -> None:
         """An authenticated message came from there: its data is the peer's."""
-        traffic = self.allowed.get((base, source))
+        peers = self.peers(base)
+        traffic = peers.get(source)
         if traffic is None:
-            if len(self.allowed) >= _MAX_ALLOWED:
+            if len(peers) >= _MAX_PEERS_PER_BASE:
                 self._context.counters["five-tuples over the limit"] += 1
                 return
             traffic = pair.traffic if pair is not None else Traffic(component)
-            self.allowed[base, source] = traffic
+            peers[source] = traffic
             for datagram in self._held.take_data(base, source):
                 self._deliver(datagram, traffic, now)
         if pair is not None:

@@ -152,7 +152,8 @@ class Driver:
     def _on_timer(self) -> None:
         self._timer = None
         now = self._clock.now()
-        if now < self._armed_at:
+        deadline = self._core.poll_timeout()
+        if deadline is not None and now < min(deadline, self._armed_at):
             self._arm(TIMER_GRAIN_S)
             return
         self._core.handle_timeout(now)

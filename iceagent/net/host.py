@@ -104,6 +104,8 @@ class SocketOptions:
         dscp: differentiated services code point, 0 … 63 (RFC 8445, 7.2.3).
         receive_buffer: SO_RCVBUF in bytes; ``None``: the system's.
         send_buffer: SO_SNDBUF in bytes; ``None``: the system's.
+        egress_index: send through the interface with this index, but receive from any: a socket on the second interface's address
+            must not leave by the default route of the first (RFC 1122's weak host model); 0: as the routes say.
         scope_id: zone of link-local IPv6 addresses on this socket: the interface's index; 0: none.
     """
 
@@ -113,6 +115,7 @@ class SocketOptions:
     receive_buffer: int | None = None
     send_buffer: int | None = None
     scope_id: int = 0
+    egress_index: int = 0
 
 
 class DatagramReceiver(Protocol):

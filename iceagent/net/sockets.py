@@ -16,7 +16,7 @@ Scope ids of link-local IPv6 addresses stay in here: they are taken off every so
 
 Several homes. Linux routes by destination: a socket on the second interface's address still leaves through the first
 (weak host model). ``SocketOptions.interface`` binds the socket to the device, which needs no privilege from Linux 5.7
-on; before that the outgoing interface is chosen with IP_UNICAST_IF.
+on; ``SocketOptions.egress_index`` chooses the outgoing interface alone, with IP_UNICAST_IF.
 """
 
 from __future__ import annotations
@@ -80,6 +80,8 @@ def open_socket(
         set_options(sock, family, options)
         if options.interface is not None and not ip_address(local.host).is_loopback:
             bind_to_interface(sock, family, options.interface)
+        elif options.egress_index:
+            send_through(sock, family, options.egress_index)
         sock.bind(sockaddr(local, options.scope_id))
         return UdpSocket(sock, receiver, loop, options.scope_id)
     except BaseException:
@@ -119,12 +121,21 @@ def bind_to_interface(sock: socket.socket, family: int, interface: str) -> None:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
     except PermissionError:
-        # Before Linux 5.7 SO_BINDTODEVICE needed CAP_NET_RAW. This option takes the index in network byte order.
-        index = struct.pack("!I", socket.if_nametoindex(interface))
-        if family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, IPV6_UNICAST_IF, index)
-        else:
-            sock.setsockopt(socket.IPPROTO_IP, IP_UNICAST_IF, index)
+        # Before Linux 5.7 SO_BINDTODEVICE needed CAP_NET_RAW.
+        send_through(sock, family, socket.if_nametoindex(interface))
+
+
+def send_through(sock: socket.socket, family: int, interface_index: int) -> None:
+    """Choose the interface for what is sent, and leave alone what is received.
+
+    SO_BINDTODEVICE would also refuse what another program on this machine sends to us: that comes in on ``lo``.
+    """
+    # The option takes the index in network byte order.
+    index = struct.pack("!I", interface_index)
+    if family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_UNICAST_IF, index)
+    else:
+        sock.setsockopt(socket.IPPROTO_IP, IP_UNICAST_IF, index)
 
 
 def sockaddr(address: tuple[str, int], scope_id: int) -> tuple[str, int] | tuple[str, int, int, int]:

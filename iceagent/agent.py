@@ -1,0 +1,580 @@
+"""What does an application hold?
+
+An :class:`Agent`: one ICE data stream over real (or injected) sockets. It gathers, signals through the application, checks, connects, carries
+datagrams, and says what happens. The state machine is ``iceagent/core``; sockets and candidates are ``iceagent/gather``; here they
+are joined, and here is the data path: a datagram goes from the socket to the handler, and from ``send`` to the socket, without a task, a
+timer or the core.
+
+    async with Agent(Config(servers=(IceServer(urls=("stun:stun.example.org",)),)), controlling=True) as agent:
+        signal(await agent.gather())
+        agent.set_remote_description(await their_description())
+        await agent.connect()
+        agent.send(b"hello")
+        print(await agent.recv())
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, replace
+from random import Random, SystemRandom
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+from iceagent.candidate import Candidate
+from iceagent.config import Config
+from iceagent.core.pacing import TokenBucket
+from iceagent.core.pair import CandidatePair, Traffic
+from iceagent.core.session import IceSession
+from iceagent.credentials import Credentials
+from iceagent.description import Description
+from iceagent.errors import (
+    AgentClosed,
+    ConnectFailed,
+    ConsentLost,
+    NoPath,
+    UnsupportedPlatform,
+    UsageError,
+)
+from iceagent.events import (
+    AgentState,
+    DataReceived,
+    Event,
+    GatheringDone,
+    LocalCandidateFound,
+    Path,
+    SelectedPathChanged,
+    StateChanged,
+)
+from iceagent.eventstream import EventStream
+from iceagent.gather.bases import Base
+from iceagent.gather.gathering import Gathering
+from iceagent.gather.mdns import MdnsNames
+from iceagent.net.address import TransportAddress
+from iceagent.net.core import Transmit
+from iceagent.net.driver import Driver
+from iceagent.net.host import Host
+from iceagent.net.local import local_host
+from iceagent.statistics import AgentStatistics, PairStatistics
+
+__all__ = ["Agent"]
+
+T = TypeVar("T")
+
+# Received datagrams that wait for recv(); what comes beyond is dropped and counted.
+MAX_RECEIVE_QUEUE = 8192
+# What a UDP datagram over IPv4 can carry.
+MAX_DATAGRAM = 65_507
+
+_system_rng = SystemRandom()
+_ceilings: WeakKeyDictionary[Host, dict[tuple[float, int], TokenBucket]] = WeakKeyDictionary()
+
+
+@dataclass(slots=True, eq=False)
+class _Outgoing:
+    """Where data of a component leaves."""
+
+    send: Callable[[bytes, tuple[str, int]], int]
+    destination: TransportAddress
+    base: TransportAddress
+    traffic: Traffic
+
+
+class Agent:
+    """A full ICE agent. Belongs to the running loop; not thread-safe.
+
+    Args:
+        config: see there.
+        controlling: our initial role; the side that began signalling is controlling (RFC 8445, 6.1.1).
+        host: whose sockets and interfaces; this machine's if not given.
+        rng: order and jitter; credentials and ids always come from the system.
+        credentials: ours; drawn if not given.
+
+    Raises:
+        UnsupportedPlatform: this system is not Linux and no host was given.
+        UsageError: a server's URI is wrong.
+        RuntimeError: no loop is running.
+    """
+
+    def __init__(
+        self,
+        config: Config | None = None,
+        *,
+        controlling: bool,
+        host: Host | None = None,
+        rng: Random | None = None,
+        credentials: Credentials | None = None,
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self._config = config = config or Config()
+        self._host = host = host or _this_machine()
+        rng = rng or _system_rng
+        self._session = IceSession(
+            config=config,
+            controlling=controlling,
+            rng=rng,
+            system_rng=_system_rng,
+            ceiling=_ceiling(host, config),
+            preferred_host=host.source_host,
+            credentials=credentials,
+        )
+        self._driver = Driver(self._session, host, self._transmit, self._on_core_event)
+        self._mdns = MdnsNames(self._loop) if config.mdns or config.resolve_mdns else None
+        self._streams: list[EventStream] = []
+        try:
+            self._gathering = Gathering(
+                config,
+                host,
+                rng,
+                _system_rng,
+                listener=self,
+                peers_of=self._session.peers,
+                found=self._on_candidate,
+                lost=self._on_base_lost,
+                tell=self._tell,
+            )
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+        self._is_gathering = False
+        self._outgoing: dict[int, _Outgoing] = {}
+        self._queues: dict[int, deque[bytes]] = {}
+        self._receivers: dict[int, asyncio.Future[None]] = {}
+        self._handler: Callable[[bytes, int], None] | None = None
+        self._waiters: set[asyncio.Future[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Future[None] | None = None
+        self._was_connected = False
+        self._counters: Counter[str] = Counter()
+
+    async def __aenter__(self) -> Agent:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    # --- signalling ----------------------------------------------------------------------------------------------
+
+    @property
+    def local_description(self) -> Description:
+        """What is to be signalled to the peer: credentials, options, and the candidates found so far."""
+        config = self._config
+        options = ("trickle", "ice2", "renomination") if config.renomination else ("trickle", "ice2")
+        return Description(
+            credentials=self._session.local_credentials,
+            options=options,
+            pacing_ms=round(config.ta_s * 1000),
+            lite=config.lite,
+            candidates=tuple(self.local_candidates),
+            complete=self._gathering.is_done,
+        )
+
+    def start_gathering(self) -> None:
+        """Open sockets and look for candidates; returns at once, the candidates come as events. Idempotent.
+
+        Raises:
+            AgentClosed: after :meth:`aclose`.
+        """
+        self._check()
+        if not self._is_gathering:
+            self._is_gathering = True
+            self._gathering.start()
+
+    async def gather(self) -> Description:
+        """Gather, wait until that is done (at most ``Config.gather_timeout_s``), and return what to signal."""
+        self.start_gathering()
+        await self._wait(lambda: self._gathering.is_done)
+        return self.local_description
+
+    def set_remote_description(self, description: Description | str) -> None:
+        """Take the peer's description, before or after gathering, once or again.
+
+        Other credentials than before are an ICE restart by the peer. Where it asks for new ones of ours, the event
+        :class:`iceagent.IceRestarted` says so, and :attr:`local_description` has them.
+
+        Raises:
+            InvalidDescription: it breaks the grammar.
+            InvalidCandidate: a candidate line does.
+            AgentClosed: after :meth:`aclose`.
+        """
+        self._check()
+        if isinstance(description, str):
+            description = Description.parse(description)
+        named = [c for c in description.candidates if c.has_name]
+        if named and self._config.resolve_mdns:
+            description = replace(description, candidates=tuple(c for c in description.candidates if not c.has_name))
+        else:
+            named = []
+        self._driver.command(self._session.set_remote_description, description)
+        for candidate in named:
+            self.add_remote_candidate(candidate)
+
+    def add_remote_candidate(self, candidate: Candidate | str) -> None:
+        """Take one trickled candidate.
+
+        Raises:
+            InvalidCandidate: the line breaks the grammar.
+            AgentClosed: after :meth:`aclose`.
+        """
+        self._check()
+        if isinstance(candidate, str):
+            candidate = Candidate.parse(candidate)
+        if candidate.has_name and self._config.resolve_mdns:
+            self._start(self._resolve(candidate))
+        else:
+            self._driver.command(self._session.add_remote_candidate, candidate)
+
+    def end_remote_candidates(self) -> None:
+        """The peer will send no more candidates of this gathering."""
+        self._check()
+        self._driver.command(self._session.end_remote_candidates)
+
+    def restart(self) -> Description:
+        """Begin an ICE restart (RFC 8445, 9): new credentials, to be signalled. The present path carries data until a new one is found."""
+        self._check()
+        self._driver.command(self._session.restart)
+        return self.local_description
+
+    # --- connecting ----------------------------------------------------------------------------------------------
+
+    async def connect(self) -> Path:
+        """Wait until every component has a valid path; gathers if that was not begun. Cancelling leaves the agent usable.
+
+        Returns:
+            The path of component 1.
+
+        Raises:
+            ConnectFailed: no pair works; the message says what failed last.
+            AgentClosed: the agent was closed meanwhile.
+        """
+        self.start_gathering()
+        await self._wait(lambda: self.state not in (AgentState.NEW, AgentState.CHECKING, AgentState.DISCONNECTED))
+        if self.state is AgentState.FAILED:
+            raise ConnectFailed(self._session.state_reason)
+        path = self.path()
+        if path is None:
+            raise AgentClosed("the agent was closed while it connected")
+        return path
+
+    async def aclose(self) -> None:
+        """Close sockets and end all waiting; idempotent, not to be interrupted by cancellation."""
+        if self._closing is None:
+            self._closing = asyncio.ensure_future(self._close())
+        await asyncio.shield(self._closing)
+
+    # --- data ----------------------------------------------------------------------------------------------------
+
+    def send(self, data: bytes, component: int = 1) -> None:
+        """Send one datagram on the selected path, at once; what the socket cannot take is dropped and counted.
+
+        Args:
+            data: at most 65,507 bytes.
+
+        Raises:
+            NoPath: there is none (yet, or any more).
+            UsageError: it is too long.
+            AgentClosed: after :meth:`aclose`.
+        """
+        out = self._outgoing.get(component)
+        if out is None:
+            self._check()
+            raise NoPath(f"component {component} has no path in the state {self.state.value}")
+        number = out.send(data, out.destination)
+        if number:
+            self._on_send_error(out, data, number)
+            return
+        traffic = out.traffic
+        traffic.packets_sent += 1
+        traffic.bytes_sent += len(data)
+        traffic.sent_at = self._host.now()
+
+    async def recv(self, component: int = 1) -> bytes:
+        """The next datagram of a component. Cancelling loses none.
+
+        Raises:
+            ConsentLost: the path is gone for good.
+            ConnectFailed: there never was one.
+            AgentClosed: the agent is closed.
+            UsageError: another task receives on this component, or a data handler is set.
+        """
+        queue = self._queue(component)
+        while not queue:
+            self._check_receiver(component)
+            waiter = self._receivers[component] = self._loop.create_future()
+            try:
+                await waiter
+            finally:
+                del self._receivers[component]
+        return queue.popleft()
+
+    def set_data_handler(self, handler: Callable[[bytes, int], None] | None) -> None:
+        """Call ``handler(data, component)`` for every datagram, instead of :meth:`recv`; first with what has been waiting."""
+        self._check()
+        self._handler = handler
+        if handler is not None:
+            for component, queue in self._queues.items():
+                while queue:
+                    handler(queue.popleft(), component)
+
+    # --- what is known -------------------------------------------------------------------------------------------
+
+    @property
+    def state(self) -> AgentState:
+        """See :class:`iceagent.events.AgentState`."""
+        return self._session.state
+
+    @property
+    def controlling(self) -> bool:
+        """Our role now; a role conflict may have changed it."""
+        return self._session.controlling
+
+    @property
+    def local_candidates(self) -> list[Candidate]:
+        """Found so far, as they are signalled."""
+        return [self._signalled(candidate) for candidate in self._session.local_candidates]
+
+    @property
+    def remote_candidates(self) -> list[Candidate]:
+        """In use, signalled and learnt."""
+        return self._session.remote_candidates
+
+    def path(self, component: int = 1) -> Path | None:
+        """Where data goes now."""
+        return self._session.path(component)
+
+    def events(self) -> EventStream:
+        """All events from now on; each call gives an iterator with a queue of its own."""
+        stream = EventStream(self._streams.remove)
+        self._streams.append(stream)
+        if self.state is AgentState.CLOSED:
+            stream.close()
+        return stream
+
+    def pairs(self) -> list[PairStatistics]:
+        """All pairs, in the order they are checked."""
+        return [
+            PairStatistics.of(pair, selected=self._session.current(pair.component) is pair)
+            for pair in self._session.pairs
+        ]
+
+    def statistics(self) -> AgentStatistics:
+        """Totals since the agent was made."""
+        traffics = {id(t): t for base in self._gathering.bases.values() for t in base.peers.values()}.values()
+        return AgentStatistics(
+            packets_sent=sum(t.packets_sent for t in traffics),
+            bytes_sent=sum(t.bytes_sent for t in traffics),
+            packets_received=sum(t.packets_received for t in traffics),
+            bytes_received=sum(t.bytes_received for t in traffics),
+            receive_queue_dropped=self._counters["receive queue full"],
+            send_dropped=self._counters["send buffer full"],
+            path_switches=self._counters["path switches"],
+            counters=dict(self._session.counters),
+        )
+
+    # --- what the sockets receive (BaseListener) -----------------------------------------------------------------
+
+    def data_received(self, base: Base, data: bytes, source: tuple[str, int], traffic: Traffic) -> None:
+        """The data path."""
+        traffic.packets_received += 1
+        traffic.bytes_received += len(data)
+        traffic.received_at = now = self._host.now()
+        component = base.component
+        out = self._outgoing.get(component)
+        if out is not None and out.traffic is not traffic:
+            self._session.note_data(base.address, TransportAddress._make(source), now)
+        self._deliver(data, component)
+
+    def message_received(self, base: Base, data: bytes, source: tuple[str, int]) -> None:
+        """STUN: a server's answer, or the session's; and data of strangers, which the session holds."""
+        if self._gathering.reflexive.takes(base, source):
+            self._gathering.reflexive.datagram_received(base, data, source)
+        else:
+            self._driver.datagram(base.address, source, data)
+
+    def error_received(self, base: Base, destination: TransportAddress, number: int) -> None:
+        """ICMP, which may be forged."""
+        if self._gathering.reflexive.takes(base, destination):
+            self._gathering.reflexive.error_received(base, destination, number)
+        else:
+            self._driver.error(base.address, destination, number)
+
+    # --- inside: data --------------------------------------------------------------------------------------------
+
+    def _deliver(self, data: bytes, component: int) -> None:
+        if self._handler is not None:
+            self._handler(data, component)
+            return
+        queue = self._queue(component)
+        if len(queue) >= MAX_RECEIVE_QUEUE:
+            self._counters["receive queue full"] += 1
+            return
+        queue.append(data)
+        waiter = self._receivers.get(component)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _queue(self, component: int) -> deque[bytes]:
+        queue = self._queues.get(component)
+        if queue is None:
+            if not 1 <= component <= self._config.components:
+                raise UsageError(f"component {component} of an agent with {self._config.components}")
+            queue = self._queues[component] = deque()
+        return queue
+
+    def _check_receiver(self, component: int) -> None:
+        if self._handler is not None:
+            raise UsageError("recv() while a data handler is set")
+        if component in self._receivers:
+            raise UsageError(f"two recv() at once on component {component}")
+        self._check()
+        if self.state is AgentState.FAILED:
+            reason = self._session.state_reason
+            raise ConsentLost(reason) if self._was_connected else ConnectFailed(reason)
+
+    def _on_send_error(self, out: _Outgoing, data: bytes, number: int) -> None:
+        out.traffic.packets_discarded += 1
+        if number == errno.EAGAIN:
+            self._counters["send buffer full"] += 1
+        elif number == errno.EMSGSIZE:
+            raise UsageError(f"a datagram of {len(data)} bytes, at most {MAX_DATAGRAM} can be sent")
+        else:
+            self._driver.error(out.base, out.destination, number)
+
+    def _transmit(self, transmit: Transmit) -> int:
+        base = self._gathering.bases.get(transmit.base)
+        return 0 if base is None else base.socket.send(transmit.data, transmit.destination, transmit.ttl)
+
+    # --- inside: events ------------------------------------------------------------------------------------------
+
+    def _on_core_event(self, event: Event) -> None:
+        if isinstance(event, DataReceived):
+            self._deliver(event.data, event.component)
+            return
+        if isinstance(event, SelectedPathChanged):
+            self._on_path(event.component)
+        elif isinstance(event, StateChanged):
+            self._on_state(event.new)
+        elif isinstance(event, LocalCandidateFound):
+            event = LocalCandidateFound(candidate=self._signalled(event.candidate))
+        self._tell(event)
+
+    def _on_path(self, component: int) -> None:
+        pair = self._session.current(component)
+        base = self._gathering.bases.get(pair.base) if pair is not None else None
+        if pair is None or base is None:
+            self._outgoing.pop(component, None)
+            return
+        if component in self._outgoing:
+            self._counters["path switches"] += 1
+        self._outgoing[component] = _outgoing(pair, base)
+
+    def _on_state(self, state: AgentState) -> None:
+        if state is AgentState.CONNECTED:
+            self._was_connected = True
+            self._gathering.reflexive.conclude()
+        if state is AgentState.FAILED:
+            self._wake_receivers()
+
+    def _tell(self, event: Event) -> None:
+        if isinstance(event, GatheringDone):
+            self._driver.command(self._session.end_local_candidates)
+        for stream in self._streams:
+            stream.push(event)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def _wait(self, condition: Callable[[], bool]) -> None:
+        """Wait for an event after which ``condition`` holds."""
+        while not condition():
+            self._check()
+            waiter = self._loop.create_future()
+            self._waiters.add(waiter)
+            try:
+                await waiter
+            finally:
+                self._waiters.discard(waiter)
+        self._check()
+
+    def _wake_receivers(self) -> None:
+        for waiter in self._receivers.values():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # --- inside: candidates --------------------------------------------------------------------------------------
+
+    def _on_candidate(self, candidate: Candidate) -> None:
+        if self._gathering.is_done and not self._config.late_candidates:
+            return
+        if self._mdns is not None and self._config.mdns:
+            self._mdns.publish(candidate)
+        self._driver.command(self._session.add_local_candidate, candidate)
+
+    def _on_base_lost(self, base: Base) -> None:
+        self._driver.command(self._session.remove_base, base.address, "its local address is gone")
+
+    def _signalled(self, candidate: Candidate) -> Candidate:
+        """What the peer is told: with the generation's fragment, and names for addresses where so configured."""
+        if self._mdns is not None and self._config.mdns:
+            candidate = self._mdns.hide(candidate)
+        return candidate
+
+    async def _resolve(self, candidate: Candidate) -> None:
+        assert self._mdns is not None
+        host = await self._mdns.resolve(candidate.address.host)
+        # Without an answer the session refuses the candidate, with that reason.
+        resolved = candidate if host is None else candidate.with_address(host)
+        if self._closing is None:
+            self._driver.command(self._session.add_remote_candidate, resolved)
+
+    def _start(self, work: Coroutine[object, object, None]) -> None:
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- inside: life --------------------------------------------------------------------------------------------
+
+    def _check(self) -> None:
+        if self._loop.get_debug() and threading.get_ident() != self._thread:
+            raise UsageError("an Agent belongs to the thread of its loop")
+        if self._closing is not None:
+            raise AgentClosed("the agent is closed")
+
+    async def _close(self) -> None:
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        self._driver.command(self._session.close)
+        self._driver.close()
+        self._gathering.close()
+        self._outgoing.clear()
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+        self._wake_receivers()
+        for stream in list(self._streams):
+            stream.close()
+        if self._mdns is not None:
+            await self._mdns.close()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _outgoing(pair: CandidatePair, base: Base) -> _Outgoing:
+    return _Outgoing(base.socket.send, pair.destination, pair.base, pair.traffic)
+
+
+def _this_machine() -> Host:
+    try:
+        return local_host()
+    except OSError as error:
+        raise UnsupportedPlatform(str(error)) from error
+
+
+def _ceiling(host: Host, config: Config) -> TokenBucket:
+    """The bucket that all agents of one host share (RFC 8445, 14.2)."""
+    rate, burst = config.ceiling
+    return _ceilings.setdefault(host, {}).setdefault((rate, burst), TokenBucket(rate=rate, capacity=burst))

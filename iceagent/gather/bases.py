@@ -1,0 +1,154 @@
+"""Which sockets does an agent hold, and what arrives on them?
+
+One socket per address and component: a base (RFC 8445, 4). Here a datagram is told apart before anything is parsed: what begins with a
+byte of 4 or more is the application's at once; the rest is STUN if cookie and length say so (RFC 7983, 7).
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from iceagent.candidate import Candidate, CandidateType
+from iceagent.config import Config
+from iceagent.core.pair import Traffic
+from iceagent.gather.host import HostAddress
+from iceagent.net.address import TransportAddress, ip_address
+from iceagent.net.host import DatagramSocket, Host, SocketOptions
+from iceagent.priority import candidate_priority
+from relay.stun import is_stun
+
+__all__ = ["Base", "BaseListener", "foundation", "open_base"]
+
+# Ports of a range that are tried for one address before giving up; ranges are usually smaller.
+_MAX_PORT_TRIES = 1000
+
+
+class BaseListener(Protocol):
+    """Who hears what a base receives."""
+
+    def data_received(self, base: Base, data: bytes, source: tuple[str, int], traffic: Traffic) -> None:
+        """Application data from an address that authenticated itself."""
+
+    def message_received(self, base: Base, data: bytes, source: tuple[str, int]) -> None:
+        """STUN, or data of a stranger."""
+
+    def error_received(self, base: Base, destination: TransportAddress, number: int) -> None:
+        """The network said no."""
+
+
+@dataclass(slots=True, eq=False)
+class Base:
+    """One socket of ours.
+
+    Attributes:
+        component: 1 … 256.
+        host_address: the interface's address it stands on.
+        local_preference: 0 … 65535, shared by all candidates of this base.
+        peers: five-tuples whose data is the application's; the session's own table.
+    """
+
+    component: int
+    host_address: HostAddress
+    local_preference: int
+    listener: BaseListener
+    peers: dict[TransportAddress, Traffic]
+    socket: DatagramSocket = None  # type: ignore[assignment]  # set once, by open_base
+
+    @property
+    def address(self) -> TransportAddress:
+        return self.socket.address
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        """The data path's first step; called for every datagram."""
+        if (data and data[0] < 4) and is_stun(data):
+            self.listener.message_received(self, data, source)
+            return
+        traffic = self.peers.get(source)  # type: ignore[call-overload]
+        if traffic is None:
+            self.listener.message_received(self, data, source)
+        else:
+            self.listener.data_received(self, data, source, traffic)
+
+    def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
+        """An ICMP error; without a destination it says nothing about any path."""
+        if destination is not None:
+            self.listener.error_received(self, destination, errno)
+
+    def candidate(
+        self,
+        candidate_type: CandidateType,
+        address: TransportAddress,
+        origin: str,
+        server: TransportAddress | None = None,
+    ) -> Candidate:
+        """A candidate of this base."""
+        is_host = candidate_type is CandidateType.HOST
+        return Candidate(
+            foundation=foundation(candidate_type, self.address.host, server),
+            component=self.component,
+            priority=candidate_priority(candidate_type, self.component, self.local_preference),
+            address=address,
+            type=candidate_type,
+            related_address=None if is_host else self.address,
+            base=self.address,
+            origin=origin,
+        )
+
+
+def foundation(candidate_type: CandidateType, base_host: str, server: TransportAddress | None = None) -> str:
+    """RFC 8445, 5.1.1.3: the same for candidates of the same type, base IP, protocol and server; 8 characters."""
+    # Any function of the four will do; this one is stable across components, restarts and processes.
+    text = f"{candidate_type.value} {base_host} udp {server.host if server else ''}"
+    value = 0xCBF29CE484222325
+    for byte in text.encode():
+        value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    return f"{value & 0xFFFFFFFF:08x}"
+
+
+def open_base(
+    host: Host,
+    address: HostAddress,
+    component: int,
+    local_preference: int,
+    listener: BaseListener,
+    peers_of: Callable[[TransportAddress], dict[TransportAddress, Traffic]],
+    config: Config,
+    rng: Random,
+) -> Base:
+    """Open the socket of a base.
+
+    Raises:
+        OSError: the address cannot be bound, or every port of the range is taken.
+    """
+    base = Base(component, address, local_preference, listener, {})
+    base.socket = _open(host, address, base, config, rng)
+    base.peers = peers_of(base.address)
+    return base
+
+
+def _open(host: Host, address: HostAddress, base: Base, config: Config, rng: Random) -> DatagramSocket:
+    is_loopback = ip_address(address.host).is_loopback
+    options = SocketOptions(
+        interface=config.device,
+        egress_index=0 if is_loopback else address.index,
+        mark=config.mark,
+        dscp=config.dscp,
+        receive_buffer=config.receive_buffer,
+        scope_id=address.index if ip_address(address.host).is_link_local else 0,
+    )
+    if config.port_range is None:
+        return host.socket(TransportAddress(address.host, 0), base, options)
+    low, high = config.port_range
+    ports = rng.sample(range(low, high + 1), min(high - low + 1, _MAX_PORT_TRIES))
+    for port in ports:
+        try:
+            return host.socket(TransportAddress(address.host, port), base, options)
+        except OSError as error:
+            # A taken port: the next one. Anything else is about the address, and no other port will help.
+            if error.errno != errno.EADDRINUSE:
+                raise
+    raise OSError(errno.EADDRINUSE, f"every port from {low} to {high} is in use on {address.host}")

@@ -1,0 +1,181 @@
+"""Who opens sockets when, and when is gathering done?
+
+:class:`Gathering` keeps one base per selected address and component, in step with the interface table: new addresses are gathered as they
+appear, and a base goes when its address does (not when it is merely deprecated: what works is left alone). Each base is handed to every
+gatherer. The first round is done when all gatherers are, or after ``Config.gather_timeout_s``; what comes later is reported all the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from random import Random
+
+from iceagent.candidate import Candidate, CandidateType
+from iceagent.config import Config
+from iceagent.core.pair import Traffic
+from iceagent.events import BaseFailed, Event, GatheringDone, NetworkChanged
+from iceagent.gather import Gatherer
+from iceagent.gather.bases import Base, BaseListener, open_base
+from iceagent.gather.external import External
+from iceagent.gather.host import HostAddress, select_addresses
+from iceagent.gather.srflx import ServerReflexive
+from iceagent.net.address import TransportAddress
+from iceagent.net.host import Host, Interface, Subscription
+from iceagent.priority import LocalPreferences
+
+__all__ = ["Gathering"]
+
+
+class Gathering:
+    """All sockets of an agent, and what is found on them.
+
+    Args:
+        listener: who hears what the sockets receive.
+        peers_of: the session's table of authenticated addresses for a base.
+        found: called with every candidate.
+        lost: called with a base whose address is gone.
+        tell: called with events for the application.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        host: Host,
+        rng: Random,
+        system_rng: Random,
+        *,
+        listener: BaseListener,
+        peers_of: Callable[[TransportAddress], dict[TransportAddress, Traffic]],
+        found: Callable[[Candidate], None],
+        lost: Callable[[Base], None],
+        tell: Callable[[Event], None],
+    ) -> None:
+        self._config = config
+        self._host = host
+        self._rng = rng
+        self._listener = listener
+        self._peers_of = peers_of
+        self._found = found
+        self._lost = lost
+        self._tell = tell
+        self._preferences = LocalPreferences()
+        self._failed_hosts: set[str] = set()
+        self._count = 0
+        self._started_at = host.now()
+        self._is_ready = False
+        self._timer: asyncio.TimerHandle | None = None
+        self.bases: dict[TransportAddress, Base] = {}
+        self.is_done = False
+        self.reflexive = ServerReflexive(
+            config, host, system_rng, found=self._on_found, failed=tell, changed=self._check_done
+        )
+        self._gatherers: tuple[Gatherer, ...] = (External(config, self._on_found), self.reflexive)
+        self._subscription: Subscription | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin; returns at once."""
+        loop = asyncio.get_running_loop()
+        self._started_at = self._host.now()
+        self._subscription = self._host.watch_interfaces(self._on_interfaces)
+        self._timer = loop.call_later(self._config.gather_timeout_s, self._finish)
+        self._task = loop.create_task(self._read_interfaces())
+
+    def close(self) -> None:
+        """Close every socket; idempotent."""
+        if self._task is not None:
+            self._task.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._subscription is not None:
+            self._subscription.close()
+        for gatherer in self._gatherers:
+            gatherer.close()
+        for base in self.bases.values():
+            base.socket.close()
+
+    # --- interfaces ----------------------------------------------------------------------------------------------
+
+    async def _read_interfaces(self) -> None:
+        try:
+            interfaces = await self._host.interfaces()
+        except OSError as error:
+            self._tell(BaseFailed(host="", interface="", reason=f"the interfaces cannot be read: {error}"))
+            interfaces = ()
+        self._on_interfaces(interfaces)
+        self._is_ready = True
+        self._check_done()
+
+    def _on_interfaces(self, interfaces: Sequence[Interface]) -> None:
+        present = {address.host for interface in interfaces for address in interface.addresses}
+        open_hosts = {base.address.host for base in self.bases.values()}
+        removed = sorted(open_hosts - present)
+        for base in [base for base in self.bases.values() if base.address.host in removed]:
+            self._remove(base)
+        self._failed_hosts &= present
+        new = [
+            address
+            for address in select_addresses(interfaces, self._config)
+            if address.host not in open_hosts and address.host not in self._failed_hosts
+        ]
+        added = self._add(new)
+        if self._is_ready and (added or removed):
+            self._tell(NetworkChanged(added=tuple(added), removed=tuple(removed)))
+
+    def _add(self, addresses: Sequence[HostAddress]) -> list[str]:
+        by_host = {address.host: address for address in addresses}
+        ranked = self._preferences.assign((a.host, a.index, a.kind, a.metered) for a in addresses)
+        bases = [
+            base
+            for host, preference in ranked
+            for component in range(1, self._config.components + 1)
+            if (base := self._open(by_host[host], component, preference)) is not None
+        ]
+        # All host candidates first: they need nobody's answer.
+        for base in bases:
+            origin = f"interface {base.host_address.interface}"
+            self._on_found(base.candidate(CandidateType.HOST, base.address, origin))
+        if not self._config.lite:
+            for base in bases:
+                for gatherer in self._gatherers:
+                    gatherer.start(base)
+        return sorted({base.address.host for base in bases})
+
+    def _open(self, address: HostAddress, component: int, preference: int) -> Base | None:
+        try:
+            base = open_base(
+                self._host, address, component, preference, self._listener, self._peers_of, self._config, self._rng
+            )
+        except OSError as error:
+            self._failed_hosts.add(address.host)
+            self._tell(BaseFailed(host=address.host, interface=address.interface, reason=str(error)))
+            return None
+        self.bases[base.address] = base
+        return base
+
+    def _remove(self, base: Base) -> None:
+        del self.bases[base.address]
+        for gatherer in self._gatherers:
+            gatherer.stop(base)
+        self._lost(base)
+        base.socket.close()
+
+    # --- done ----------------------------------------------------------------------------------------------------
+
+    def _on_found(self, candidate: Candidate) -> None:
+        self._count += 1
+        self._found(candidate)
+
+    def _check_done(self) -> None:
+        if self._is_ready and all(gatherer.is_done for gatherer in self._gatherers):
+            self._finish()
+
+    def _finish(self) -> None:
+        if self.is_done:
+            return
+        self.is_done = True
+        if self._timer is not None:
+            self._timer.cancel()
+        elapsed_ms = (self._host.now() - self._started_at) * 1000
+        self._tell(GatheringDone(count=self._count, elapsed_ms=elapsed_ms))

@@ -1,0 +1,83 @@
+"""How are ``.local`` names published and resolved?
+
+draft-ietf-mmusic-mdns-ice-candidates: instead of a host address a random name is signalled, which only the local network can resolve, and
+related addresses are hidden (``0.0.0.0:0``). The multicast DNS protocol itself is aioice's. One responder per agent, opened when first
+needed; without multicast on this host nothing is published or resolved, and the candidate that needed it is refused with that reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+
+from aioice import mdns
+
+from iceagent.candidate import Candidate, CandidateType
+from iceagent.net.address import TransportAddress
+
+__all__ = ["MdnsNames"]
+
+# Names resolved at a time; a peer's description may hold a thousand.
+_MAX_RESOLVING = 16
+_HIDDEN = TransportAddress("0.0.0.0", 0)
+
+
+class MdnsNames:
+    """The names of one agent."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._names: dict[str, str] = {}
+        self._protocol: asyncio.Future[mdns.MDnsProtocol] | None = None
+        self._slots = asyncio.Semaphore(_MAX_RESOLVING)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def publish(self, candidate: Candidate) -> None:
+        """Give the host address of a candidate a name, once, and answer for it."""
+        host = candidate.address.host
+        if candidate.type is not CandidateType.HOST or host in self._names:
+            return
+        self._names[host] = name = mdns.create_mdns_hostname()
+        task = self._loop.create_task(self._publish(name, host))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def hide(self, candidate: Candidate) -> Candidate:
+        """The candidate as it is signalled."""
+        if candidate.type is CandidateType.HOST:
+            name = self._names.get(candidate.address.host)
+            return candidate if name is None else replace(candidate, address=candidate.address._replace(host=name))
+        return replace(candidate, related_address=_HIDDEN)
+
+    async def resolve(self, name: str) -> str | None:
+        """The address of a ``.local`` name; ``None``: nobody answered within a second, or it is no such name."""
+        if not mdns.is_mdns_hostname(name):
+            return None
+        try:
+            async with self._slots:
+                return await (await self._open()).resolve(name)
+        except OSError:
+            return None
+
+    async def close(self) -> None:
+        """Answer for no name any more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._protocol is not None:
+            try:
+                await (await self._protocol).close()
+            except OSError:
+                return
+
+    async def _publish(self, name: str, host: str) -> None:
+        try:
+            await (await self._open()).publish(name, host)
+        except OSError:
+            # No multicast here: the peer cannot resolve the name, and its other candidates have to do.
+            return
+
+    async def _open(self) -> mdns.MDnsProtocol:
+        if self._protocol is None:
+            self._protocol = asyncio.ensure_future(mdns.create_mdns_protocol())
+        return await asyncio.shield(self._protocol)

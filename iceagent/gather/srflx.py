@@ -1,0 +1,198 @@
+"""How do server-reflexive candidates come about?
+
+RFC 8445, 5.1.1.2: every base asks every server of its family. The shell around ``stun_queries.py``: names are resolved
+without blocking (RFC 8489, 8: SRV where the URI has no port; RFC 5928's table), a dead name or server delays nothing but itself.
+Every mapped address that is seen becomes a candidate, later ones too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from random import Random
+
+from iceagent.candidate import Candidate, CandidateType
+from iceagent.config import Config
+from iceagent.events import ServerFailed
+from iceagent.gather.bases import Base
+from iceagent.gather.stun_queries import MappedAddress, QueryFailed, StunQueries
+from iceagent.net.address import TransportAddress, ip_address
+from iceagent.net.core import Event, Transmit
+from iceagent.net.driver import Driver
+from iceagent.net.host import Host
+from relay.uri import ServerUri
+
+__all__ = ["ServerReflexive", "resolve_server"]
+
+# A URI without a port waits this long for SRV records before the default port is used.
+_SRV_PATIENCE_S = 0.5
+# Addresses of one name that are asked.
+_MAX_ADDRESSES = 8
+
+
+class ServerReflexive:
+    """Asks STUN servers from every base.
+
+    Args:
+        found: called with each candidate.
+        failed: called with what went wrong.
+        changed: called when ``is_done`` may have changed.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        host: Host,
+        system_rng: Random,
+        *,
+        found: Callable[[Candidate], None],
+        failed: Callable[[ServerFailed], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self._host = host
+        self._found = found
+        self._failed = failed
+        self._changed = changed
+        self._bases: dict[TransportAddress, Base] = {}
+        self._servers: dict[TransportAddress, str] = {}
+        self.queries = StunQueries(system_rng, ta_s=config.ta_s, burst=config.burst, rto_s=config.rto_s)
+        self._driver = Driver(self.queries, host, self._send, self._on_event)
+        self._tasks: set[asyncio.Task[None]] = set()
+        for server in config.servers:
+            for url in server.urls:
+                self._resolve(url)
+
+    @property
+    def is_done(self) -> bool:
+        """No name is being resolved, no query is open."""
+        return not self._tasks and not self.queries.pending
+
+    def start(self, base: Base) -> None:
+        """Ask every known server from a new base."""
+        self._bases[base.address] = base
+        for server in self._servers:
+            self._ask(base, server)
+
+    def stop(self, base: Base) -> None:
+        """The base is gone."""
+        self._bases.pop(base.address, None)
+        self._driver.command(self.queries.forget_base, base.address)
+
+    def conclude(self) -> None:
+        """Connected: the reflexive addresses need no more refreshing."""
+        self._driver.command(self.queries.stop_refreshing)
+
+    def close(self) -> None:
+        """Stop everything at once."""
+        for task in self._tasks:
+            task.cancel()
+        self._driver.close()
+
+    def takes(self, base: Base, source: tuple[str, int]) -> bool:
+        """Whether STUN from ``source`` on ``base`` is a server's."""
+        return self.queries.is_server(base.address, source)
+
+    def datagram_received(self, base: Base, data: bytes, source: tuple[str, int]) -> None:
+        """A server's answer."""
+        self._driver.datagram(base.address, source, data)
+
+    def error_received(self, base: Base, destination: TransportAddress, number: int) -> None:
+        """A server cannot be reached."""
+        self._driver.error(base.address, destination, number)
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _resolve(self, url: str) -> None:
+        uri = ServerUri.parse(url)
+        if uri.is_turn:
+            self._failed(ServerFailed(server=url, base=None, reason="TURN is not supported yet"))
+        elif uri.is_secure:
+            reason = "STUN over TLS gives the mapping of a TCP connection, which no candidate can use"
+            self._failed(ServerFailed(server=url, base=None, reason=reason))
+        elif _is_address(uri.host):
+            self._add(url, TransportAddress(uri.host, uri.port or uri.default_port))
+        else:
+            task = asyncio.get_running_loop().create_task(self._resolve_name(url, uri))
+            self._tasks.add(task)
+            task.add_done_callback(self._on_resolved)
+
+    async def _resolve_name(self, url: str, uri: ServerUri) -> None:
+        try:
+            for address in await resolve_server(self._host, uri):
+                self._add(url, address)
+        except OSError as error:
+            self._failed(ServerFailed(server=url, base=None, reason=f"{uri.host} does not resolve: {error}"))
+
+    def _on_resolved(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            self._changed()
+
+    def _add(self, url: str, server: TransportAddress) -> None:
+        if server not in self._servers:
+            self._servers[server] = url
+            for base in self._bases.values():
+                self._ask(base, server)
+
+    def _ask(self, base: Base, server: TransportAddress) -> None:
+        ip, server_ip = ip_address(base.address.host), server.ip
+        if base.address.version != server.version or ip.is_loopback != server_ip.is_loopback:
+            return
+        if ip.is_link_local and not server_ip.is_link_local:
+            return
+        self._driver.command(self.queries.ask, base.address, server)
+
+    def _send(self, transmit: Transmit) -> int:
+        base = self._bases.get(transmit.base)
+        return 0 if base is None else base.socket.send(transmit.data, transmit.destination)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, MappedAddress):
+            base = self._bases.get(event.base)
+            if base is not None:
+                url = self._servers[event.server]
+                self._found(base.candidate(CandidateType.SERVER_REFLEXIVE, event.mapped, url, event.server))
+        elif isinstance(event, QueryFailed):
+            self._failed(ServerFailed(server=self._servers[event.server], base=event.base, reason=event.reason))
+        self._changed()
+
+
+async def resolve_server(host: Host, uri: ServerUri) -> list[TransportAddress]:
+    """Addresses of a server, in the order to be tried (RFC 8489, 8).
+
+    Raises:
+        OSError: the name has no address.
+    """
+    if _is_address(uri.host):
+        return [TransportAddress(uri.host, uri.port or uri.default_port)]
+    addresses = asyncio.ensure_future(host.resolve(uri.host))
+    try:
+        if uri.port is None:
+            found = await _by_srv(host, uri)
+            if found:
+                return found
+        hosts = await addresses
+    finally:
+        if not addresses.done():
+            addresses.cancel()
+        elif not addresses.cancelled():
+            addresses.exception()
+    return [TransportAddress(address, uri.port or uri.default_port) for address in hosts][:_MAX_ADDRESSES]
+
+
+async def _by_srv(host: Host, uri: ServerUri) -> list[TransportAddress]:
+    try:
+        records = await asyncio.wait_for(host.resolve_srv(f"_{uri.scheme}._udp.{uri.host}"), _SRV_PATIENCE_S)
+    except TimeoutError:
+        return []
+    found: list[TransportAddress] = []
+    for record in list(records)[:_MAX_ADDRESSES]:
+        try:
+            found += [TransportAddress(address, record.port) for address in await host.resolve(record.host)]
+        except OSError:
+            continue
+    return found[:_MAX_ADDRESSES]
+
+
+def _is_address(host: str) -> bool:
+    return ":" in host or host.replace(".", "").isdigit()
