@@ -16,11 +16,9 @@ timer or the core.
 from __future__ import annotations
 
 import asyncio
-import errno
 import threading
-from collections import Counter, deque
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from random import Random, SystemRandom
 from typing import TypeVar
 from weakref import WeakKeyDictionary
@@ -28,15 +26,14 @@ from weakref import WeakKeyDictionary
 from iceagent.candidate import Candidate
 from iceagent.config import Config
 from iceagent.core.pacing import TokenBucket
-from iceagent.core.pair import CandidatePair, Traffic
 from iceagent.core.session import IceSession
 from iceagent.credentials import Credentials
+from iceagent.datapath import DataPath
 from iceagent.description import Description
 from iceagent.errors import (
     AgentClosed,
     ConnectFailed,
     ConsentLost,
-    NoPath,
     UnsupportedPlatform,
     UsageError,
 )
@@ -58,6 +55,7 @@ from iceagent.net.address import TransportAddress
 from iceagent.net.core import Transmit
 from iceagent.net.driver import Driver
 from iceagent.net.host import Host
+from iceagent.net.interfaces import preload
 from iceagent.net.local import local_host
 from iceagent.statistics import AgentStatistics, PairStatistics
 
@@ -65,26 +63,11 @@ __all__ = ["Agent"]
 
 T = TypeVar("T")
 
-# Received datagrams that wait for recv(); what comes beyond is dropped and counted.
-MAX_RECEIVE_QUEUE = 8192
-# What a UDP datagram over IPv4 can carry.
-MAX_DATAGRAM = 65_507
-
 _system_rng = SystemRandom()
 _ceilings: WeakKeyDictionary[Host, dict[tuple[float, int], TokenBucket]] = WeakKeyDictionary()
 
 
-@dataclass(slots=True, eq=False)
-class _Outgoing:
-    """Where data of a component leaves."""
-
-    send: Callable[[bytes, tuple[str, int]], int]
-    destination: TransportAddress
-    base: TransportAddress
-    traffic: Traffic
-
-
-class Agent:
+class Agent(DataPath):
     """A full ICE agent. Belongs to the running loop; not thread-safe.
 
     Args:
@@ -109,10 +92,10 @@ class Agent:
         rng: Random | None = None,
         credentials: Credentials | None = None,
     ) -> None:
-        self._loop = asyncio.get_running_loop()
+        super().__init__(host or _this_machine(), (config or Config()).components)
         self._thread = threading.get_ident()
         self._config = config = config or Config()
-        self._host = host = host or _this_machine()
+        host = self._host
         rng = rng or _system_rng
         self._session = IceSession(
             config=config,
@@ -133,6 +116,7 @@ class Agent:
                 rng,
                 _system_rng,
                 listener=self,
+                sink=self._enqueue,
                 peers_of=self._session.peers,
                 found=self._on_candidate,
                 lost=self._on_base_lost,
@@ -141,15 +125,10 @@ class Agent:
         except ValueError as error:
             raise UsageError(str(error)) from error
         self._is_gathering = False
-        self._outgoing: dict[int, _Outgoing] = {}
-        self._queues: dict[int, deque[bytes]] = {}
-        self._receivers: dict[int, asyncio.Future[None]] = {}
-        self._handler: Callable[[bytes, int], None] | None = None
         self._waiters: set[asyncio.Future[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Future[None] | None = None
         self._was_connected = False
-        self._counters: Counter[str] = Counter()
 
     async def __aenter__(self) -> Agent:
         return self
@@ -266,60 +245,6 @@ class Agent:
             self._closing = asyncio.ensure_future(self._close())
         await asyncio.shield(self._closing)
 
-    # --- data ----------------------------------------------------------------------------------------------------
-
-    def send(self, data: bytes, component: int = 1) -> None:
-        """Send one datagram on the selected path, at once; what the socket cannot take is dropped and counted.
-
-        Args:
-            data: at most 65,507 bytes.
-
-        Raises:
-            NoPath: there is none (yet, or any more).
-            UsageError: it is too long.
-            AgentClosed: after :meth:`aclose`.
-        """
-        out = self._outgoing.get(component)
-        if out is None:
-            self._check()
-            raise NoPath(f"component {component} has no path in the state {self.state.value}")
-        number = out.send(data, out.destination)
-        if number:
-            self._on_send_error(out, data, number)
-            return
-        traffic = out.traffic
-        traffic.packets_sent += 1
-        traffic.bytes_sent += len(data)
-        traffic.sent_at = self._host.now()
-
-    async def recv(self, component: int = 1) -> bytes:
-        """The next datagram of a component. Cancelling loses none.
-
-        Raises:
-            ConsentLost: the path is gone for good.
-            ConnectFailed: there never was one.
-            AgentClosed: the agent is closed.
-            UsageError: another task receives on this component, or a data handler is set.
-        """
-        queue = self._queue(component)
-        while not queue:
-            self._check_receiver(component)
-            waiter = self._receivers[component] = self._loop.create_future()
-            try:
-                await waiter
-            finally:
-                del self._receivers[component]
-        return queue.popleft()
-
-    def set_data_handler(self, handler: Callable[[bytes, int], None] | None) -> None:
-        """Call ``handler(data, component)`` for every datagram, instead of :meth:`recv`; first with what has been waiting."""
-        self._check()
-        self._handler = handler
-        if handler is not None:
-            for component, queue in self._queues.items():
-                while queue:
-                    handler(queue.popleft(), component)
-
     # --- what is known -------------------------------------------------------------------------------------------
 
     @property
@@ -369,24 +294,13 @@ class Agent:
             bytes_sent=sum(t.bytes_sent for t in traffics),
             packets_received=sum(t.packets_received for t in traffics),
             bytes_received=sum(t.bytes_received for t in traffics),
-            receive_queue_dropped=self._counters["receive queue full"],
-            send_dropped=self._counters["send buffer full"],
-            path_switches=self._counters["path switches"],
+            receive_queue_dropped=self._receive_queue_dropped,
+            send_dropped=self._send_dropped,
+            path_switches=self._path_switches,
             counters=dict(self._session.counters),
         )
 
     # --- what the sockets receive (BaseListener) -----------------------------------------------------------------
-
-    def data_received(self, base: Base, data: bytes, source: tuple[str, int], traffic: Traffic) -> None:
-        """The data path."""
-        traffic.packets_received += 1
-        traffic.bytes_received += len(data)
-        traffic.received_at = now = self._host.now()
-        component = base.component
-        out = self._outgoing.get(component)
-        if out is not None and out.traffic is not traffic:
-            self._session.note_data(base.address, TransportAddress._make(source), now)
-        self._deliver(data, component)
 
     def message_received(self, base: Base, data: bytes, source: tuple[str, int]) -> None:
         """STUN: a server's answer, or the session's; and data of strangers, which the session holds."""
@@ -395,6 +309,10 @@ class Agent:
         else:
             self._driver.datagram(base.address, source, data)
 
+    def data_moved(self, base: Base, source: tuple[str, int]) -> None:
+        """The peer sends on another path than we do: among several nominated ones, that may decide."""
+        self._driver.command(self._session.note_data, base.address, TransportAddress._make(source))
+
     def error_received(self, base: Base, destination: TransportAddress, number: int) -> None:
         """ICMP, which may be forged."""
         if self._gathering.reflexive.takes(base, destination):
@@ -402,75 +320,39 @@ class Agent:
         else:
             self._driver.error(base.address, destination, number)
 
-    # --- inside: data --------------------------------------------------------------------------------------------
+    # --- what the data path needs --------------------------------------------------------------------------------
 
-    def _deliver(self, data: bytes, component: int) -> None:
-        if self._handler is not None:
-            self._handler(data, component)
-            return
-        queue = self._queue(component)
-        if len(queue) >= MAX_RECEIVE_QUEUE:
-            self._counters["receive queue full"] += 1
-            return
-        queue.append(data)
-        waiter = self._receivers.get(component)
-        if waiter is not None and not waiter.done():
-            waiter.set_result(None)
+    def _set_sink(self, sink: Callable[[bytes, int], None]) -> None:
+        self._gathering.set_sink(sink)
 
-    def _queue(self, component: int) -> deque[bytes]:
-        queue = self._queues.get(component)
-        if queue is None:
-            if not 1 <= component <= self._config.components:
-                raise UsageError(f"component {component} of an agent with {self._config.components}")
-            queue = self._queues[component] = deque()
-        return queue
+    def _on_network_error(self, base: TransportAddress, destination: TransportAddress, number: int) -> None:
+        self._driver.error(base, destination, number)
 
-    def _check_receiver(self, component: int) -> None:
-        if self._handler is not None:
-            raise UsageError("recv() while a data handler is set")
-        if component in self._receivers:
-            raise UsageError(f"two recv() at once on component {component}")
-        self._check()
-        if self.state is AgentState.FAILED:
-            reason = self._session.state_reason
-            raise ConsentLost(reason) if self._was_connected else ConnectFailed(reason)
+    def _end(self) -> Exception | None:
+        if self.state is not AgentState.FAILED:
+            return None
+        reason = self._session.state_reason
+        return ConsentLost(reason) if self._was_connected else ConnectFailed(reason)
 
-    def _on_send_error(self, out: _Outgoing, data: bytes, number: int) -> None:
-        out.traffic.packets_discarded += 1
-        if number == errno.EAGAIN:
-            self._counters["send buffer full"] += 1
-        elif number == errno.EMSGSIZE:
-            raise UsageError(f"a datagram of {len(data)} bytes, at most {MAX_DATAGRAM} can be sent")
-        else:
-            self._driver.error(out.base, out.destination, number)
+    # --- inside: events ------------------------------------------------------------------------------------------
 
     def _transmit(self, transmit: Transmit) -> int:
         base = self._gathering.bases.get(transmit.base)
         return 0 if base is None else base.socket.send(transmit.data, transmit.destination, transmit.ttl)
 
-    # --- inside: events ------------------------------------------------------------------------------------------
-
     def _on_core_event(self, event: Event) -> None:
         if isinstance(event, DataReceived):
-            self._deliver(event.data, event.component)
+            self._gathering.sink(event.data, event.component)
             return
         if isinstance(event, SelectedPathChanged):
-            self._on_path(event.component)
+            pair = self._session.current(event.component)
+            self._gathering.expect(event.component, pair.traffic if pair is not None else None)
+            self._set_path(event.component, pair, self._gathering.bases)
         elif isinstance(event, StateChanged):
             self._on_state(event.new)
         elif isinstance(event, LocalCandidateFound):
             event = LocalCandidateFound(candidate=self._signalled(event.candidate))
         self._tell(event)
-
-    def _on_path(self, component: int) -> None:
-        pair = self._session.current(component)
-        base = self._gathering.bases.get(pair.base) if pair is not None else None
-        if pair is None or base is None:
-            self._outgoing.pop(component, None)
-            return
-        if component in self._outgoing:
-            self._counters["path switches"] += 1
-        self._outgoing[component] = _outgoing(pair, base)
 
     def _on_state(self, state: AgentState) -> None:
         if state is AgentState.CONNECTED:
@@ -499,11 +381,6 @@ class Agent:
             finally:
                 self._waiters.discard(waiter)
         self._check()
-
-    def _wake_receivers(self) -> None:
-        for waiter in self._receivers.values():
-            if not waiter.done():
-                waiter.set_result(None)
 
     # --- inside: candidates --------------------------------------------------------------------------------------
 
@@ -551,7 +428,7 @@ class Agent:
         self._driver.command(self._session.close)
         self._driver.close()
         self._gathering.close()
-        self._outgoing.clear()
+        self._clear_paths()
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
@@ -563,12 +440,9 @@ class Agent:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _outgoing(pair: CandidatePair, base: Base) -> _Outgoing:
-    return _Outgoing(base.socket.send, pair.destination, pair.base, pair.traffic)
-
-
 def _this_machine() -> Host:
     try:
+        preload()
         return local_host()
     except OSError as error:
         raise UnsupportedPlatform(str(error)) from error

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 
-PACKAGES = ("gcc", "pkg-config", "libnice-dev", "libglib2.0-dev")
+PACKAGES = ("gcc", "pkg-config", "libnice-dev", "libglib2.0-dev", "iproute2", "nftables", "openssl")
 
 APT_TIMEOUT_S = 900
 QUERY_TIMEOUT_S = 30

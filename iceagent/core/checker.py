@@ -47,8 +47,11 @@ __all__ = ["Check", "Checker", "Purpose"]
 ROLE_CONFLICT = 487
 # A consent check or early check is answered within this time or not at all: consent expires after 30 s.
 _SINGLE_LIFETIME_S = 30.0
-# Transactions under way: 100 pairs × (one main, three early, a handful of consent checks) stay far below.
-_MAX_TRANSACTIONS = 2000
+# RFC 7675, 5.2: an authenticated 403 ends consent at once.
+FORBIDDEN = 403
+# Transactions of one pair that may still be answered: a main one, three early ones, 30 s of consent checks. The oldest
+# gives way.
+_MAX_PER_PAIR = 16
 
 
 class Purpose(Enum):
@@ -83,6 +86,7 @@ class Checker:
         on_success: called after the pair became valid.
         on_failure: called with the reason, after a main transaction failed.
         on_role_conflict: called when the peer says that both have the same role.
+        on_revoked: called when the peer takes back its consent to a pair that was valid (RFC 7675, 5.2).
     """
 
     def __init__(
@@ -94,6 +98,7 @@ class Checker:
         on_success: Callable[[Check, float], None],
         on_failure: Callable[[Check, str, float], None],
         on_role_conflict: Callable[[Check, float], None],
+        on_revoked: Callable[[CandidatePair, float], None],
         find_local: Callable[[int, TransportAddress, TransportAddress], Candidate | None],
     ) -> None:
         self._context = context
@@ -102,8 +107,11 @@ class Checker:
         self._on_success = on_success
         self._on_failure = on_failure
         self._on_role_conflict = on_role_conflict
+        self._on_revoked = on_revoked
         self._find_local = find_local
-        self._table = TransactionTable(limit=_MAX_TRANSACTIONS)
+        # A pair in use of an earlier generation stands beside the check list, one for each component at most.
+        pairs = context.config.max_pairs + context.config.components
+        self._table = TransactionTable(limit=_MAX_PER_PAIR * pairs)
         self._mains: dict[CandidatePair, Transaction] = {}
         self._open: dict[CandidatePair, list[Transaction]] = {}
 
@@ -115,7 +123,9 @@ class Checker:
         check = Check(pair=pair, purpose=purpose, controlling=self._context.controlling, nomination=nomination)
         identity = self._context.transaction_id()
         data = self._request(check, identity)
-        rto = self._rto()
+        # A nomination is what both ends wait for: it does not wait behind the checks that 14.3 scales the RTO by.
+        rto = self._context.config.rto_s if purpose is Purpose.NOMINATION else self._rto()
+        self._make_room(pair)
         if single:
             transaction = self._table.start(
                 identity, pair.base, pair.destination, data, now, rto=_SINGLE_LIFETIME_S, rc=1, rm=1, context=check
@@ -126,6 +136,12 @@ class Checker:
             self._mains[pair] = transaction
             pair.check_started_at = now
         self._open.setdefault(pair, []).append(transaction)
+
+    def _make_room(self, pair: CandidatePair) -> None:
+        transactions = self._open.get(pair, [])
+        if len(transactions) >= _MAX_PER_PAIR:
+            main = self._mains.get(pair)
+            self._finish(next(t for t in transactions if t is not main))
 
     def main_check(self, pair: CandidatePair) -> Check | None:
         """What the pair's main transaction is about."""
@@ -233,17 +249,21 @@ class Checker:
         pair.responses_received += 1
         pair.responded_at = now
         pair.last_error = 0
-        if pair.dead:
+        if pair.dead or self._is_discarded(pair):
             return
         # A response to any check ends the repetition of the others, unless the main one has more to say: it nominates.
         main = self.main_check(pair)
-        if main is not None and main.nomination is None:
+        is_told = main is None or main.nomination is None or main.nomination == check.nomination
+        if is_told:
             self._end_main(pair)
         self._set_valid(pair, mapped)
-        if main is None or main.nomination is None or check.nomination is not None:
-            self.checklist.untrigger(pair)
+        if is_told:
             self.checklist.set_state(pair, PairState.SUCCEEDED)
         self._on_success(check, now)
+
+    def _is_discarded(self, pair: CandidatePair) -> bool:
+        """Whether the check list dropped the pair to make room for a better one."""
+        return pair.keys is self._context.keys and self.checklist.find(*pair.key) is not pair
 
     def _set_valid(self, pair: CandidatePair, mapped: TransportAddress) -> None:
         """7.2.5.3.1 and 7.2.5.3.2: the valid pair's local candidate is the one at the mapped address."""
@@ -270,6 +290,8 @@ class Checker:
         error = message.error
         if error is not None and error.code == ROLE_CONFLICT:
             self._on_role_conflict(check, now)
+        elif error is not None and error.code == FORBIDDEN and check.pair.is_valid:
+            self._on_revoked(check.pair, now)
         elif check.purpose is not Purpose.CONSENT:
             code = f"{error.code} {error.reason}" if error is not None else "an error without a code"
             self._fail(check, f"the peer answered {code}", now)

@@ -50,11 +50,13 @@ class CheckList:
         base = candidate.base or candidate.address
         bases = self._bases.setdefault(candidate.component, {})
         known = bases.get(base)
-        if known is None or candidate.priority > known.priority:
-            bases[base] = candidate
-        if known is None:
-            for remote in list(self._remotes.get(candidate.component, {}).values()):
-                self._form(candidate, remote)
+        if known is not None and candidate.priority <= known.priority:
+            return
+        bases[base] = candidate
+        for pair in [p for p in self._pairs.values() if p.base == base and p.component == candidate.component]:
+            self._replace(pair, candidate, pair.remote)
+        for remote in list(self._remotes.get(candidate.component, {}).values()):
+            self._form(candidate, remote)
 
     def add_remote(self, candidate: Candidate) -> None:
         """Pair a remote candidate with every base of ours."""
@@ -66,10 +68,13 @@ class CheckList:
         """An address learnt by a check is now signalled: its pairs keep their state, and take over type, priority, foundation."""
         for pair in self._pairs.values():
             if pair.destination == candidate.address and pair.component == candidate.component:
-                self._uncount(pair.foundation)
-                pair.remote = candidate
-                self._foundations[pair.foundation] = self._foundations.get(pair.foundation, 0) + 1
-                pair.rerank(self._context.controlling)
+                self._replace(pair, pair.local, candidate)
+
+    def _replace(self, pair: CandidatePair, local: Candidate, remote: Candidate) -> None:
+        self._uncount(pair.foundation)
+        pair.local, pair.remote = local, remote
+        self._foundations[pair.foundation] = self._foundations.get(pair.foundation, 0) + 1
+        pair.rerank(self._context.controlling)
         self._lowest = None
 
     def remove_base(self, base: TransportAddress) -> list[CandidatePair]:
@@ -93,12 +98,14 @@ class CheckList:
             self._triggered.remove(pair)
 
     def set_state(self, pair: CandidatePair, state: PairState) -> None:
-        """Move a pair along the table; success unfreezes its foundation (7.2.5.3.3)."""
+        """Move a pair along the table; success unfreezes its foundation (7.2.5.3.3). Only Waiting pairs are in the queue."""
         if pair.state is state:
             return
         if state not in TRANSITIONS[pair.state]:
             raise AssertionError(f"{pair} cannot become {state.value}")
         pair.state = state
+        if state is not PairState.WAITING:
+            self.untrigger(pair)
         if state is PairState.SUCCEEDED:
             for other in self._of_foundation(pair.foundation):
                 if other.state is PairState.FROZEN:

@@ -4,6 +4,9 @@ RFC 7675, 5.1: while a pair carries data, a Binding request leaves every 4 … 6
 new transaction id. Only a valid response on that five-tuple renews consent; data, indications or the peer's own requests do
 not. After 30 s without one, transmission stops and these credentials are dead on that five-tuple.
 
+Whenever it leaves, one leaves on each standby pair too, so that their NAT bindings and their consent are fresh when
+the pair in use fails (DEVIATION from RFC 8445, 8.3.1, pinned by ``tests/sim/test_nomination.py``).
+
 Being checks, they also keep NAT bindings alive (DEVIATION from RFC 8445, 11, which sends indications; some carriers drop a
 heartbeat that nobody answers) and measure the round trip.
 """
@@ -36,12 +39,21 @@ class Consent:
 
     Args:
         on_expired: called once per pair whose consent ran out.
+        standby: the pairs that are to be kept alive beside one that carries data.
     """
 
-    def __init__(self, context: Context, checker: Checker, on_expired: Callable[[CandidatePair, float], None]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        checker: Checker,
+        *,
+        on_expired: Callable[[CandidatePair, float], None],
+        standby: Callable[[CandidatePair], list[CandidatePair]],
+    ) -> None:
         self._context = context
         self._checker = checker
         self._on_expired = on_expired
+        self._standby = standby
         self._watched: dict[CandidatePair, _Watch] = {}
 
     def watch(self, pair: CandidatePair, now: float) -> None:
@@ -67,6 +79,8 @@ class Consent:
                 self._on_expired(pair, now)
             elif now >= watch.next_at:
                 self._check(pair, watch, now)
+                for other in self._standby(pair):
+                    self._checker.check(other, Purpose.CONSENT, now)
 
     def poll_timeout(self) -> float | None:
         """The next check or expiry."""

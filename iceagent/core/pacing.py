@@ -13,6 +13,7 @@ Three limits, all token buckets:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from iceagent.net.address import TransportAddress
 
@@ -108,12 +109,13 @@ class RemoteBudget:
     """Limit 3. An address that answered, or sent an authenticated request, is free of it."""
 
     _remotes: dict[TransportAddress, _Remote] = field(default_factory=dict)
-    _answered: set[TransportAddress] = field(default_factory=set)
+    _answered: dict[TransportAddress, None] = field(default_factory=dict)
 
     def answered(self, remote: TransportAddress) -> None:
         """It is a peer of ours: no limit any more."""
-        if len(self._answered) < _MAX_REMOTES:
-            self._answered.add(remote)
+        if remote not in self._answered:
+            _make_room(self._answered)
+            self._answered[remote] = None
         self._remotes.pop(remote, None)
 
     def allows(self, remote: TransportAddress, now: float, *, early: bool = False) -> bool:
@@ -122,7 +124,7 @@ class RemoteBudget:
             return True
         entry = self._remotes.get(remote)
         if entry is None:
-            return len(self._remotes) < _MAX_REMOTES
+            return True
         if now - entry.first_at < _FIRST_MINUTE_S:
             return entry.packets < (_EARLY_PACKETS if early else _FIRST_MINUTE_PACKETS)
         return not early and now >= entry.later_at
@@ -131,6 +133,8 @@ class RemoteBudget:
         """A packet goes there."""
         if remote in self._answered:
             return
+        if remote not in self._remotes:
+            _make_room(self._remotes)
         entry = self._remotes.setdefault(remote, _Remote(now))
         entry.packets += 1
         if now - entry.first_at >= _FIRST_MINUTE_S:
@@ -140,7 +144,11 @@ class RemoteBudget:
         """When :meth:`allows` will say yes."""
         if self.allows(remote, now):
             return now
-        entry = self._remotes.get(remote)
-        if entry is None:
-            return now + _LATER_INTERVAL_S
+        entry = self._remotes[remote]
         return max(entry.first_at + _FIRST_MINUTE_S, entry.later_at)
+
+
+def _make_room(remotes: dict[TransportAddress, Any]) -> None:
+    """Forget the oldest of too many: to come back to it, somebody has to signal 2,048 others, checked one per Ta."""
+    if len(remotes) >= _MAX_REMOTES:
+        del remotes[next(iter(remotes))]

@@ -35,12 +35,19 @@ class Scheduler:
         self._pacer = pacer
         self._checklist: CheckList | None = None
         self._early: list[tuple[float, int, CandidatePair, float]] = []
-        self._wait_until: float | None = None
+        self._deferred: dict[CandidatePair, float] = {}
+        self._token_at: float | None = None
+        self._budget_at: float | None = None
 
     def use(self, checklist: CheckList) -> None:
         """A new generation begins."""
         self._checklist = checklist
         self._early.clear()
+        self._deferred.clear()
+
+    def trigger_at(self, pair: CandidatePair, at: float) -> None:
+        """Trigger a check of an In-Progress pair later, unless it is answered by then."""
+        self._deferred.setdefault(pair, at)
 
     def set_ta(self, ta_s: float) -> None:
         """Both sides' pacing is known."""
@@ -48,26 +55,36 @@ class Scheduler:
 
     def run(self, now: float) -> None:
         """Send what may leave."""
-        self._wait_until = None
+        self._token_at = self._budget_at = None
         if self._context.keys is None or self._context.config.lite or self._checklist is None:
             return
+        self._trigger_deferred(self._checklist, now)
         while self._send_next(self._checklist, now):
             pass
-        if self._wait_until is None:
+        while self._early and self._early[0][0] + _EARLY_PATIENCE_S < now:
+            heapq.heappop(self._early)
+        if self._token_at is None:
             self._send_early(self._checklist, now)
 
     def poll_timeout(self) -> float | None:
-        """When a token or an early check is due."""
-        early = self._early[0][0] if self._early else None
-        if self._wait_until is None or early is None:
-            return early if self._wait_until is None else self._wait_until
-        return min(self._wait_until, early)
+        """When something is due; early checks have no turn before everything else had its token."""
+        deferred_at = min(self._deferred.values(), default=None)
+        early_at = self._early[0][0] if self._early and self._token_at is None else None
+        times = (self._token_at, self._budget_at, deferred_at, early_at)
+        return min((at for at in times if at is not None), default=None)
 
     def exhausted(self, pair: CandidatePair, now: float) -> bool:
         """Whether this pair waits only because its address never answered."""
         return not self._budget.allows(pair.destination, now)
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _trigger_deferred(self, checklist: CheckList, now: float) -> None:
+        for pair in [pair for pair, at in self._deferred.items() if at <= now]:
+            del self._deferred[pair]
+            if pair.state is PairState.IN_PROGRESS and checklist.find(*pair.key) is pair:
+                self._checker.quiet(pair)
+                checklist.trigger(pair)
 
     def _send_next(self, checklist: CheckList, now: float) -> bool:
         """Send one check; false when none is wanted or none may leave."""
@@ -80,7 +97,7 @@ class Scheduler:
             self._wait_for_budget(checklist, now)
             return False
         if not self._pacer.may_send(now, urgent=urgent):
-            self._wait_until = self._pacer.ready_at(now, urgent=urgent)
+            self._token_at = self._pacer.ready_at(now, urgent=urgent)
             return False
         self._pacer.take(now)
         if nomination is not None:
@@ -103,7 +120,7 @@ class Scheduler:
             for p in checklist
             if p.state is PairState.WAITING and not p.dead and self._selection.wants(p)
         )
-        self._wait_until = min((at for at in waiting if at > now), default=None)
+        self._budget_at = min((at for at in waiting if at > now), default=None)
 
     # --- early checks --------------------------------------------------------------------------------------------
 

@@ -28,6 +28,9 @@ _NOMINATION_PATIENCE_S = 4.0
 # NOMINATION counts below 2**24; a session that nominates ten times a second lives 19 days.
 _MAX_NOMINATION = 2**24 - 1
 
+# Pairs beside the one in use that are kept alive: one fails with its interface, the second may be another one's.
+_STANDBY_PAIRS = 2
+
 _UNFINISHED = frozenset({PairState.FROZEN, PairState.WAITING, PairState.IN_PROGRESS})
 
 
@@ -57,6 +60,7 @@ class Selection:
     Args:
         on_current: called with (old, new, now) when data moves.
         on_unanswered: called with a pair whose nomination was not answered in time.
+        on_superseded: called with a pair whose nomination must not be repeated: a peer without NOMINATION would obey it.
     """
 
     def __init__(
@@ -65,20 +69,24 @@ class Selection:
         *,
         on_current: Callable[[CandidatePair | None, CandidatePair | None, float], None],
         on_unanswered: Callable[[CandidatePair, float], None],
+        on_superseded: Callable[[CandidatePair], None],
     ) -> None:
         self._context = context
         self._on_current = on_current
         self._on_unanswered = on_unanswered
+        self._on_superseded = on_superseded
         self._checklist: CheckList | None = None
         self._components: dict[int, _Component] = {}
         self._counter = 0
-        self._answered = 0
+        self._answered = -1
         self._highest_seen = 0
 
     def use(self, checklist: CheckList) -> None:
         """A new generation begins; the paths in use stay until it has found one (RFC 8445, 9)."""
         self._checklist = checklist
-        self._counter = self._answered = self._highest_seen = 0
+        self._counter = self._highest_seen = 0
+        # A nomination without a value counts as -1.
+        self._answered = -1
         for component in self._components.values():
             component.selected = component.nominating = component.valid_since = None
             component.due = False
@@ -104,10 +112,10 @@ class Selection:
     def on_nomination_answered(self, pair: CandidatePair, value: int, now: float) -> None:
         """Controlling: the peer accepted."""
         component = self._component(pair)
-        if component.nominating is pair:
-            component.nominating = None
-        if not self._context.controlling or value < self._answered:
+        if not self._context.controlling or value < self._answered or component.nominating not in (pair, None):
+            # The peer has seen a later nomination, or will: it is that one's answer which counts.
             return
+        component.nominating = None
         self._answered = max(value, self._answered)
         self._select(component, pair, "nominated", now)
 
@@ -121,15 +129,12 @@ class Selection:
             pair.nominate_with = value
 
     def on_failed(self, pair: CandidatePair, now: float) -> None:
-        """A check of this pair failed; it is valid no more, unless consent says otherwise."""
+        """A check of this pair failed: it is valid no more; of the pair in use, only a failed nomination says so."""
         component = self._component(pair)
         was_nominating = component.nominating is pair
-        if was_nominating:
-            component.nominating = None
-        if component.current is pair:
+        if component.current is pair and not was_nominating:
             return
-        pair.valid_local = None
-        pair.nominated = False
+        self.on_lost(pair, "its nomination failed", now)
         selected = component.selected
         if was_nominating and selected is not None and selected is not pair and self._context.controlling:
             # The peer may have moved although its answer never came: call it back with a higher value.
@@ -146,7 +151,7 @@ class Selection:
             component.selected = None
             component.valid_since = now
         if component.current is pair:
-            self._move(component, self._best(pair.component), reason, now)
+            self._move(component, self._best_standby(pair.component, now), reason, now)
 
     def on_data(self, pair: CandidatePair, now: float) -> None:
         """Data came in on another path than ours goes out on."""
@@ -207,6 +212,17 @@ class Selection:
         found = self._components.get(component)
         return found.nominating if found else None
 
+    def valid_pairs(self, component: int) -> list[CandidatePair]:
+        """Every valid pair of this generation, in no order."""
+        return [p for p in self._checklist or () if p.component == component and p.is_valid]
+
+    def standby(self, pair: CandidatePair) -> list[CandidatePair]:
+        """The best valid pairs beside the one in use, which are kept alive with it."""
+        if not self._context.config.keep_pairs or pair.keys is not self._context.keys:
+            return []
+        others = [p for p in self.valid_pairs(pair.component) if p is not pair]
+        return sorted(others, key=lambda p: p.rank, reverse=True)[:_STANDBY_PAIRS]
+
     def wants(self, pair: CandidatePair) -> bool:
         """Whether a check of this pair can still improve something (8.1.2 stops the others)."""
         selected = self.selected(pair.component)
@@ -245,6 +261,8 @@ class Selection:
         )
 
     def _nominate(self, component: _Component, pair: CandidatePair, now: float) -> None:
+        if component.nominating is not None and component.nominating is not pair:
+            self._on_superseded(component.nominating)
         component.nominating = pair
         component.due = True
         component.nominated_at = now
@@ -298,8 +316,14 @@ class Selection:
         )
 
     def _best(self, number: int, but: CandidatePair | None = None) -> CandidatePair | None:
-        valid = (p for p in self._checklist or () if p.component == number and p.is_valid and p is not but)
+        valid = (p for p in self.valid_pairs(number) if p is not but)
         return max(valid, key=lambda p: p.rank, default=None)
+
+    def _best_standby(self, number: int, now: float) -> CandidatePair | None:
+        """The best pair that may carry data at once: its last response is no older than consent may be (RFC 7675, 5.1)."""
+        since = now - self._context.config.consent_timeout_s
+        fresh = (p for p in self.valid_pairs(number) if p.responded_at is not None and p.responded_at > since)
+        return max(fresh, key=lambda p: p.rank, default=None)
 
     def _component(self, pair: CandidatePair) -> _Component:
         return self._components.setdefault(pair.component, _Component())

@@ -57,6 +57,8 @@ _MAX_REMOTE_CANDIDATES = 1000
 _MAX_PEERS_PER_BASE = 256
 # Our own candidates: bases × servers, far below.
 _MAX_LOCAL_CANDIDATES = 1000
+# Generations of the peer's whose late candidates are known as such.
+_MAX_OLD_UFRAGS = 10
 
 
 class IceSession:
@@ -105,13 +107,19 @@ class IceSession:
             on_success=self._on_check_success,
             on_failure=self._on_check_failure,
             on_role_conflict=self._on_role_conflict,
+            on_revoked=self._on_consent_revoked,
             find_local=self._find_local,
         )
         self._responder = Responder(self._context, self._switch_role)
         self._responder.accept(self.local_credentials)
-        self._consent = Consent(self._context, self._checker, self._on_consent_expired)
         self._selection = Selection(
-            self._context, on_current=self._on_current, on_unanswered=self._on_nomination_unanswered
+            self._context,
+            on_current=self._on_current,
+            on_unanswered=self._on_nomination_unanswered,
+            on_superseded=self._checker.quiet,
+        )
+        self._consent = Consent(
+            self._context, self._checker, on_expired=self._on_consent_expired, standby=self._selection.standby
         )
         self._selection.use(self._checklist)
         self._held = Held(self._context)
@@ -125,7 +133,6 @@ class IceSession:
         self._component_of: dict[TransportAddress, int] = {}
         self._peer_reflexive = 0
         self._old_remote_ufrags: list[str] = []
-        self._is_fresh = True
         self._deadline: float | None = None
 
     # --- commands ------------------------------------------------------------------------------------------------
@@ -176,11 +183,8 @@ class IceSession:
         """
         credentials = description.credentials
         if self.remote_credentials is not None and self.remote_credentials != credentials:
-            if not self._is_fresh:
-                self._restart(None, by_peer=True)
-            self._old_remote_ufrags.append(self.remote_credentials.ufrag)
-            del self._old_remote_ufrags[:-10]
-            self._forget_remote()
+            # After a restart of our own, the peer's credentials are unknown: these are the answer then, no second restart.
+            self._restart(None, by_peer=True)
         if self.remote_credentials != credentials:
             self._begin(description, now)
         for candidate in description.candidates:
@@ -209,7 +213,7 @@ class IceSession:
     def note_data(self, base: TransportAddress, source: TransportAddress, now: float) -> None:
         """Data came in on another five-tuple than ours goes out on (the data path tells)."""
         pair = self._checklist.find(base, source)
-        if pair is not None:
+        if pair is not None and pair is not self.current(pair.component):
             self._selection.on_data(pair, now)
             self._run(now)
 
@@ -345,7 +349,6 @@ class IceSession:
         if description.lite and not config.lite and not context.controlling:
             # 6.1.1: "the full agent MUST take on the controlling role".
             self._switch_role(True, "the peer is a lite agent", now)
-        self._is_fresh = False
         self._status.begin(now)
         for local in self._locals:
             self._checklist.add_local(local)
@@ -359,8 +362,8 @@ class IceSession:
         self._responder.accept(self.local_credentials)
         if self.remote_credentials is not None:
             self._old_remote_ufrags.append(self.remote_credentials.ufrag)
+            del self._old_remote_ufrags[:-_MAX_OLD_UFRAGS]
             self._forget_remote()
-        self._is_fresh = True
         self._context.emit(IceRestarted(by_peer=by_peer))
 
     def _forget_remote(self) -> None:
@@ -427,6 +430,10 @@ class IceSession:
             address=check.source,
             type=CandidateType.PEER_REFLEXIVE,
         )
+        reason = refusal(candidate, self.config, self._component_of, self.config.components)
+        if reason is not None:
+            self._refuse(candidate, reason)
+            return None
         self._peer_reflexive += 1
         self._remotes[component, check.source] = candidate
         self._context.emit(RemoteCandidateAdded(candidate=candidate, via="check"))
@@ -475,8 +482,11 @@ class IceSession:
         if pair.state is PairState.SUCCEEDED:
             return
         if pair.state is PairState.IN_PROGRESS:
-            # Two ends that answer each other's checks with checks would go on at the rate of the round trip: one per Ta is enough.
-            if pair.check_started_at is not None and now - pair.check_started_at < self._context.ta_s:
+            # Two ends that answer each other's checks with checks would go on at the rate of the round trip, and the response to
+            # ours may be on its way; or a firewall ate ours, because the peer had not sent yet. So: again, but one per Ta.
+            at = (pair.check_started_at or 0.0) + self._context.ta_s
+            if now < at:
+                self._scheduler.trigger_at(pair, at)
                 return
             self._checker.quiet(pair)
         self._checklist.trigger(pair)
@@ -512,7 +522,7 @@ class IceSession:
         pair = check.pair
         if pair.keys is not self._context.keys:
             return
-        if pair.is_valid and check.nomination is None and pair.responded_at is not None:
+        if pair is self.current(pair.component) and check.nomination is None:
             # An earlier check proved it; a recheck that was lost leaves it to consent.
             self._checklist.set_state(pair, PairState.SUCCEEDED)
             return
@@ -556,24 +566,33 @@ class IceSession:
             self._consent.unwatch(old)
             if old.keys is not self._context.keys:
                 self._checker.forget(old)
-        if new is not None and not self.config.lite:
+        if new is None and old is not None:
+            self._recheck(old.component)
+        elif new is not None and not self.config.lite:
             self._consent.watch(new, now)
 
+    def _recheck(self, component: int) -> None:
+        """Nothing in use is known to work any more: whatever is left is tried again."""
+        for pair in self._checklist:
+            if pair.component == component and not pair.dead and pair is not self.current(component):
+                self._checker.quiet(pair)
+                self._checklist.trigger(pair)
+
     def _on_consent_expired(self, pair: CandidatePair, now: float) -> None:
+        self._on_consent_ended(pair, "consent expired", now)
+
+    def _on_consent_revoked(self, pair: CandidatePair, now: float) -> None:
+        self._on_consent_ended(pair, "the peer revoked consent", now)
+
+    def _on_consent_ended(self, pair: CandidatePair, reason: str, now: float) -> None:
         """RFC 7675, 5.1: these credentials are dead on this five-tuple; what else was valid is tried again."""
         pair.dead = True
         self.peers(pair.base).pop(pair.destination, None)
         self._checker.forget(pair)
-        self._checklist.untrigger(pair)
-        if pair.state is PairState.FROZEN:
-            self._checklist.set_state(pair, PairState.WAITING)
         self._checklist.set_state(pair, PairState.FAILED)
-        self._status.note_failure(pair, "consent expired: no response for 30 s")
-        self._selection.on_lost(pair, "consent expired", now)
-        for other in self._checklist:
-            if other.component == pair.component and not other.dead and other is not self.current(pair.component):
-                self._checker.quiet(other)
-                self._checklist.trigger(other)
+        self._status.note_failure(pair, reason)
+        self._selection.on_lost(pair, reason, now)
+        self._recheck(pair.component)
 
     # --- data ----------------------------------------------------------------------------------------------------
 
@@ -584,6 +603,7 @@ class IceSession:
             self._deadline = self._next_deadline(now)
             return
         self._deliver(datagram, traffic, now)
+        self.note_data(datagram.base, datagram.source, now)
 
     def _deliver(self, datagram: Datagram, traffic: Traffic, now: float) -> None:
         traffic.packets_received += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
@@ -28,13 +28,13 @@ _MAX_PORT_TRIES = 1000
 
 
 class BaseListener(Protocol):
-    """Who hears what a base receives."""
-
-    def data_received(self, base: Base, data: bytes, source: tuple[str, int], traffic: Traffic) -> None:
-        """Application data from an address that authenticated itself."""
+    """Who hears what a base receives, but for the peer's data."""
 
     def message_received(self, base: Base, data: bytes, source: tuple[str, int]) -> None:
         """STUN, or data of a stranger."""
+
+    def data_moved(self, base: Base, source: tuple[str, int]) -> None:
+        """The peer's data came in on another five-tuple than ours goes out on."""
 
     def error_received(self, base: Base, destination: TransportAddress, number: int) -> None:
         """The network said no."""
@@ -48,30 +48,40 @@ class Base:
         component: 1 … 256.
         host_address: the interface's address it stands on.
         local_preference: 0 … 65535, shared by all candidates of this base.
-        peers: five-tuples whose data is the application's; the session's own table.
+        sink: called with (data, component) for the peer's data.
+        peers: authenticated addresses, whose data is the peer's; the session's own table.
+        expected: the five-tuple that our data goes out on.
     """
 
     component: int
     host_address: HostAddress
     local_preference: int
     listener: BaseListener
-    peers: dict[TransportAddress, Traffic]
-    socket: DatagramSocket = None  # type: ignore[assignment]  # set once, by open_base
+    now: Callable[[], float]
+    sink: Callable[[bytes, int], None]
+    peers: dict[TransportAddress, Traffic] = field(default_factory=dict)
+    expected: Traffic | None = None
+    socket: DatagramSocket = field(init=False)
 
     @property
     def address(self) -> TransportAddress:
         return self.socket.address
 
     def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
-        """The data path's first step; called for every datagram."""
-        if (data and data[0] < 4) and is_stun(data):
+        """The data path: from the socket to the application without leaving this function."""
+        if data and data[0] < 4 and is_stun(data):
             self.listener.message_received(self, data, source)
             return
         traffic = self.peers.get(source)  # type: ignore[call-overload]
         if traffic is None:
             self.listener.message_received(self, data, source)
-        else:
-            self.listener.data_received(self, data, source, traffic)
+            return
+        traffic.packets_received += 1
+        traffic.bytes_received += len(data)
+        traffic.received_at = self.now()
+        if traffic is not self.expected:
+            self.listener.data_moved(self, source)
+        self.sink(data, self.component)
 
     def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
         """An ICMP error; without a destination it says nothing about any path."""
@@ -109,25 +119,13 @@ def foundation(candidate_type: CandidateType, base_host: str, server: TransportA
     return f"{value & 0xFFFFFFFF:08x}"
 
 
-def open_base(
-    host: Host,
-    address: HostAddress,
-    component: int,
-    local_preference: int,
-    listener: BaseListener,
-    peers_of: Callable[[TransportAddress], dict[TransportAddress, Traffic]],
-    config: Config,
-    rng: Random,
-) -> Base:
+def open_base(base: Base, host: Host, config: Config, rng: Random) -> None:
     """Open the socket of a base.
 
     Raises:
         OSError: the address cannot be bound, or every port of the range is taken.
     """
-    base = Base(component, address, local_preference, listener, {})
-    base.socket = _open(host, address, base, config, rng)
-    base.peers = peers_of(base.address)
-    return base
+    base.socket = _open(host, base.host_address, base, config, rng)
 
 
 def _open(host: Host, address: HostAddress, base: Base, config: Config, rng: Random) -> DatagramSocket:

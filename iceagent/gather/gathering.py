@@ -32,6 +32,7 @@ class Gathering:
 
     Args:
         listener: who hears what the sockets receive.
+        sink: called with (data, component) for the peer's data.
         peers_of: the session's table of authenticated addresses for a base.
         found: called with every candidate.
         lost: called with a base whose address is gone.
@@ -46,6 +47,7 @@ class Gathering:
         system_rng: Random,
         *,
         listener: BaseListener,
+        sink: Callable[[bytes, int], None],
         peers_of: Callable[[TransportAddress], dict[TransportAddress, Traffic]],
         found: Callable[[Candidate], None],
         lost: Callable[[Base], None],
@@ -55,6 +57,7 @@ class Gathering:
         self._host = host
         self._rng = rng
         self._listener = listener
+        self.sink = sink
         self._peers_of = peers_of
         self._found = found
         self._lost = lost
@@ -94,6 +97,18 @@ class Gathering:
             gatherer.close()
         for base in self.bases.values():
             base.socket.close()
+
+    def set_sink(self, sink: Callable[[bytes, int], None]) -> None:
+        """Send the peer's data elsewhere from now on."""
+        self.sink = sink
+        for base in self.bases.values():
+            base.sink = sink
+
+    def expect(self, component: int, traffic: Traffic | None) -> None:
+        """Data of a component goes out on this five-tuple now."""
+        for base in self.bases.values():
+            if base.component == component:
+                base.expected = traffic
 
     # --- interfaces ----------------------------------------------------------------------------------------------
 
@@ -143,14 +158,14 @@ class Gathering:
         return sorted({base.address.host for base in bases})
 
     def _open(self, address: HostAddress, component: int, preference: int) -> Base | None:
+        base = Base(component, address, preference, self._listener, self._host.now, self.sink)
         try:
-            base = open_base(
-                self._host, address, component, preference, self._listener, self._peers_of, self._config, self._rng
-            )
+            open_base(base, self._host, self._config, self._rng)
         except OSError as error:
             self._failed_hosts.add(address.host)
             self._tell(BaseFailed(host=address.host, interface=address.interface, reason=str(error)))
             return None
+        base.peers = self._peers_of(base.address)
         self.bases[base.address] = base
         return base
 

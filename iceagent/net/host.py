@@ -104,8 +104,9 @@ class SocketOptions:
         dscp: differentiated services code point, 0 … 63 (RFC 8445, 7.2.3).
         receive_buffer: SO_RCVBUF in bytes; ``None``: the system's.
         send_buffer: SO_SNDBUF in bytes; ``None``: the system's.
-        egress_index: send through the interface with this index, but receive from any: a socket on the second interface's address
-            must not leave by the default route of the first (RFC 1122's weak host model); 0: as the routes say.
+        egress_index: send through the interface with this index, and for IPv4 receive from any: what a socket on the
+            second interface's address sends must not leave by the default route of the first (RFC 1122's weak host
+            model); 0: as the routes say. Not applied where ``interface`` is.
         scope_id: zone of link-local IPv6 addresses on this socket: the interface's index; 0: none.
     """
 

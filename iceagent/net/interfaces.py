@@ -17,6 +17,7 @@ import contextlib
 import functools
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -47,6 +48,8 @@ RETRY_S = 5.0
 READ_TIMEOUT_S = 1.0
 # A table that changed while it was dumped (NLM_F_DUMP_INTR) is dumped again, this often.
 READ_ATTEMPTS = 3
+# Messages taken apart (100 µs each) before the loop's thread is let in, which would else wait 5 ms for the interpreter.
+MESSAGES_PER_TURN = 8
 # Notifications taken per wake-up; what is left wakes the reader again.
 MAX_NOTIFICATIONS_PER_WAKEUP = 64
 # The kernel fills at most 32 KiB per message of a dump.
@@ -115,7 +118,9 @@ class InterfaceTable:
         """
         self._on_notification()
         while self._table is None or self._is_stale or self._notifications is None:
-            table = await asyncio.shield(self._start_reading())
+            reading = self._start_reading()
+            table = await asyncio.shield(reading)
+            self._on_read(reading)  # Its callback may have to wait for the loop's next turn.
             if self._notifications is None:
                 return table
         return self._table
@@ -205,6 +210,9 @@ class InterfaceTable:
         return self._reading
 
     def _on_read(self, reading: asyncio.Future[tuple[Interface, ...]]) -> None:
+        """Take a reading that is done; a second call does nothing."""
+        if reading is not self._reading:
+            return
         self._reading = None
         if reading.cancelled() or reading.exception() is not None:
             self._is_stale = True
@@ -310,9 +318,11 @@ def _split(data: bytes) -> Iterator[bytes]:
 def _messages(raw: list[bytes], kind: int) -> Iterator[Any]:
     """``raw``, taken apart, without other kinds of message."""
     marshal = _pyroute2()()
-    for message in raw:
-        if NLMSGHDR.unpack_from(message)[1] == kind:
-            yield from marshal.parse(message)
+    wanted = [message for message in raw if NLMSGHDR.unpack_from(message)[1] == kind]
+    for number, message in enumerate(wanted, 1):
+        yield from marshal.parse(message)
+        if number % MESSAGES_PER_TURN == 0:
+            time.sleep(0)
 
 
 def _link(message: Any) -> Link:

@@ -3,9 +3,10 @@
 A UDP socket on ``loop.add_reader`` with a drain loop: asyncio's own datagram transport allocates 256 KiB per datagram
 and reads one per turn of the loop.
 
-Reading. A wake-up reads up to ``budget`` datagrams. The budget starts at 1, doubles after every wake-up that used it
-up, to 64, and falls to what was read when the socket ran empty: the exception of a read too many costs as much as a
-datagram.
+Reading. A wake-up reads up to ``budget`` datagrams. The budget starts at 1, doubles after a wake-up that used it up, to
+64, and falls to what was read when the socket ran empty: the exception of a read too many costs as much as a datagram.
+Where doubling found nothing more to read (one datagram at a time, or bursts of one size), it is tried again only after
+2, 4, 8 and then 16 used-up wake-ups.
 
 Errors. IP_RECVERR makes the kernel queue ICMP errors together with the destination they are about. As long as one is
 queued, poll reports an error: asyncio's reader then spins, and uvloop's stops for good after the first one. So the
@@ -16,7 +17,7 @@ Scope ids of link-local IPv6 addresses stay in here: they are taken off every so
 
 Several homes. Linux routes by destination: a socket on the second interface's address still leaves through the first
 (weak host model). ``SocketOptions.interface`` binds the socket to the device, which needs no privilege from Linux 5.7
-on; ``SocketOptions.egress_index`` chooses the outgoing interface alone, with IP_UNICAST_IF.
+on; ``SocketOptions.egress_index`` chooses the outgoing interface alone where the kernel can (:func:`send_through`).
 """
 
 from __future__ import annotations
@@ -36,16 +37,18 @@ __all__ = ["UdpSocket", "open_socket"]
 BUFFER_SIZE = 65_536
 # More would hold up the other sockets of the loop: 64 datagrams are about 0.3 ms.
 MAX_BUDGET = 64
+# Used-up wake-ups before the budget is doubled once more, where that was in vain before.
+MAX_PATIENCE = 16
 # ICMP errors read per wake-up; what is left wakes the reader again.
 MAX_ERRORS_PER_WAKEUP = 32
 # sock_extended_err (16 bytes) and the offender's address (28 at most), each with a control message header.
 ERROR_CONTROL_SIZE = 256
 
-# <linux/in.h>, <linux/in6.h>, <linux/errqueue.h>; not in Python's socket module.
+# <linux/in.h>, <linux/in6.h>, <linux/errqueue.h>, <asm/socket.h>; not in Python's socket module.
 IP_RECVERR = 11
 IPV6_RECVERR = 25
 IP_UNICAST_IF = 50
-IPV6_UNICAST_IF = 76
+SO_BINDTOIFINDEX = 62
 MSG_ERRQUEUE = 0x2000
 SO_EE_ORIGIN_LOCAL = 1
 EXTENDED_ERROR = struct.Struct("=IBBBBII")
@@ -71,7 +74,8 @@ def open_socket(
         loop: the loop that reads it. It is this loop's from now on: nothing here is thread-safe.
 
     Raises:
-        OSError: the address cannot be bound, or an option is refused (SO_MARK needs CAP_NET_ADMIN; no such interface).
+        OSError: the address cannot be bound, or an option is refused: SO_MARK needs CAP_NET_ADMIN, an interface on
+            IPv6 before Linux 5.7 CAP_NET_RAW; or there is no such interface.
         ValueError: ``options.dscp`` is not in 0 … 63.
     """
     family = socket.AF_INET6 if local.version == 6 else socket.AF_INET
@@ -117,25 +121,35 @@ def bind_to_interface(sock: socket.socket, family: int, interface: str) -> None:
 
     Raises:
         OSError: there is no such interface.
+        PermissionError: IPv6 before Linux 5.7, without CAP_NET_RAW.
     """
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode() + b"\0")
     except PermissionError:
-        # Before Linux 5.7 SO_BINDTODEVICE needed CAP_NET_RAW.
+        if family == socket.AF_INET6:
+            raise
         send_through(sock, family, socket.if_nametoindex(interface))
 
 
-def send_through(sock: socket.socket, family: int, interface_index: int) -> None:
-    """Choose the interface for what is sent, and leave alone what is received.
+def send_through(sock: socket.socket, family: int, index: int) -> None:
+    """Make what this socket sends leave through the interface ``index``, and where possible restrict nothing else.
 
-    SO_BINDTODEVICE would also refuse what another program on this machine sends to us: that comes in on ``lo``.
+    IPv4: IP_UNICAST_IF. IPv6: IPV6_UNICAST_IF does nothing for a socket that is bound to an address (the route by
+    destination wins), so the socket is bound to the device; before Linux 5.7 that needs CAP_NET_RAW, and where it is
+    refused the routes decide, which is right on every host with one uplink.
+
+    Raises:
+        OSError: there is no such interface.
     """
-    # The option takes the index in network byte order.
-    index = struct.pack("!I", interface_index)
-    if family == socket.AF_INET6:
-        sock.setsockopt(socket.IPPROTO_IPV6, IPV6_UNICAST_IF, index)
-    else:
-        sock.setsockopt(socket.IPPROTO_IP, IP_UNICAST_IF, index)
+    if family == socket.AF_INET:
+        # This option takes the index in network byte order.
+        sock.setsockopt(socket.IPPROTO_IP, IP_UNICAST_IF, struct.pack("!I", index))
+        return
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, SO_BINDTOIFINDEX, index)
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOPROTOOPT):
+            raise
 
 
 def sockaddr(address: tuple[str, int], scope_id: int) -> tuple[str, int] | tuple[str, int, int, int]:
@@ -163,12 +177,15 @@ class UdpSocket:
         "_is_closed",
         "_is_drain_due",
         "_is_ipv6",
+        "_is_trial",
         "_loop",
+        "_patience",
         "_receiver",
         "_recvfrom_into",
         "_scope_id",
         "_sendto",
         "_socket",
+        "_used_up",
         "budget",
         "empty_reads",
         "errors",
@@ -192,6 +209,9 @@ class UdpSocket:
         self._sendto = sock.sendto
         self._is_closed = False
         self._is_drain_due = False
+        self._is_trial = False  # The budget was doubled for the next wake-up.
+        self._patience = 1
+        self._used_up = 0
         self.budget = 1
         self.wakeups = 0
         self.empty_reads = 0
@@ -274,9 +294,7 @@ class UdpSocket:
                 size, source = recvfrom_into(buffer)
             except BlockingIOError:
                 self.empty_reads += 1
-                self.budget = count or 1
-                if not count:
-                    self._drain_errors()
+                self._shrink(count)
                 return
             except OSError:
                 self._drain_errors()
@@ -289,8 +307,28 @@ class UdpSocket:
                 self._report(error)
             if self._is_closed:
                 return
-        if budget < MAX_BUDGET:
-            self.budget = budget * 2
+        self._grow()
+
+    def _grow(self) -> None:
+        """The wake-up used its budget up."""
+        if self._is_trial:
+            self._is_trial = False
+            self._patience = 1
+        self._used_up += 1
+        if self._used_up >= self._patience and self.budget < MAX_BUDGET:
+            self._used_up = 0
+            self._is_trial = True
+            self.budget *= 2
+
+    def _shrink(self, count: int) -> None:
+        """The socket ran empty after ``count`` datagrams."""
+        if self._is_trial:
+            self._is_trial = False
+            self._patience = min(self._patience * 2, MAX_PATIENCE) if count * 2 <= self.budget else 1
+        self._used_up = 0
+        self.budget = count or 1
+        if not count:
+            self._drain_errors()
 
     def _drain_errors_soon(self) -> None:
         if not self._is_drain_due:

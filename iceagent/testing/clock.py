@@ -131,16 +131,24 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     Args:
         clock: its clock; ``None``: a new one that starts at 0.
         time_limit_s: how far the clock may go, in seconds from where it is now.
+        turn_limit: turns of the loop without the clock moving.
 
     Attributes:
         clock: the clock. Advancing it by hand makes timers late, as a busy machine does.
         failures: what was given to the exception handler, oldest first. :func:`run` raises the first.
     """
 
-    def __init__(self, clock: VirtualClock | None = None, *, time_limit_s: float = TIME_LIMIT_S) -> None:
+    def __init__(
+        self,
+        clock: VirtualClock | None = None,
+        *,
+        time_limit_s: float = TIME_LIMIT_S,
+        turn_limit: int = TURNS_AT_ONE_INSTANT,
+    ) -> None:
         self.clock = clock or VirtualClock()
         self.failures: list[Mapping[str, Any]] = []
         self._limit_at = self.clock.now() + time_limit_s
+        self._turn_limit = turn_limit
         self._turns = 0
         self._threads = 0
         super().__init__(_JumpingSelector(self._wait))
@@ -199,9 +207,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
     def _count_turn(self) -> None:
         self._turns += 1
-        if self._turns > TURNS_AT_ONE_INSTANT:
+        if self._turns > self._turn_limit:
             self._turns = 0
-            raise Livelock(f"at {self.time():.6f} s: {TURNS_AT_ONE_INSTANT} turns and no time passed{self._waiting()}")
+            raise Livelock(f"at {self.time():.6f} s: {self._turn_limit} turns and no time passed{self._waiting()}")
 
     def _waiting(self) -> str:
         tasks = sorted(asyncio.all_tasks(self), key=lambda task: task.get_name())

@@ -233,11 +233,12 @@ class Network:
         """Give a link one more address.
 
         Raises:
-            ValueError: it is no address, or taken.
+            ValueError: it is no address, a loopback address, or taken.
         """
         host = canonical_host(address)
-        if not ip_address(host).is_loopback:
-            link.realm.announce(host, link)
+        if ip_address(host).is_loopback:
+            raise ValueError(f"{host}: every node has its loopback addresses without being given them")
+        link.realm.announce(host, link)
         link.hosts.append(host)
 
     def remove_address(self, link: Link, address: str) -> None:
@@ -273,19 +274,19 @@ class Network:
         """
         base, target = transmit.base, transmit.destination
         link = node.link_of(base.host)
-        if link is None:
+        is_own = node.has(target.host)
+        if not node.has(base.host):
             return errno.EADDRNOTAVAIL
         if len(transmit.data) > MAX_PAYLOAD:
             return errno.EMSGSIZE
         if base.version != target.version:
             return errno.EAFNOSUPPORT
-        is_own = node.link_of(target.host) is not None
-        if not is_own and (ip_address(base.host).is_loopback or ip_address(target.host).is_loopback):
+        if not is_own and (link is None or ip_address(target.host).is_loopback):
             return errno.EINVAL
         ttl = DEFAULT_TTL if transmit.ttl is None else transmit.ttl
         packet = Packet(base, target, transmit.data, ttl, node, base, target, now)
-        self._note(Fate.SENT, link.name, packet, now)
-        if is_own:
+        self._note(Fate.SENT, node.name, packet, now)
+        if is_own or link is None:
             self._push(now, partial(self._arrive, node), packet)
         else:
             self._carry(link.up, link.name, packet, now, partial(self._route, link.realm))
@@ -408,7 +409,7 @@ class Network:
         return packet._replace(ttl=ttl)
 
     def _arrive(self, node: Node, packet: Packet, at: float) -> None:
-        if node.link_of(packet.destination.host) is None:
+        if not node.has(packet.destination.host):
             self._note(Fate.UNROUTABLE, node.name, packet, at)
         elif node.ports is not None and packet.destination not in node.ports:
             self._note(Fate.PORT_CLOSED, node.name, packet, at)

@@ -71,7 +71,7 @@ class StunServerNode:
         self.delay_s = delay_s
         self.is_dead = is_dead
         self.requests: deque[TransportAddress] = deque(maxlen=QUEUE_LIMIT)
-        self._others: dict[TransportAddress, dict[tuple[bool, bool], TransportAddress]] = {}
+        self._others: dict[TransportAddress, dict[ChangeRequest, TransportAddress]] = {}
         if behaviour_discovery:
             self._others = _alternatives(addresses)
             self.addresses = frozenset(self._others)
@@ -127,11 +127,14 @@ class StunServerNode:
     def _answer_from_elsewhere(self, request: Message, datagram: Datagram, now: float) -> None:
         """RFC 5780, 6.1, table 1."""
         others = self._others[datagram.base]
-        origin = others[request.get(CHANGE_REQUEST) or ChangeRequest(False, False)]
+        change = request.get(CHANGE_REQUEST)
+        origin = others[change or ChangeRequest(False, False)]
         port = request.get(RESPONSE_PORT)
         destination = TransportAddress(datagram.source.host, datagram.source.port if port is None else port)
         response = request.success(
-            (XOR_MAPPED_ADDRESS, datagram.source), (RESPONSE_ORIGIN, origin), (OTHER_ADDRESS, others[True, True])
+            (XOR_MAPPED_ADDRESS, datagram.source),
+            (RESPONSE_ORIGIN, origin),
+            (OTHER_ADDRESS, others[ChangeRequest(True, True)]),
         )
         self._send(Transmit(origin, destination, response.encode()), now)
 
@@ -186,7 +189,7 @@ def _discovery_codes(request: Message) -> list[int]:
 
 def _alternatives(
     addresses: Sequence[TransportAddress],
-) -> dict[TransportAddress, dict[tuple[bool, bool], TransportAddress]]:
+) -> dict[TransportAddress, dict[ChangeRequest, TransportAddress]]:
     """For each of the four addresses: what (change IP, change port) leads to."""
     if len(addresses) != 2 or addresses[0].host == addresses[1].host or addresses[0].port == addresses[1].port:
         raise ValueError(f"RFC 5780 needs two addresses that differ in host and port, not {[*map(str, addresses)]}")
@@ -194,7 +197,7 @@ def _alternatives(
     ports = (addresses[0].port, addresses[1].port)
     return {
         TransportAddress(hosts[i], ports[j]): {
-            (change_ip, change_port): TransportAddress(hosts[i ^ change_ip], ports[j ^ change_port])
+            ChangeRequest(change_ip, change_port): TransportAddress(hosts[i ^ change_ip], ports[j ^ change_port])
             for change_ip in (False, True)
             for change_port in (False, True)
         }

@@ -116,6 +116,10 @@ class Node:
         """The link that has an address."""
         return next((link for link in self.links if host in link.hosts), None)
 
+    def has(self, host: str) -> bool:
+        """Whether an address is its own; loopback addresses are."""
+        return self.link_of(host) is not None or ip_address(host).is_loopback
+
 
 class NatNode:
     """A router with a NAT or a firewall.

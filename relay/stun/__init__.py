@@ -70,10 +70,10 @@ from relay.stun.integrity import (
     short_term_key,
     userhash,
 )
-from relay.stun.message import HEADER_LENGTH, Message, MessageClass, Method, build, is_stun, parse
+from relay.stun.message import Message, build
+from relay.stun.parsing import is_stun, parse
 from relay.stun.transaction import RELIABLE_TIMEOUT, TooManyTransactions, Transaction, TransactionTable
 from relay.stun.values import (
-    MAGIC_COOKIE,
     AddressErrorCode,
     AddressFamily,
     AlgorithmParameters,
@@ -82,6 +82,7 @@ from relay.stun.values import (
     Icmp,
     NetworkCost,
 )
+from relay.stun.wire import HEADER_LENGTH, MAGIC_COOKIE, MessageClass, Method
 
 __all__ = [
     "ADDITIONAL_ADDRESS_FAMILY",

@@ -9,8 +9,7 @@ from __future__ import annotations
 import struct
 
 from relay.stun.errors import BadMessage
-from relay.stun.message import HEADER_LENGTH
-from relay.stun.values import MAGIC_COOKIE
+from relay.stun.wire import HEADER_LENGTH, MAGIC_COOKIE
 
 __all__ = ["MAX_MESSAGE_LENGTH", "StreamFramer"]
 

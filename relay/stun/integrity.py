@@ -14,8 +14,12 @@ import base64
 import binascii
 import hashlib
 import unicodedata
+from collections.abc import Callable
 from enum import IntEnum, IntFlag
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 __all__ = [
     "IntegrityKey",
@@ -60,36 +64,28 @@ class IntegrityKey:
     """A key that signs messages.
 
     Args:
-        key: the key of the HMAC, any number of bytes. It is not kept.
+        key: the key of the HMAC, any number of bytes.
+
+    Attributes:
+        sign: gives the HMAC-SHA1 of a message, 20 bytes.
     """
 
-    __slots__ = ("_block", "_inner", "_inner_sha256", "_outer", "_outer_sha256")
+    __slots__ = ("_block", "_sign_sha256", "sign")
+
+    sign: Callable[[bytes], bytes]
 
     def __init__(self, key: bytes) -> None:
         # RFC 2104: a key longer than a block is hashed, which the two algorithms do differently.
-        block = key if len(key) <= _BLOCK_LENGTH else hashlib.sha1(key).digest()
-        self._inner, self._outer = _absorb(hashlib.sha1, block)
-        self._block = key if len(key) <= _BLOCK_LENGTH else hashlib.sha256(key).digest()
-        self._inner_sha256: Any = None
-        self._outer_sha256: Any = None
-
-    def sign(self, data: bytes) -> bytes:
-        """HMAC-SHA1 of ``data``: 20 bytes."""
-        inner, outer = self._inner.copy(), self._outer.copy()
-        inner.update(data)
-        outer.update(inner.digest())
-        digest: bytes = outer.digest()
-        return digest
+        is_short = len(key) <= _BLOCK_LENGTH
+        self.sign = _signer(hashlib.sha1, key if is_short else hashlib.sha1(key).digest())
+        self._block = key if is_short else hashlib.sha256(key).digest()
+        self._sign_sha256: Callable[[bytes], bytes] | None = None
 
     def sign_sha256(self, data: bytes) -> bytes:
-        """HMAC-SHA256 of ``data``: 32 bytes. The key is absorbed at the first call."""
-        if self._inner_sha256 is None:
-            self._inner_sha256, self._outer_sha256 = _absorb(hashlib.sha256, self._block)
-        inner, outer = self._inner_sha256.copy(), self._outer_sha256.copy()
-        inner.update(data)
-        outer.update(inner.digest())
-        digest: bytes = outer.digest()
-        return digest
+        """Give the HMAC-SHA256 of a message, 32 bytes. The key is absorbed at the first call."""
+        if self._sign_sha256 is None:
+            self._sign_sha256 = _signer(hashlib.sha256, self._block)
+        return self._sign_sha256(data)
 
 
 def short_term_key(password: str) -> IntegrityKey:
@@ -168,9 +164,19 @@ def security_features(nonce: str) -> SecurityFeature | None:
     return SecurityFeature(int.from_bytes(bits, "big")) if len(bits) == 3 else None
 
 
-def _absorb(algorithm: Any, key: bytes) -> tuple[Any, Any]:
+def _signer(algorithm: Callable[[bytes], _Hash], key: bytes) -> Callable[[bytes], bytes]:
     block = key.ljust(_BLOCK_LENGTH, b"\0")
-    return algorithm(block.translate(_INNER_PAD)), algorithm(block.translate(_OUTER_PAD))
+    copy_of_inner = algorithm(block.translate(_INNER_PAD)).copy
+    copy_of_outer = algorithm(block.translate(_OUTER_PAD)).copy
+
+    def sign(data: bytes) -> bytes:
+        inner = copy_of_inner()
+        inner.update(data)
+        outer = copy_of_outer()
+        outer.update(inner.digest())
+        return outer.digest()
+
+    return sign
 
 
 def _unquoted(text: str) -> str:

@@ -11,13 +11,15 @@ Pure.
 
 from __future__ import annotations
 
+import operator
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from relay.stun import values
-from relay.stun.attributes import ATTRIBUTES
+from relay.stun.attributes import ATTRIBUTES, Attribute
+from relay.stun.wire import ATTRIBUTE_HEAD, HEADER_LENGTH, MessageClass
 
 LAYOUT_LIMIT = 256
 """Layouts kept; a session has about four. When the table is full it is emptied, and learned anew."""
@@ -28,16 +30,23 @@ MAX_LAYOUT_LENGTH = 548
 SEALS_LENGTH = 32
 """Bytes of MESSAGE-INTEGRITY and FINGERPRINT at the end."""
 
-_HEAD = struct.Struct(">HH")
-_NUMBERS = {values.decode_u32: "I", values.decode_u64: "Q"}
-_NUMBER_LENGTHS = {"I": 4, "Q": 8}
+_HEAD_OF_INTEGRITY = 0x0008_0014
+_HEAD_OF_FINGERPRINT = 0x8028_0004
+_NUMBERS: dict[Callable[[bytes, bytes], Any], str] = {values.decode_u32: "I", values.decode_u64: "Q"}
+_AS_UNPACKED = frozenset((*_NUMBERS, values.decode_bytes))
+
+# The length of the value is known and has been found good, so that less is left to check.
+_QUICK: dict[Callable[[bytes, bytes], Any], Callable[[bytes], Any]] = {
+    values.decode_text: bytes.decode,
+    values.decode_flag: operator.not_,
+    values.decode_xor_address: values.decode_xored_4,
+}
 
 LAYOUTS: dict[bytes, Layout] = {}
 """By the first four bytes, type and length."""
 
 
-@dataclass(frozen=True, slots=True)
-class Envelope:
+class Envelope(NamedTuple):
     """What is around the attributes of a message that arrived; the same for every message of one layout.
 
     Attributes:
@@ -45,40 +54,43 @@ class Envelope:
         integrity_at: where MESSAGE-INTEGRITY begins, or 0.
         integrity_sha256_at: where MESSAGE-INTEGRITY-SHA256 begins, or 0.
         has_fingerprint: whether there is a FINGERPRINT (it is correct then).
+        signed_head: of a layout only: the first four bytes as MESSAGE-INTEGRITY covers them.
     """
 
     unknown_required: tuple[int, ...] = ()
     integrity_at: int = 0
     integrity_sha256_at: int = 0
     has_fingerprint: bool = False
-    is_learned: bool = False
+    signed_head: bytes = b""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Layout:
     """One kind of message.
 
     Attributes:
-        length: bytes of the message.
-        unpack: gives type, length, cookie, transaction id, then code and length (as one number) and value of each
-            attribute.
-        heads: the code and length of each attribute.
+        method: of every message of this kind.
+        message_class: the same.
+        unpack: gives numbers and values in turn: type, length and cookie as one number, the transaction id, then code
+            and length of each attribute as one number, and its value.
+        heads: the numbers.
         codes: the code of each attribute but the two seals.
         decoders: which values are not yet what they should be, and what makes them so.
-        envelope: of every message of this kind.
+        xored: the same, for those that take the transaction id.
+        envelope: the same for every message.
     """
 
-    length: int
+    method: int
+    message_class: MessageClass
     unpack: Callable[[bytes], tuple[Any, ...]]
     heads: tuple[int, ...]
     codes: tuple[int, ...]
-    decoders: tuple[tuple[int, Callable[[bytes, bytes], Any]], ...]
+    decoders: tuple[tuple[int, Callable[[bytes], Any]], ...]
+    xored: tuple[tuple[int, Callable[[bytes, bytes], Any]], ...]
     envelope: Envelope
-    method: int
-    message_class: Any
 
 
-def learn(data: bytes, envelope: Envelope, method: int, message_class: Any) -> None:
+def learn(data: bytes, envelope: Envelope, method: int, message_class: MessageClass) -> None:
     """Remember the kind of a message that was parsed and verified, if it is of use."""
     if len(data) > MAX_LAYOUT_LENGTH or data[:4] in LAYOUTS or not envelope.has_fingerprint:
         return
@@ -89,35 +101,51 @@ def learn(data: bytes, envelope: Envelope, method: int, message_class: Any) -> N
     LAYOUTS[data[:4]] = _layout(data, envelope, method, message_class)
 
 
-def _layout(data: bytes, envelope: Envelope, method: int, message_class: Any) -> Layout:
-    formats, heads, codes, decoders = [">HHI12s"], [], [], []
-    position, end = 20, envelope.integrity_at
+def signed_head(data: bytes, at: int, length: int) -> bytes:
+    """The first four bytes of a message as an integrity attribute covers them: the message ends with that attribute.
+
+    Args:
+        data: the message.
+        at: where the attribute begins.
+        length: bytes of the attribute with its head.
+    """
+    return data[:2] + (at + length - HEADER_LENGTH).to_bytes(2, "big")
+
+
+def _layout(data: bytes, envelope: Envelope, method: int, message_class: MessageClass) -> Layout:
+    formats = [">Q12s"]
+    heads = [int.from_bytes(data[:8], "big")]
+    codes: list[int] = []
+    decoders: list[tuple[int, Callable[[bytes], Any]]] = []
+    xored: list[tuple[int, Callable[[bytes, bytes], Any]]] = []
+    position, end = HEADER_LENGTH, envelope.integrity_at
     while position < end:
-        code, length = _HEAD.unpack_from(data, position)
+        code, length = ATTRIBUTE_HEAD.unpack_from(data, position)
         attribute = ATTRIBUTES.get(code)
-        number = None if attribute is None else _NUMBERS.get(attribute.decode)
-        if number is not None:
-            formats.append(f"I{number}")
-        else:
+        if attribute is None or attribute.decode not in _NUMBERS:
             formats.append(f"I{length}s{-length & 3}x")
-            if attribute is not None and attribute.decode is not values.decode_bytes:
-                decoders.append((len(codes), attribute.decode))
+        else:
+            formats.append(f"I{_NUMBERS[attribute.decode]}")
+        if attribute is not None and attribute.decode is values.decode_xor_address and length != 8:
+            xored.append((len(codes), attribute.decode))
+        elif attribute is not None and attribute.decode not in _AS_UNPACKED:
+            decoders.append((len(codes), _QUICK.get(attribute.decode) or _without_id(attribute)))
         heads.append(code << 16 | length)
         codes.append(code)
         position += 4 + length + (-length & 3)
     formats.append("I20sII")
     heads += _HEAD_OF_INTEGRITY, _HEAD_OF_FINGERPRINT
     return Layout(
-        length=len(data),
+        method=method,
+        message_class=message_class,
         unpack=struct.Struct("".join(formats)).unpack,
         heads=tuple(heads),
         codes=tuple(codes),
         decoders=tuple(decoders),
-        envelope=envelope,
-        method=method,
-        message_class=message_class,
+        xored=tuple(xored),
+        envelope=envelope._replace(signed_head=signed_head(data, end, 24)),
     )
 
 
-_HEAD_OF_INTEGRITY = 0x0008_0014
-_HEAD_OF_FINGERPRINT = 0x8028_0004
+def _without_id(attribute: Attribute[Any]) -> Callable[[bytes], Any]:
+    return lambda data: attribute.decode(data, b"")

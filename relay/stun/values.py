@@ -20,9 +20,7 @@ from typing import NamedTuple
 
 from iceagent.net.address import TransportAddress, canonical_host, ip_address
 from relay.stun.errors import BadMessage
-
-MAGIC_COOKIE = 0x2112A442
-"""RFC 8489, 5."""
+from relay.stun.wire import MAGIC_COOKIE, padding
 
 MAX_TEXT_LENGTH = 763
 """Bytes of a text. RFC 8489, 14.3 and 14.8 to 14.14: 763 must be readable, although only 509 should be written. One
@@ -41,7 +39,6 @@ _ADDRESS_6 = struct.Struct(">BBH16s")
 _TWO_SHORTS = struct.Struct(">HH")
 _ERROR_HEAD = struct.Struct(">BxBB")
 _ICMP = struct.Struct(">xxBBI")
-_PADDING = (b"", b"\0\0\0", b"\0\0", b"\0")
 
 
 class AddressFamily(IntEnum):
@@ -122,11 +119,6 @@ class AlgorithmParameters(NamedTuple):
     parameters: bytes = b""
 
 
-def padding(length: int) -> bytes:
-    """The zero bytes (0 to 3) that follow ``length`` bytes, to end on a 32-bit boundary: RFC 8489, 14."""
-    return _PADDING[length & 3]
-
-
 def encode_address(address: TransportAddress, _transaction_id: bytes) -> bytes:
     version, number = _number(address[0])
     if version == 4:
@@ -152,12 +144,21 @@ def encode_xor_address(address: TransportAddress, transaction_id: bytes) -> byte
 
 
 def decode_xor_address(data: bytes, transaction_id: bytes) -> TransportAddress:
-    if len(data) == 8 and data[1] == 1:
-        return _xored_4(data)
+    if len(data) == 8:
+        return decode_xored_4(data)
     if len(data) == 20 and data[1] == 2:
         number = int.from_bytes(data[4:], "big") ^ (_COOKIE_ABOVE_ID | int.from_bytes(transaction_id, "big"))
         return TransportAddress(_host_6(number), (data[2] << 8 | data[3]) ^ _COOKIE_HIGH)
     raise _bad_address(data)
+
+
+@lru_cache(maxsize=ADDRESS_CACHE_SIZE)
+def decode_xored_4(data: bytes) -> TransportAddress:
+    """An XORed IPv4 address, 8 bytes. It is the same in every message: the transaction id has no part in it."""
+    _, family, port, number = _ADDRESS_4.unpack(data)
+    if family != AddressFamily.IPV4:
+        raise _bad_address(data)
+    return TransportAddress(_host_4(number ^ MAGIC_COOKIE), port ^ _COOKIE_HIGH)
 
 
 def encode_text(text: str, _transaction_id: bytes) -> bytes:
@@ -269,7 +270,8 @@ def encode_flag(value: bool, _transaction_id: bytes) -> bytes:
 
 
 def decode_flag(data: bytes, _transaction_id: bytes) -> bool:
-    _check_length(data, 0)
+    if data:
+        raise BadMessage(f"length {len(data)}, not 0")
     return True
 
 
@@ -372,13 +374,6 @@ def decode_algorithms(data: bytes, _transaction_id: bytes) -> tuple[AlgorithmPar
 def _number(host: str) -> tuple[int, int]:
     ip = ip_address(host)
     return ip.version, int(ip)
-
-
-@lru_cache(maxsize=ADDRESS_CACHE_SIZE)
-def _xored_4(data: bytes) -> TransportAddress:
-    # Without the transaction id in it, an IPv4 address looks the same in every message.
-    _, _, port, number = _ADDRESS_4.unpack(data)
-    return TransportAddress(_host_4(number ^ MAGIC_COOKIE), port ^ _COOKIE_HIGH)
 
 
 @lru_cache(maxsize=ADDRESS_CACHE_SIZE)

@@ -16,13 +16,17 @@ from typing import Any
 from iceagent.net.address import TransportAddress
 from relay.stun import values
 from relay.stun.attributes import ATTRIBUTES, Attribute
+from relay.stun.wire import ATTRIBUTE_HEAD, padding
 
 TEXT_CACHE_SIZE = 512
 """Texts that are remembered as written: at most 763 bytes each."""
 
-_HEAD = struct.Struct(">HH")
 _U32 = struct.Struct(">HHI")
 _U64 = struct.Struct(">HHQ")
+
+
+class NeedsTransactionId(LookupError):
+    """An XORed IPv6 address has to be written by :func:`write_attribute`."""
 
 
 def write_attribute(code: int, value: Any, transaction_id: bytes) -> bytes:
@@ -36,44 +40,55 @@ def write_attribute(code: int, value: Any, transaction_id: bytes) -> bytes:
     Raises:
         ValueError, OverflowError, struct.error: if the value does not fit.
     """
-    writer = WRITERS.get(code)
-    if writer is not None:
-        return writer(value)
-    if code in _XORED and ":" not in value[0]:
-        return _write_xored_4(code, value)
     attribute = ATTRIBUTES.get(code)
     data: bytes = value if attribute is None else attribute.encode(value, transaction_id)
     return _padded(code, data)
 
 
-@lru_cache(maxsize=TEXT_CACHE_SIZE)
-def _write_text(code: int, text: str) -> bytes:
-    return _padded(code, values.encode_text(text, b""))
+def _text_writer(code: int) -> Callable[[str], bytes]:
+    @lru_cache(maxsize=TEXT_CACHE_SIZE)
+    def write(text: str) -> bytes:
+        return _padded(code, values.encode_text(text, b""))
+
+    return write
 
 
-@lru_cache(maxsize=values.ADDRESS_CACHE_SIZE)
-def _write_xored_4(code: int, address: TransportAddress) -> bytes:
-    # The transaction id is in IPv6 addresses only.
-    return _padded(code, values.encode_xor_address(address, b""))
+def _xored_writer(code: int) -> Callable[[TransportAddress], bytes]:
+    @lru_cache(maxsize=values.ADDRESS_CACHE_SIZE)
+    def write(address: TransportAddress) -> bytes:
+        if ":" in address[0]:
+            raise NeedsTransactionId
+        return _padded(code, values.encode_xor_address(address, b""))
+
+    return write
 
 
-def _write_flag(head: bytes, value: bool) -> bytes:
-    return head + values.encode_flag(value, b"")
+def _flag_writer(code: int) -> Callable[[bool], bytes]:
+    head = ATTRIBUTE_HEAD.pack(code, 0)
+
+    def write(value: bool) -> bytes:
+        return head if value is True else values.encode_flag(value, b"")
+
+    return write
 
 
 def _padded(code: int, data: bytes) -> bytes:
-    return _HEAD.pack(code, len(data)) + data + values.padding(len(data))
+    return ATTRIBUTE_HEAD.pack(code, len(data)) + data + padding(len(data))
 
 
 def _writer(attribute: Attribute[Any]) -> Callable[[Any], bytes] | None:
     if attribute.encode is values.encode_u32:
-        return partial(_U32.pack, attribute, 4)
+        return partial(_U32.pack, int(attribute), 4)
     if attribute.encode is values.encode_u64:
-        return partial(_U64.pack, attribute, 8)
+        return partial(_U64.pack, int(attribute), 8)
     if attribute.encode is values.encode_text:
-        return partial(_write_text, attribute)
+        return _text_writer(attribute)
+    if attribute.encode is values.encode_xor_address:
+        return _xored_writer(attribute)
     if attribute.encode is values.encode_flag:
-        return partial(_write_flag, _HEAD.pack(attribute, 0))
+        return _flag_writer(attribute)
+    if attribute.encode is values.encode_bytes:
+        return partial(_padded, int(attribute))
     return None
 
 
@@ -81,5 +96,3 @@ WRITERS: dict[int, Callable[[Any], bytes]] = {
     attribute: writer for attribute in ATTRIBUTES.values() if (writer := _writer(attribute)) is not None
 }
 """By code, those that do not need the transaction id."""
-
-_XORED = frozenset(code for code, attribute in ATTRIBUTES.items() if attribute.encode is values.encode_xor_address)

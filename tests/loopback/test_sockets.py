@@ -117,6 +117,26 @@ def test_the_budget_follows_the_traffic(loop_factory: LoopFactory) -> None:
 
 
 @on_both_loops
+@pytest.mark.parametrize("burst", [1, 8])
+def test_a_steady_rhythm_is_learned(loop_factory: LoopFactory, burst: int) -> None:
+    """Where every wake-up finds the same number, a read too many is rare: after 1, 2, 4, 8, 16, 16 … wake-ups."""
+
+    async def main() -> None:
+        inbox = Inbox()
+        with opened(inbox) as receiver, opened(Inbox()) as sender:
+            receiver.budget = burst
+            for number in range(1, 101):
+                for _ in range(burst):
+                    sender.send(b"x", receiver.address)
+                await inbox.until(lambda number=number: len(inbox.received) == number * burst)  # type: ignore[misc]
+                await asyncio.sleep(0)
+            # In vain after 1, 2, 4, 8, 16, 16, 16, 16 used-up wake-ups, each followed by the one that runs empty.
+            assert (receiver.wakeups, receiver.empty_reads) == (100, 8)
+
+    run(loop_factory, main())
+
+
+@on_both_loops
 def test_data_arrives_after_three_icmp_errors(loop_factory: LoopFactory) -> None:
     """Each refusal names its destination; uvloop would stop the reader at the first, asyncio spin on the queue."""
 

@@ -1,0 +1,164 @@
+"""``iceagent connect``: connects two hosts, and keeps them connected."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from random import Random, SystemRandom
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from iceagent.agent import Agent
+from iceagent.cli import EXIT_DIRECT, EXIT_NO_PATH, EXIT_RELAY
+from iceagent.cli.options import listen_options, output_options, seed_option, server_options
+from iceagent.cli.output import Output
+from iceagent.cli.run import run
+from iceagent.config import Config, IceServer
+from iceagent.events import DataReceived, Event, PacketDropped
+from iceagent.logs import Line, describe, log_event, register
+from iceagent.rendezvous.exchange import Inbox, Outbox, Refusal
+from iceagent.rendezvous.files import FileInbox, FileOutbox
+from iceagent.rendezvous.paste import PasteInbox, PasteOutbox
+from iceagent.rendezvous.payload import Payload, PingEchoed
+from iceagent.rendezvous.peer_session import PeerSession, Plan, Summary
+
+if TYPE_CHECKING:
+    from rich.text import Text
+
+__all__ = ["connect", "summary_fields"]
+
+_PASTE = "-"
+
+
+def _echoed(event: PingEchoed) -> Line:
+    return Line("debug", "ping.echoed", {"seq": event.seq, "rtt_ms": round(event.rtt_ms, 3), "kind": event.kind})
+
+
+register(
+    {
+        PingEchoed: _echoed,
+        Refusal: lambda e: Line("warning", "description.refused", {"reason": e.reason}),
+    }
+)
+
+
+@click.command(short_help="Connect two hosts, and keep them connected.")
+@click.option("--role", type=click.Choice(["controlling", "controlled"]), required=True, help="One end each.")
+@click.option("--out", "mine", required=True, metavar="MINE", help="Where our description is written; - to copy it.")
+@click.option("--in", "theirs", required=True, metavar="THEIRS", help="Where the peer's appears; - to paste it.")
+@click.option("--ping", "ping_s", type=click.FloatRange(min=0.001), metavar="S", help="Send a ping every S seconds.")
+@click.option("--echo", is_flag=True, help="Return every datagram that is no ping; the same bytes once.")
+@click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N pings.")
+@click.option(
+    "--duration", "duration_s", type=click.FloatRange(min=0), metavar="S", help="End S seconds after connecting."
+)
+@server_options
+@listen_options
+@click.option("--redact", is_flag=True, help="Hide addresses in what is shown.")
+@seed_option
+@output_options
+def connect(
+    *,
+    role: str,
+    mine: str,
+    theirs: str,
+    ping_s: float | None,
+    echo: bool,
+    count: int | None,
+    duration_s: float | None,
+    servers: tuple[IceServer, ...],
+    config: Config,
+    rng: Random,
+    output: Output,
+) -> int:
+    """Connect to a peer that runs the same, or any ICE agent, on another host.
+
+    Descriptions are exchanged by two files that both ends can read: each writes MINE whenever it changes, and watches
+    THEIRS. New credentials in THEIRS are an ICE restart.
+
+    Without --count and --duration it stays connected until Ctrl-C.
+    """
+    if count is not None and ping_s is None:
+        raise click.UsageError("--count counts pings: add --ping S")
+    if mine == theirs != _PASTE:
+        raise click.UsageError("--out and --in are the same file: each end writes one and reads the other's")
+    outbox: Outbox = PasteOutbox(lambda text: _show_block(output, text)) if mine == _PASTE else FileOutbox(mine)
+    inbox: Inbox = PasteInbox() if theirs == _PASTE else FileInbox(theirs, time.monotonic)
+    plan = Plan(ping_s=ping_s, count=count, duration_s=duration_s)
+    # Two ends with the same seed must not take each other's pings for their own.
+    payload = Payload(sender=SystemRandom().getrandbits(64), echo=echo)
+
+    async def main() -> int:
+        agent = Agent(replace(config, servers=servers), controlling=role == "controlling", rng=rng)
+        session = PeerSession(
+            agent,
+            outbox=outbox,
+            inbox=inbox,
+            payload=payload,
+            plan=plan,
+            tell=lambda event: _show(output, event),
+            now=time.monotonic,
+        )
+        return await _run_session(session, output)
+
+    return run(main())
+
+
+async def _run_session(session: PeerSession, output: Output) -> int:
+    """Run to the end, whatever that is, and sum up."""
+    try:
+        with output.live(lambda: _status_line(session)):
+            await session.run()
+    finally:
+        summary = session.summary()
+        output.event("summary", **summary_fields(summary))
+    return _exit_code(summary)
+
+
+def summary_fields(summary: Summary) -> dict[str, Any]:
+    """The fields of the event ``summary``: the contract's, and what was done for the peer."""
+    fields: Mapping[str, Any] = asdict(summary.payload)
+    return {"connected_ms": summary.connected_ms, **fields, "switches": summary.switches, "kind": summary.kind}
+
+
+def _exit_code(summary: Summary) -> int:
+    if summary.failed:
+        return EXIT_NO_PATH
+    return EXIT_RELAY if summary.kind == "relay" else EXIT_DIRECT
+
+
+def _show(output: Output, event: Event) -> None:
+    """A line of results for everything but single packets and what is wrong; a log line for everything."""
+    log_event(event)
+    if isinstance(event, (PacketDropped, DataReceived, Refusal)):
+        return
+    if isinstance(event, PingEchoed) and output.is_terminal:
+        # The status line says it.
+        return
+    line = describe(event)
+    output.event(line.name, **line.fields)
+
+
+def _show_block(output: Output, text: str) -> None:
+    """Our description, to be copied; never redacted, or it would be of no use."""
+    if output.as_json:
+        output.verbatim("description.local", sdp=text)
+    else:
+        output.text(text)
+
+
+def _status_line(session: PeerSession) -> Text:
+    from rich.text import Text
+
+    counts = session.summary().payload
+    path, rtt_ms = session.path, session.rtt_ms
+    words = [session.agent.state.value]
+    if path is not None:
+        words.append(f"{path.kind}, {path.local.type.value} to {path.remote.type.value}")
+    if rtt_ms is not None:
+        words.append(f"{rtt_ms:.1f} ms")
+    if counts.sent:
+        words.append(f"{counts.sent} sent, {counts.received} received, {counts.lost} lost")
+    return Text(" · ".join(words), style="bold cyan")

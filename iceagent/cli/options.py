@@ -1,0 +1,259 @@
+"""Which options do several commands have, and what becomes of them?
+
+Each decorator adds options to a click command and hands it one finished value in their place:
+
+==========================  ================================================================================
+decorator                   keyword argument of the command
+==========================  ================================================================================
+:func:`output_options`      ``output``: :class:`~iceagent.cli.output.Output` (logs are configured on the way)
+:func:`server_options`      ``servers``: tuple of :class:`~iceagent.config.IceServer`
+:func:`listen_options`      ``config``: :class:`~iceagent.config.Config`
+:func:`seed_option`         ``rng``: :class:`random.Random`
+==========================  ================================================================================
+
+Whatever cannot be used is refused with :class:`click.UsageError`: one line, exit code 2.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import random
+import socket
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from iceagent.cli.output import Output, Redactor, configure_logs
+from iceagent.config import Config, IceServer
+from iceagent.net.address import canonical_host, ip_address
+from iceagent.net.host import Interface
+from relay.uri import BadUri, ServerUri
+
+__all__ = ["SERVERS_VARIABLE", "listen_options", "output_options", "parse_servers", "seed_option", "server_options"]
+
+SERVERS_VARIABLE = "ICEAGENT_SERVERS"
+# A list of servers is a few hundred bytes.
+_MAX_SERVERS_FILE = 1 << 20
+
+Command = Callable[..., int]
+
+
+# --- output ------------------------------------------------------------------------------------------------------
+
+
+def output_options(command: Command) -> Command:
+    """Add ``--json``, ``-v``, ``--log-json``; a command's own ``--redact`` is taken over as well."""
+
+    @click.option("--json", "as_json", is_flag=True, help="Write JSON Lines to stdout.")
+    @click.option("-v", "--verbose", "verbosity", count=True, help="More logs on stderr; -vv still more.")
+    @click.option("--log-json", is_flag=True, help="Write the logs as JSON Lines.")
+    @functools.wraps(command)
+    def wrapper(*, as_json: bool, verbosity: int, log_json: bool, redact: bool = False, **kwargs: Any) -> int:
+        redactor = Redactor() if redact else None
+        configure_logs(verbosity=verbosity, as_json=log_json, redactor=redactor)
+        return command(output=Output(as_json=as_json, redactor=redactor), **kwargs)
+
+    return wrapper
+
+
+def seed_option(command: Command) -> Command:
+    """Add ``--seed``. Without it, random choices are the system's."""
+
+    @click.option("--seed", type=int, metavar="N", help="Make our own random choices repeatable.")
+    @functools.wraps(command)
+    def wrapper(*, seed: int | None, **kwargs: Any) -> int:
+        rng = random.SystemRandom() if seed is None else random.Random(seed)
+        return command(rng=rng, **kwargs)
+
+    return wrapper
+
+
+# --- servers -----------------------------------------------------------------------------------------------------
+
+
+def server_options(command: Command) -> Command:
+    """Add ``--server`` and ``--servers-file``; the variable ``ICEAGENT_SERVERS`` stands in for the latter."""
+
+    @click.option("--server", "uris", multiple=True, metavar="URI", help="stun:HOST[:PORT]; repeatable.")
+    @click.option("--servers-file", metavar="FILE", help="A W3C iceServers list (JSON); also in ICEAGENT_SERVERS.")
+    @functools.wraps(command)
+    def wrapper(*, uris: tuple[str, ...], servers_file: str | None, **kwargs: Any) -> int:
+        named = tuple(IceServer(urls=(_usable_uri(uri),)) for uri in uris)
+        return command(servers=named + _listed_servers(servers_file), **kwargs)
+
+    return wrapper
+
+
+def _usable_uri(uri: str) -> str:
+    if _scheme(uri) in _LATER_SCHEMES:
+        raise click.UsageError(f"--server {uri}: only stun: servers can be used by this version")
+    return _checked_uri(uri, "--server")
+
+
+def _listed_servers(file: str | None) -> tuple[IceServer, ...]:
+    if file is not None:
+        return _announced(parse_servers(_read_servers_file(file, "--servers-file"), f"--servers-file {file}"))
+    value = os.environ.get(SERVERS_VARIABLE, "").strip()
+    if not value:
+        return ()
+    text = value if value[0] in "[{" else _read_servers_file(value, SERVERS_VARIABLE)
+    return _announced(parse_servers(text, SERVERS_VARIABLE))
+
+
+def _read_servers_file(file: str, where: str) -> str:
+    try:
+        with Path(file).open(encoding="utf-8") as stream:
+            return stream.read(_MAX_SERVERS_FILE)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no UTF-8 text"
+        raise click.UsageError(f"{where}: {file} cannot be read: {reason}") from error
+
+
+def _announced(found: tuple[tuple[IceServer, ...], tuple[str, ...]]) -> tuple[IceServer, ...]:
+    servers, ignored = found
+    for uri in ignored:
+        click.echo(f"{uri} is ignored: only stun: servers can be used by this version", err=True)
+    return servers
+
+
+def parse_servers(text: str, where: str) -> tuple[tuple[IceServer, ...], tuple[str, ...]]:
+    """Read a W3C ``iceServers`` list: JSON, ``[{"urls": "stun:…" or […], "username": …, "credential": …}, …]``.
+
+    Args:
+        text: the JSON text; the list itself, or an object whose ``iceServers`` it is.
+        where: for messages.
+
+    Returns:
+        What can be used, and the URIs that cannot (yet).
+
+    Raises:
+        click.UsageError: it is something else.
+    """
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise click.UsageError(f"{where}: this is no JSON: {error}") from error
+    if isinstance(value, dict):
+        value = value.get("iceServers")
+    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
+        raise click.UsageError(f'{where}: a list like [{{"urls": "stun:host:3478"}}] is expected')
+    uris = [uri for entry in value for uri in _urls(entry, where)]
+    ignored = tuple(uri for uri in uris if _scheme(uri) in _LATER_SCHEMES)
+    servers = tuple(IceServer(urls=(_checked_uri(uri, where),)) for uri in uris if uri not in ignored)
+    return servers, ignored
+
+
+def _urls(entry: Mapping[str, Any], where: str) -> list[str]:
+    # "url" is what the list had before 2014, and what some servers still hand out.
+    urls = entry.get("urls", entry.get("url"))
+    found = [urls] if isinstance(urls, str) else urls
+    if not isinstance(found, list) or not found or not all(isinstance(uri, str) for uri in found):
+        raise click.UsageError(f'{where}: an entry has no "urls": a text or a list of texts is expected')
+    return found
+
+
+def _checked_uri(uri: str, where: str) -> str:
+    try:
+        ServerUri.parse(uri)
+    except BadUri as error:
+        raise click.UsageError(f"{where}: {error}") from error
+    return uri
+
+
+def _scheme(uri: str) -> str:
+    return uri.partition(":")[0].lower()
+
+
+_LATER_SCHEMES = frozenset({"stuns", "turn", "turns"})
+
+
+# --- where we listen ---------------------------------------------------------------------------------------------
+
+
+def listen_options(command: Command) -> Command:
+    """Add what limits where we listen: interfaces, addresses, ports, families."""
+
+    @click.option("--interface", "interfaces", multiple=True, metavar="NAME", help="Only this interface; repeatable.")
+    @click.option("--bind", "binds", multiple=True, metavar="ADDRESS", help="Only this local address; repeatable.")
+    @click.option("--port-range", metavar="LO-HI", help="Local ports, e.g. 40000-40100.")
+    @click.option("--no-ipv4", is_flag=True, help="No IPv4.")
+    @click.option("--no-ipv6", is_flag=True, help="No IPv6.")
+    @click.option("--loopback", is_flag=True, help="Use loopback addresses too, to reach peers on this machine.")
+    @click.option(
+        "--external-address",
+        "externals",
+        multiple=True,
+        metavar="PUBLIC[=LOCAL]",
+        help="Our public address, where a 1:1 NAT stands in front of us; repeatable.",
+    )
+    @functools.wraps(command)
+    def wrapper(
+        *,
+        interfaces: tuple[str, ...],
+        binds: tuple[str, ...],
+        port_range: str | None,
+        no_ipv4: bool,
+        no_ipv6: bool,
+        loopback: bool,
+        externals: tuple[str, ...],
+        **kwargs: Any,
+    ) -> int:
+        if no_ipv4 and no_ipv6:
+            raise click.UsageError("--no-ipv4 and --no-ipv6 together leave no address to use: drop one of them")
+        hosts = tuple(_host(text, "--bind") for text in binds)
+        config = Config(
+            ipv4=not no_ipv4,
+            ipv6=not no_ipv6,
+            # Who binds to a loopback address by name wants it.
+            loopback=loopback or any(ip_address(host).is_loopback for host in hosts),
+            bind_hosts=hosts,
+            interface_filter=_interface_filter(interfaces),
+            port_range=None if port_range is None else _port_range(port_range),
+            external_addresses=_external_addresses(externals),
+        )
+        return command(config=config, **kwargs)
+
+    return wrapper
+
+
+def _interface_filter(names: Iterable[str]) -> Callable[[Interface], bool] | None:
+    wanted = frozenset(names)
+    if not wanted:
+        return None
+    present = [name for _, name in socket.if_nameindex()]
+    for name in sorted(wanted.difference(present)):
+        raise click.UsageError(f"--interface {name}: there is none of this name; there are {', '.join(present)}")
+    return lambda interface: interface.name in wanted
+
+
+def _host(text: str, where: str) -> str:
+    try:
+        return canonical_host(text)
+    except ValueError:
+        raise click.UsageError(f"{where} {text}: an IPv4 or IPv6 address is expected") from None
+
+
+def _port_range(text: str) -> tuple[int, int]:
+    low, dash, high = text.partition("-")
+    if not (dash and low.isascii() and low.isdigit() and high.isascii() and high.isdigit()):
+        raise click.UsageError(f"--port-range {text}: two ports like 40000-40100 are expected")
+    if not 1 <= int(low) <= int(high) <= 65535:
+        raise click.UsageError(f"--port-range {text}: 1 ≤ LO ≤ HI ≤ 65535 is expected")
+    return int(low), int(high)
+
+
+def _external_addresses(texts: Iterable[str]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for text in texts:
+        public_text, equals, local_text = text.partition("=")
+        public = _host(public_text, "--external-address")
+        local = _host(local_text, "--external-address") if equals else None
+        if local is not None and ip_address(local).version != ip_address(public).version:
+            raise click.UsageError(f"--external-address {text}: both must be IPv4, or both IPv6")
+        if found.setdefault(public, local) != local:
+            raise click.UsageError(f"--external-address {text}: {public} was given with another local address before")
+    return found

@@ -1,0 +1,262 @@
+"""How does a command show what happens?
+
+Results go to stdout through :class:`Output`: JSON Lines where that is asked for (``{"t": …, "event": …, …}``), else one
+plain line per event, coloured on a terminal. Logs go to stderr (:func:`configure_logs`). With ``--redact`` both hide IP
+addresses behind names that stay the same for one run, so that a report can still be followed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import ipaddress
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from enum import Enum
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, TextIO, cast
+
+from iceagent.candidate import Candidate
+from iceagent.net.address import TransportAddress
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+
+__all__ = ["Output", "Redactor", "configure_logs", "plain"]
+
+# What could be an IP address: at least one dot or two colons among digits; ipaddress has the last word.
+_MAYBE_ADDRESS = re.compile(
+    r"(?<![\w.:])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{1,4})?|(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w])"
+)
+_COLOURS = {"candidate": "dim", "gathering": "dim", "ping": "dim", "path": "green", "state": "cyan", "summary": "bold"}
+
+
+class Redactor:
+    """Replaces IP addresses in texts by names such as ``ipv4-1f2e3d``: the same address, the same name, for one run."""
+
+    def __init__(self, salt: bytes | None = None) -> None:
+        self._salt = os.urandom(16) if salt is None else salt
+        self._name = lru_cache(maxsize=4096)(self._make_name)
+
+    def __call__(self, text: str) -> str:
+        return _MAYBE_ADDRESS.sub(lambda found: self._name(found[0]), text)
+
+    def _make_name(self, text: str) -> str:
+        try:
+            address = ipaddress.ip_address(text)
+        except ValueError:
+            return text
+        digest = hashlib.blake2s(str(address).encode(), key=self._salt, digest_size=3).hexdigest()
+        return f"ipv{address.version}-{digest}"
+
+
+class Output:
+    """What a command writes to stdout.
+
+    Args:
+        as_json: JSON Lines instead of text.
+        redactor: goes over every text that is shown.
+        stream: instead of stdout.
+        clock: seconds; ``t`` counts from the construction on.
+
+    Attributes:
+        as_json: JSON Lines were asked for; nothing else may be written to stdout.
+        is_terminal: a person watches, and there may be colour and animation.
+    """
+
+    def __init__(
+        self,
+        *,
+        as_json: bool = False,
+        redactor: Redactor | None = None,
+        stream: TextIO | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.as_json = as_json
+        self._stream = sys.stdout if stream is None else stream
+        self.is_terminal = not as_json and self._stream.isatty()
+        self._redactor = redactor
+        self._clock = clock
+        self._started = clock()
+        self._console: Console | None = None
+
+    @property
+    def console(self) -> Console:
+        """rich's view of stdout: for tables and live views; not where :attr:`as_json` is set."""
+        if self._console is None:
+            from rich.console import Console
+
+            self._console = Console(file=self._stream, highlight=False, soft_wrap=True)
+        return self._console
+
+    def event(self, event: str, /, **fields: object) -> None:
+        """Tell that something happened.
+
+        Args:
+            event: ``noun.verb``.
+            fields: values that :func:`plain` knows. Times in milliseconds end in ``_ms``.
+        """
+        self._tell(event, {name: self._redact(plain(value)) for name, value in fields.items()})
+
+    def verbatim(self, event: str, /, **fields: object) -> None:
+        """As :meth:`event`, for what is useless without its addresses: never redacted."""
+        self._tell(event, {name: plain(value) for name, value in fields.items()})
+
+    def text(self, text: str) -> None:
+        """Write text for a person; nothing where JSON was asked for. Not redacted."""
+        if not self.as_json:
+            self._write(text)
+
+    @contextmanager
+    def live(self, view: Callable[[], RenderableType]) -> Iterator[None]:
+        """While this lasts, keep ``view()`` below the events, redrawn four times a second; only on a terminal."""
+        if not self.is_terminal:
+            yield
+            return
+        from rich.live import Live
+
+        with Live(console=self.console, get_renderable=view, refresh_per_second=4, transient=True):
+            yield
+
+    def redacted(self, text: str) -> str:
+        """``text``, without addresses if that was asked for."""
+        return text if self._redactor is None else self._redactor(text)
+
+    def _tell(self, event: str, values: dict[str, Any]) -> None:
+        t = round(self._clock() - self._started, 6)
+        if self.as_json:
+            self._write(json.dumps({"t": t, "event": event, **values}, ensure_ascii=False))
+        else:
+            self._write_styled(f"{t:9.3f}  {event}{_as_words(values)}", _COLOURS.get(event.partition(".")[0], ""))
+
+    def _redact(self, value: Any) -> Any:
+        return value if self._redactor is None else _redacted(self._redactor, value)
+
+    def _write_styled(self, line: str, style: str) -> None:
+        if self.is_terminal:
+            from rich.text import Text
+
+            self._guarded(lambda: self.console.print(Text(line, style=style)))
+        else:
+            self._write(line)
+
+    def _write(self, line: str) -> None:
+        def write() -> None:
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+        self._guarded(write)
+
+    def _guarded(self, write: Callable[[], None]) -> None:
+        """A reader that went away (``… | head``) interrupts the command, as Ctrl-C would."""
+        try:
+            write()
+        except BrokenPipeError:
+            self._stream = cast(TextIO, _Nowhere())
+            self._console = None
+            signal.raise_signal(signal.SIGINT)
+
+
+def plain(value: Any) -> Any:
+    """The JSON form of a value: addresses as text, enums by value, milliseconds to the microsecond.
+
+    Raises:
+        TypeError: the value has no such form.
+    """
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return round(value, 3)
+    if isinstance(value, TransportAddress):
+        return str(value)
+    if isinstance(value, Candidate):
+        return value.to_sdp()
+    if isinstance(value, Enum):
+        return value.value
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(item) for item in value]
+    raise TypeError(f"{value!r} has no JSON form here")
+
+
+def _as_words(values: Mapping[str, Any]) -> str:
+    return "".join(f" {name}={_as_word(value)}" for name, value in values.items())
+
+
+def _as_word(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, dict):
+        return "(" + _as_words(value).strip() + ")"
+    if isinstance(value, list):
+        return "[" + ", ".join(_as_word(item) for item in value) + "]"
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if isinstance(value, str) and (not text or " " in text) else text
+
+
+class _Nowhere(io.TextIOBase):
+    """Takes what nobody reads any more."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
+class _Stderr:
+    """stderr as it is at the moment: a live view takes its place for a while."""
+
+    def write(self, text: str) -> int:
+        return sys.stderr.write(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def configure_logs(*, verbosity: int = 0, as_json: bool = False, redactor: Redactor | None = None) -> None:
+    """Say where the log lines of ``iceagent/logs.py`` go: stderr, as text or JSON Lines.
+
+    Args:
+        verbosity: 0 warnings, 1 (``-v``) what happens, 2 (``-vv``) every packet that matters.
+        as_json: JSON Lines.
+        redactor: goes over every text.
+    """
+    import structlog
+
+    def redact(_logger: Any, _name: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return line if redactor is None else {key: _redacted(redactor, value) for key, value in line.items()}
+
+    last: Any = structlog.processors.JSONRenderer(ensure_ascii=False)
+    if not as_json:
+        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            redact,
+            last,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[min(verbosity, len(_LEVELS) - 1)]),
+        logger_factory=structlog.WriteLoggerFactory(_Stderr()),  # type: ignore[arg-type]
+        cache_logger_on_first_use=False,
+    )
+
+
+_LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+def _redacted(redactor: Redactor, value: Any) -> Any:
+    """``value`` with every text in it redacted; of the forms that :func:`plain` makes."""
+    if isinstance(value, str):
+        return redactor(value)
+    if isinstance(value, dict):
+        return {key: _redacted(redactor, item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_redacted(redactor, item) for item in value]
+    return value

@@ -1,0 +1,192 @@
+"""How does data get from ``send`` to the socket, and from the socket to the application?
+
+The half of :class:`iceagent.Agent` that every datagram goes through. Out: ``send`` calls the selected path's socket. In: the base
+(``gather/bases.py``) calls the *sink*, which is the application's handler or the queue that ``recv`` reads. No task, no timer and no core on the way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from iceagent.core.pair import CandidatePair, Traffic
+from iceagent.errors import NoPath, UsageError
+from iceagent.events import AgentState
+from iceagent.gather.bases import Base
+from iceagent.net.address import TransportAddress
+from iceagent.net.host import Host
+
+__all__ = ["MAX_DATAGRAM", "MAX_RECEIVE_QUEUE", "DataPath"]
+
+# Received datagrams that wait for recv(), per component; what comes beyond is dropped and counted.
+MAX_RECEIVE_QUEUE = 8192
+# What a UDP datagram over IPv4 can carry.
+MAX_DATAGRAM = 65_507
+
+
+@dataclass(slots=True, eq=False)
+class _Outgoing:
+    """Where data of a component leaves."""
+
+    send: Callable[[bytes, tuple[str, int]], int]
+    destination: TransportAddress
+    base: TransportAddress
+    traffic: Traffic
+
+
+class DataPath(ABC):
+    """Sends and receives on the selected paths."""
+
+    def __init__(self, host: Host, components: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._host = host
+        self._now = host.now
+        self._components = components
+        self._outgoing: dict[int, _Outgoing] = {}
+        self._queues: dict[int, deque[bytes]] = {}
+        self._receivers: dict[int, asyncio.Future[None]] = {}
+        self._handler: Callable[[bytes, int], None] | None = None
+        self._receive_queue_dropped = 0
+        self._send_dropped = 0
+        self._path_switches = 0
+
+    # --- for the application -------------------------------------------------------------------------------------
+
+    def send(self, data: bytes, component: int = 1) -> None:
+        """Send one datagram on the selected path, at once; what the socket cannot take is dropped and counted.
+
+        Args:
+            data: at most 65,507 bytes.
+
+        Raises:
+            NoPath: there is none (yet, or any more).
+            UsageError: it is too long.
+            AgentClosed: after :meth:`iceagent.Agent.aclose`.
+        """
+        out = self._outgoing.get(component)
+        if out is None:
+            self._check()
+            raise NoPath(f"component {component} has no path in the state {self.state.value}")
+        number = out.send(data, out.destination)
+        if number:
+            self._on_send_error(out, data, number)
+            return
+        traffic = out.traffic
+        traffic.packets_sent += 1
+        traffic.bytes_sent += len(data)
+        traffic.sent_at = self._now()
+
+    async def recv(self, component: int = 1) -> bytes:
+        """The next datagram of a component. Cancelling loses none.
+
+        Raises:
+            ConsentLost: the path is gone for good.
+            ConnectFailed: there never was one.
+            AgentClosed: the agent is closed.
+            UsageError: another task receives on this component, or a data handler is set.
+        """
+        queue = self._queue(component)
+        while not queue:
+            self._check_receiver(component)
+            waiter = self._receivers[component] = self._loop.create_future()
+            try:
+                await waiter
+            finally:
+                if self._receivers.get(component) is waiter:
+                    del self._receivers[component]
+        return queue.popleft()
+
+    def set_data_handler(self, handler: Callable[[bytes, int], None] | None) -> None:
+        """Call ``handler(data, component)`` for every datagram, instead of :meth:`recv`; first with what has been waiting."""
+        self._check()
+        self._handler = handler
+        self._set_sink(handler or self._enqueue)
+        if handler is not None:
+            for component, queue in self._queues.items():
+                while queue:
+                    handler(queue.popleft(), component)
+
+    # --- for the agent -------------------------------------------------------------------------------------------
+
+    @property
+    @abstractmethod
+    def state(self) -> AgentState:
+        """See :class:`iceagent.events.AgentState`."""
+
+    @abstractmethod
+    def _check(self) -> None:
+        """Raise if the agent is closed or in another thread."""
+
+    @abstractmethod
+    def _end(self) -> Exception | None:
+        """Why nothing can be received any more."""
+
+    @abstractmethod
+    def _set_sink(self, sink: Callable[[bytes, int], None]) -> None:
+        """Where the sockets deliver."""
+
+    @abstractmethod
+    def _on_network_error(self, base: TransportAddress, destination: TransportAddress, number: int) -> None:
+        """A send failed with this errno."""
+
+    def _set_path(self, component: int, pair: CandidatePair | None, bases: Mapping[TransportAddress, Base]) -> None:
+        """Data of a component leaves on this pair from now on."""
+        base = bases.get(pair.base) if pair is not None else None
+        if pair is None or base is None:
+            self._outgoing.pop(component, None)
+            return
+        self._path_switches += component in self._outgoing
+        self._outgoing[component] = _Outgoing(base.socket.send, pair.destination, pair.base, pair.traffic)
+
+    def _clear_paths(self) -> None:
+        self._outgoing.clear()
+
+    def _enqueue(self, data: bytes, component: int) -> None:
+        """The sink behind :meth:`recv`."""
+        queue = self._queue(component)
+        if len(queue) >= MAX_RECEIVE_QUEUE:
+            self._receive_queue_dropped += 1
+            return
+        queue.append(data)
+        waiter = self._receivers.get(component)
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
+
+    def _wake_receivers(self) -> None:
+        for waiter in self._receivers.values():
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _queue(self, component: int) -> deque[bytes]:
+        queue = self._queues.get(component)
+        if queue is None:
+            if not 1 <= component <= self._components:
+                raise UsageError(f"component {component} of an agent with {self._components}")
+            queue = self._queues[component] = deque()
+        return queue
+
+    def _check_receiver(self, component: int) -> None:
+        if self._handler is not None:
+            raise UsageError("recv() while a data handler is set")
+        other = self._receivers.get(component)
+        if other is not None and not other.cancelled():
+            raise UsageError(f"two recv() at once on component {component}")
+        self._check()
+        end = self._end()
+        if end is not None:
+            raise end
+
+    def _on_send_error(self, out: _Outgoing, data: bytes, number: int) -> None:
+        out.traffic.packets_discarded += 1
+        if number == errno.EAGAIN:
+            self._send_dropped += 1
+        elif number == errno.EMSGSIZE and len(data) > MAX_DATAGRAM:
+            raise UsageError(f"a datagram of {len(data)} bytes, at most {MAX_DATAGRAM} can be sent")
+        else:
+            self._on_network_error(out.base, out.destination, number)

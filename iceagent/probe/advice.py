@@ -1,0 +1,150 @@
+"""What should a person do about what a probe found?
+
+Each rule looks at a report and has one sentence, or none, to say. Pure.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+
+from iceagent.nat.kinds import Mapping
+from iceagent.net.address import ip_address
+from iceagent.net.host import InterfaceKind
+from iceagent.probe.report import Report, ServerRow, ServerStatus
+from iceagent.probe.verdict import Outlook, is_hard, outlook
+
+__all__ = ["advise"]
+
+# RFC 8200, 5: every link must carry packets of so many bytes.
+IPV6_MIN_MTU = 1280
+# RFC 6598: between a carrier's NAT and its customers.
+CARRIER_NETWORK = ipaddress.ip_network("100.64.0.0/10")
+# RFC 4193: not routed beyond one's own network.
+UNIQUE_LOCAL = ipaddress.ip_network("fc00::/7")
+
+
+def advise(report: Report) -> tuple[str, ...]:
+    """Sentences that a person can act on, the most pressing first; never empty."""
+    found = tuple(sentence for rule in _RULES if (sentence := rule(report)))
+    return found or ("A direct path to most peers can be expected: there is nothing to do.",)
+
+
+def _no_network(report: Report) -> str | None:
+    networks = [row for row in report.interfaces if row.kind != InterfaceKind.LOOPBACK.value and row.is_up]
+    if not networks:
+        return "No network interface is up besides loopback: bring one up (ip link set NAME up), then probe again."
+    if not any(row.addresses for row in networks):
+        names = ", ".join(row.name for row in networks)
+        return f"No interface that is up has an address ({names}): look at DHCP, or set an address."
+    return None
+
+
+def _only_ourselves(report: Report) -> str | None:
+    if not report.is_embedded:
+        return None
+    how = "with our own STUN server on loopback" if report.servers else "and loopback is down (ip link set lo up)"
+    return (
+        f"Only this host was looked at, {how}: name a server outside with --server stun:HOST, "
+        "or ask well-known public ones with --public."
+    )
+
+
+def _nobody_answers(report: Report) -> str | None:
+    if report.is_embedded or outlook(report) is not Outlook.NOTHING:
+        return None
+    if not any(row.status is ServerStatus.FAILED for row in report.servers):
+        return f"No server could be asked ({_complaint(report.servers[0])}): name one with --server stun:HOST."
+    return (
+        "No server answered over UDP: check the servers' names and ports, and whether a firewall lets UDP out to them; "
+        "where it never will, only a TURN server over TCP or TLS on port 443 helps."
+    )
+
+
+def _a_server_fails(report: Report) -> str | None:
+    answered = {row.uri for row in report.servers if row.status is ServerStatus.ANSWERED}
+    failed = [row for row in report.servers if row.status is ServerStatus.FAILED and row.uri not in answered]
+    if not failed or not answered:
+        return None
+    return f"Mend or drop {', '.join(dict.fromkeys(row.uri for row in failed))}: {failed[0].reason}."
+
+
+def _ipv4_is_blocked(report: Report) -> str | None:
+    if report.udp[4] is False and report.udp[6] is True:
+        return "UDP over IPv4 is blocked: let it out, or only peers with IPv6 can be reached without a relay."
+    return None
+
+
+def _ipv6_is_broken(report: Report) -> str | None:
+    if report.udp[6] is False and report.udp[4] is True and _has_global_ipv6(report):
+        return "There is an IPv6 address here, but no server answered over IPv6: let UDP out, or mend the IPv6 route."
+    return None
+
+
+def _hard_nat(report: Report) -> str | None:
+    if not is_hard(report.nat):
+        return None
+    kind = "ADM or APDM" if report.nat.mapping is Mapping.UNKNOWN else report.nat.mapping.value
+    return (
+        f"The NAT shows another outside address to other destinations ({kind}): have a TURN server for peers behind "
+        "a NAT of their own, or forward a UDP port on the router, or use IPv6."
+    )
+
+
+def _unknown_mapping(report: Report) -> str | None:
+    if report.nat.version is None or report.nat.mapping is not Mapping.UNKNOWN or report.nat.is_dependent:
+        return None
+    return (
+        "One address cannot tell how the NAT maps: name servers at two addresses, or one that does RFC 5780 "
+        "(iceagent serve --behaviour-discovery)."
+    )
+
+
+def _carrier_nat(report: Report) -> str | None:
+    hosts = [host for row in report.interfaces for host in row.addresses]
+    hosts += [row.address.host for row in report.reflexive]
+    inside = [host for host in hosts if ":" not in host and ip_address(host) in CARRIER_NETWORK]
+    if not inside:
+        return None
+    return (
+        f"{inside[0]} belongs to a carrier's NAT: a port forwarded on your own router does not help; "
+        "ask the provider for a public IPv4 address, or use IPv6."
+    )
+
+
+def _no_ipv6(report: Report) -> str | None:
+    if report.layers != 1 or _has_global_ipv6(report):
+        return None
+    return "This host has no global IPv6 address: with one, peers that have one too need no way through the NAT."
+
+
+def _small_mtu(report: Report) -> str | None:
+    small = [row for row in report.interfaces if row.is_up and row.mtu < IPV6_MIN_MTU and row.addresses]
+    if not small:
+        return None
+    row = small[0]
+    return f"The MTU of {row.name} is {row.mtu} bytes: raise it to {IPV6_MIN_MTU} at least, QUIC and IPv6 need that."
+
+
+_RULES: tuple[Callable[[Report], str | None], ...] = (
+    _no_network,
+    _nobody_answers,
+    _hard_nat,
+    _ipv4_is_blocked,
+    _carrier_nat,
+    _a_server_fails,
+    _ipv6_is_broken,
+    _unknown_mapping,
+    _no_ipv6,
+    _small_mtu,
+    _only_ourselves,
+)
+
+
+def _complaint(row: ServerRow) -> str:
+    return f"{row.uri}: {row.reason}"
+
+
+def _has_global_ipv6(report: Report) -> bool:
+    hosts = [ip_address(host) for row in report.interfaces if row.is_up for host in row.addresses]
+    return any(ip.version == 6 and not (ip.is_loopback or ip.is_link_local or ip in UNIQUE_LOCAL) for ip in hosts)

@@ -1,0 +1,161 @@
+"""How is a probe done?
+
+The interfaces are read, an agent gathers candidates, and beside it the servers are asked (``inquiry.py``). Where no
+server is named, one of ours is started on this host's loopback addresses: that needs no network at all. Nothing else is
+ever asked of anybody: no gateway, no name that was not given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+from iceagent.agent import Agent
+from iceagent.config import Config, IceServer
+from iceagent.net.address import TransportAddress, ip_address
+from iceagent.net.host import Host, Interface
+from iceagent.probe import verdict
+from iceagent.probe.advice import advise
+from iceagent.probe.inquiry import Inquiry
+from iceagent.probe.report import Report
+from relay.server import Server
+
+__all__ = ["PUBLIC_SERVERS", "ProbeOptions", "measure"]
+
+PUBLIC_SERVERS = (
+    "stun:stun.l.google.com:19302",
+    "stun:stun.cloudflare.com:3478",
+    "stun:stun.nextcloud.com:3478",
+    "stun:stunserver2025.stunprotocol.org:3478",
+)
+"""Well-known public STUN servers of different operators; the last one does RFC 5780. Asked on demand only."""
+
+# Once the servers are done with, a gathering that asked the same ones gets so much longer.
+GATHERING_GRACE_S = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProbeOptions:
+    """What is probed.
+
+    Attributes:
+        servers: URIs, ``stun:``; none: our own server on loopback.
+        config: which addresses may be used, and how sockets are opened; its servers are not looked at.
+        timeout_s: seconds for all questions to the network.
+    """
+
+    servers: tuple[str, ...] = ()
+    config: Config = field(default_factory=Config)
+    timeout_s: float = 5.0
+
+
+async def measure(
+    options: ProbeOptions,
+    host: Host,
+    *,
+    rng: random.Random | None = None,
+    system_rng: random.Random | None = None,
+    tell: Callable[[str], None] = lambda _: None,
+) -> Report:
+    """Probe once.
+
+    Args:
+        options: what is probed.
+        host: where from.
+        rng: for order and jitter; ``None``: the system's.
+        system_rng: for ids and ports; ``None``: the system's.
+        tell: hears what is being done, a phrase for a person.
+
+    Raises:
+        OSError: the interfaces cannot be read.
+        relay.uri.BadUri: a server is no URI.
+    """
+    started = host.now()
+    tell("reading the interfaces")
+    interfaces = await host.interfaces()
+    inquiry = Inquiry(
+        host,
+        interfaces,
+        options.config,
+        timeout_s=options.timeout_s,
+        system_rng=system_rng or random.SystemRandom(),
+        tell=tell,
+    )
+    async with _candidates(host, options, rng) as candidates, _servers(host, interfaces, options, inquiry) as uris:
+        await inquiry.run(uris)
+        lines = await candidates()
+    findings = inquiry.findings(is_embedded=not options.servers)
+    return _report(findings, lines, (host.now() - started) * 1000)
+
+
+def _report(findings: verdict.Findings, candidates: tuple[str, ...], duration_ms: float) -> Report:
+    report = Report(
+        interfaces=verdict.interface_rows(findings.interfaces),
+        candidates=candidates,
+        udp={version: verdict.udp(version, findings) for version in (4, 6)},
+        reflexive=verdict.reflexive(findings.observations),
+        nat=verdict.nat(findings),
+        layers=verdict.layers(findings),
+        duration_ms=duration_ms,
+        servers=tuple(findings.servers),
+        is_embedded=findings.is_embedded,
+    )
+    return replace(report, advice=advise(report))
+
+
+@asynccontextmanager
+async def _servers(
+    host: Host, interfaces: Sequence[Interface], options: ProbeOptions, inquiry: Inquiry
+) -> AsyncIterator[Sequence[str]]:
+    """The servers to ask; while the block lasts, one of our own on loopback where none is named."""
+    listen = [] if options.servers else _loopback_addresses(interfaces, options.config)
+    if not listen:
+        yield options.servers
+        return
+    async with AsyncExitStack() as stack:
+        try:
+            server = await stack.enter_async_context(Server(host, listen))
+        except OSError as error:
+            inquiry.note_failure("our own server", str(error))
+            yield ()
+            return
+        yield [f"stun:{each.address}" for each in server.listeners if each.transport == "udp"]
+
+
+def _loopback_addresses(interfaces: Sequence[Interface], config: Config) -> list[TransportAddress]:
+    """One loopback address of each IP version that may be used, with any port; none where loopback is down."""
+    found: dict[int, TransportAddress] = {}
+    for interface in interfaces:
+        for address in interface.addresses if interface.is_up else ():
+            ip = ip_address(address.host)
+            if ip.is_loopback and (config.ipv6 if ip.version == 6 else config.ipv4):
+                found.setdefault(ip.version, TransportAddress(address.host, 0))
+    return [found[version] for version in sorted(found)]
+
+
+@asynccontextmanager
+async def _candidates(
+    host: Host, options: ProbeOptions, rng: random.Random | None
+) -> AsyncIterator[Callable[[], Awaitable[tuple[str, ...]]]]:
+    """Gather while the block lasts; what it gives waits a moment for the end, and returns SDP lines."""
+    config = replace(
+        options.config,
+        servers=tuple(IceServer(urls=(uri,)) for uri in options.servers),
+        gather_timeout_s=options.timeout_s,
+    )
+    async with Agent(config, controlling=True, host=host, rng=rng) as agent:
+        gathering = asyncio.ensure_future(agent.gather())
+
+        async def lines() -> tuple[str, ...]:
+            await asyncio.wait([gathering], timeout=GATHERING_GRACE_S)
+            if gathering.done():
+                gathering.result()
+            return tuple(candidate.to_sdp() for candidate in agent.local_candidates)
+
+        try:
+            yield lines
+        finally:
+            gathering.cancel()

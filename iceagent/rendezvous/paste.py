@@ -1,0 +1,159 @@
+"""How are descriptions exchanged by copy and paste?
+
+Ours is shown as a block when its gathering is done, so that one paste is enough; candidates found later are shown as
+single lines. Theirs is read line by line: a block ends with ``end-of-candidates``, with an empty line once the password
+is known, or with the end of input. A candidate line between blocks belongs to the block before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable
+
+from iceagent.description import Description
+from iceagent.errors import PeerError
+from iceagent.rendezvous.exchange import Refusal
+
+__all__ = ["Blocks", "PasteInbox", "PasteOutbox"]
+
+# As files.py: the most candidates a description may have, at the length a line may have.
+_MAX_BLOCK = 1 << 20
+
+
+class Blocks:
+    """Cuts lines into descriptions."""
+
+    def __init__(self) -> None:
+        self._lines: list[str] = []
+        self._size = 0
+        self._last: list[str] = []
+
+    def feed(self, line: str) -> str | None:
+        """Take a line.
+
+        Returns:
+            The whole description, where the line completes one or adds to the one before.
+        """
+        name, _, _ = line.strip().removeprefix("a=").partition(":")
+        if name == "candidate" and self._last and not self._has("ice-ufrag"):
+            self._last.append(line)
+            return _text(self._last)
+        if not line.strip():
+            return self.finish() if self._has("ice-pwd") else None
+        if self._size + len(line) > _MAX_BLOCK:
+            self._clear()
+        self._lines.append(line)
+        self._size += len(line)
+        return self.finish() if name == "end-of-candidates" else None
+
+    def finish(self) -> str | None:
+        """The input ended: what there is, is the description."""
+        if not self._lines:
+            return None
+        self._last = list(self._lines)
+        self._clear()
+        return _text(self._last)
+
+    def _has(self, name: str) -> bool:
+        return any(line.strip().removeprefix("a=").startswith(name + ":") for line in self._lines)
+
+    def _clear(self) -> None:
+        self._lines.clear()
+        self._size = 0
+
+
+def _text(lines: list[str]) -> str:
+    return "\n".join(lines) + "\n"
+
+
+class PasteOutbox:
+    """Shows our description.
+
+    Args:
+        show: takes the text, one or several lines, to be shown to a person.
+    """
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        self._show = show
+        self._shown: Description | None = None
+
+    def publish(self, description: Description) -> None:
+        """Show it once it is complete; after that, what is new."""
+        if not description.complete:
+            return
+        shown, self._shown = self._shown, description
+        if shown is None or shown.credentials != description.credentials:
+            self._show(description.to_sdp())
+            return
+        late = [c for c in description.candidates if c not in shown.candidates]
+        if late:
+            self._show("".join(f"a={candidate.to_sdp()}\n" for candidate in late))
+
+
+class PasteInbox:
+    """Reads the peer's descriptions from a file descriptor, by a thread: a regular file cannot be waited for otherwise.
+
+    Args:
+        fd: 0 is stdin.
+    """
+
+    def __init__(self, fd: int = 0) -> None:
+        self._fd = fd
+
+    async def descriptions(self) -> AsyncIterator[Description | Refusal]:
+        """Every block; ends with the input."""
+        blocks = Blocks()
+        async for line in self._lines():
+            text = blocks.feed(line)
+            if text is not None:
+                yield _parse(text)
+        text = blocks.finish()
+        if text is not None:
+            yield _parse(text)
+
+    async def _lines(self) -> AsyncIterator[str]:
+        """Lines as they come; the last one may lack its newline."""
+        rest = b""
+        async for chunk in self._chunks():
+            *lines, rest = (rest + chunk).split(b"\n")
+            for line in lines:
+                yield line.decode(errors="replace")
+            rest = rest[-_MAX_BLOCK:]
+        if rest:
+            yield rest.decode(errors="replace")
+
+    async def _chunks(self) -> AsyncIterator[bytes]:
+        chunks: asyncio.Queue[bytes] = asyncio.Queue()
+        # One chunk at a time: the thread reads the next one when this was taken.
+        slot = threading.Semaphore()
+        loop = asyncio.get_running_loop()
+        # A daemon, because nothing ends a read of a terminal; os.read, because a reader that is stuck in a buffered
+        # stream holds a lock that the interpreter wants at its end.
+        threading.Thread(target=self._read, args=(loop, chunks, slot), name="paste", daemon=True).start()
+        while chunk := await chunks.get():
+            slot.release()
+            yield chunk
+
+    def _read(self, loop: asyncio.AbstractEventLoop, chunks: asyncio.Queue[bytes], slot: threading.Semaphore) -> None:
+        chunk = b"-"
+        while chunk:
+            slot.acquire()
+            try:
+                chunk = os.read(self._fd, 1 << 16)
+            except OSError:
+                # A closed stdin, or one that another process took away: the end of input.
+                chunk = b""
+            try:
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
+            except RuntimeError:
+                # The loop is closed: nobody waits any more.
+                return
+
+
+def _parse(text: str) -> Description | Refusal:
+    try:
+        return Description.parse(text)
+    except PeerError as error:
+        return Refusal(reason=str(error))

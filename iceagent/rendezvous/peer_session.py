@@ -1,0 +1,274 @@
+"""What happens between two peers, from the first candidate to the last datagram?
+
+:class:`PeerSession` joins an agent, a way to exchange descriptions and a payload: it gathers, publishes our description
+whenever it changes, takes the peer's whenever that does (new credentials are an ICE restart, which the agent answers),
+pings once there is a path, and ends when the plan says so, when no path is left, or when it is cancelled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from iceagent.agent import Agent
+from iceagent.errors import NoPath, PeerError
+from iceagent.events import (
+    AgentState,
+    Event,
+    GatheringDone,
+    IceRestarted,
+    LocalCandidateFound,
+    Path,
+    SelectedPathChanged,
+    StateChanged,
+)
+from iceagent.eventstream import EventStream
+from iceagent.rendezvous.exchange import Inbox, Outbox, Refusal
+from iceagent.rendezvous.payload import Payload, PayloadCounts, PingEchoed
+
+__all__ = ["PeerSession", "Plan", "Summary"]
+
+# How long the last answers are waited for, and the peer's last pings are answered.
+_SETTLE_S = 1.0
+_SETTLE_STEP_S = 0.01
+# Answers to what arrived before our side had chosen a path; they leave with the choice.
+_MAX_WAITING_REPLIES = 64
+# A peer that pinged a moment ago is given the time for its next ping, by our own interval, and at least this.
+_MIN_QUIET_S = 0.1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is sent, and when it ends.
+
+    Attributes:
+        ping_s: seconds between pings; ``None``: none are sent.
+        count: end after so many pings.
+        duration_s: end so long after the first path.
+    """
+
+    ping_s: float | None = None
+    count: int | None = None
+    duration_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """How it went.
+
+    Attributes:
+        connected_ms: from the peer's description to the first usable path; ``None``: there never was one.
+        switches: how often the path changed to another one.
+        kind: of the last path, ``direct`` or ``relay``; ``None`` if there never was one.
+        failed: it ended without a path.
+        payload: what became of the datagrams.
+    """
+
+    connected_ms: float | None
+    switches: int
+    kind: str | None
+    failed: bool
+    payload: PayloadCounts
+
+
+class PeerSession:
+    """One connection to one peer.
+
+    Args:
+        agent: closed when the session ends.
+        outbox: where our description goes.
+        inbox: where the peer's comes from.
+        payload: answers the peer's pings, and counts.
+        plan: see there.
+        tell: hears every event, those of the agent and :class:`PingEchoed` and :class:`Refusal`.
+        now: seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        agent: Agent,
+        *,
+        outbox: Outbox,
+        inbox: Inbox,
+        payload: Payload,
+        plan: Plan,
+        tell: Callable[[Event], None],
+        now: Callable[[], float],
+    ) -> None:
+        self._agent = agent
+        self._outbox = outbox
+        self._inbox = inbox
+        self._payload = payload
+        self._plan = plan
+        self._tell = tell
+        self._now = now
+        self._usable = asyncio.Event()
+        self._waiting: deque[bytes] = deque(maxlen=_MAX_WAITING_REPLIES)
+        self._described_at: float | None = None
+        self._usable_at: float | None = None
+        self._path: Path | None = None
+        self._switches = 0
+        self._failed = False
+
+    async def run(self) -> None:
+        """Connect, and stay connected until the plan's end, or until no path is left."""
+        stream = self._agent.events()
+        jobs = [self._follow(stream), self._read_descriptions(), self._exchange_payload()]
+        tasks = [asyncio.ensure_future(job) for job in jobs]
+        try:
+            self._agent.set_data_handler(self._on_data)
+            self._agent.start_gathering()
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._agent.aclose()
+            # The stream is closed with the agent; what it still holds comes without waiting.
+            async for event in stream:
+                self._on_event(event)
+
+    @property
+    def agent(self) -> Agent:
+        """The agent, to look at."""
+        return self._agent
+
+    @property
+    def path(self) -> Path | None:
+        """The last path there was."""
+        return self._path
+
+    @property
+    def rtt_ms(self) -> float | None:
+        """Of pings, else of checks."""
+        return self._payload.rtt_ms or (self._path.rtt_ms if self._path is not None else None)
+
+    def summary(self) -> Summary:
+        """How it went so far."""
+        connected_ms = None
+        if self._usable_at is not None and self._described_at is not None:
+            connected_ms = max(0.0, self._usable_at - self._described_at) * 1000
+        return Summary(
+            connected_ms=connected_ms,
+            switches=self._switches,
+            kind=None if self._path is None else self._path.kind,
+            failed=self._failed or self._path is None,
+            payload=self._payload.counts(self._now()),
+        )
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    async def _follow(self, stream: EventStream) -> None:
+        """Tell what happens; returns when no path is left."""
+        async for event in stream:
+            self._on_event(event)
+            if self._failed:
+                return
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, SelectedPathChanged) and event.component == 1:
+            self._on_path(event.new)
+        elif isinstance(event, StateChanged):
+            self._failed = event.new is AgentState.FAILED or (self._failed and event.new is AgentState.CLOSED)
+        self._tell(event)
+        if isinstance(event, (LocalCandidateFound, GatheringDone, IceRestarted)):
+            self._publish()
+
+    def _on_path(self, path: Path | None) -> None:
+        if path is None:
+            return
+        if self._usable_at is None:
+            self._usable_at = self._now()
+            self._usable.set()
+        elif self._path is not None and _ends(path) != _ends(self._path):
+            self._switches += 1
+        self._path = path
+        for _ in range(len(self._waiting)):
+            self._send(self._waiting.popleft())
+
+    # --- signalling ----------------------------------------------------------------------------------------------
+
+    def _publish(self) -> None:
+        try:
+            self._outbox.publish(self._agent.local_description)
+        except OSError as error:
+            self._tell(Refusal(reason=f"our description could not be written: {error}"))
+
+    async def _read_descriptions(self) -> None:
+        """Take what the peer says, for as long as it may say something; never returns."""
+        async for found in self._inbox.descriptions():
+            if isinstance(found, Refusal):
+                self._tell(found)
+                continue
+            if self._described_at is None:
+                self._described_at = self._now()
+            try:
+                self._agent.set_remote_description(found)
+            except PeerError as error:
+                self._tell(Refusal(reason=str(error)))
+            # An ICE restart of the peer's is answered by new credentials of ours.
+            self._publish()
+        await _for_ever()
+
+    # --- payload -------------------------------------------------------------------------------------------------
+
+    def _on_data(self, data: bytes, component: int) -> None:
+        reaction = self._payload.handle_data(data, self._now())
+        if reaction.reply is not None:
+            self._send(reaction.reply)
+        if reaction.seq is not None:
+            path = self._agent.path()
+            kind = None if path is None else path.kind
+            self._tell(PingEchoed(seq=reaction.seq, rtt_ms=reaction.rtt_ms, kind=kind))
+
+    def _send(self, data: bytes) -> None:
+        try:
+            self._agent.send(data)
+        except NoPath:
+            self._waiting.append(data)
+
+    async def _exchange_payload(self) -> None:
+        """Ping, from the first path to the plan's end."""
+        await self._usable.wait()
+        try:
+            async with asyncio.timeout(self._plan.duration_s):
+                await self._ping()
+        except TimeoutError:
+            pass
+        await self._settle()
+
+    async def _ping(self) -> None:
+        """Send pings; returns after the plan's count."""
+        if self._plan.ping_s is None:
+            await _for_ever()
+            return
+        due_at = self._now()
+        while self._plan.count is None or self._payload.sent < self._plan.count:
+            now = self._now()
+            if self._agent.path() is not None:
+                self._send(self._payload.ping(now, connected=self._agent.state is AgentState.CONNECTED))
+            # Pings that were missed, by a suspended machine for instance, are not made up for.
+            due_at = max(due_at + self._plan.ping_s, now)
+            await asyncio.sleep(due_at - now)
+
+    async def _settle(self) -> None:
+        """Wait a moment for the last answers, and answer a peer that is still pinging."""
+        ends_at = self._now() + _SETTLE_S
+        quiet_enough_s = max(_MIN_QUIET_S, 2.5 * (self._plan.ping_s or 0.0), self._payload.patience_s)
+        while (now := self._now()) < ends_at:
+            quiet_s = self._payload.quiet_s(now)
+            if self._payload.is_settled(now) and (quiet_s is None or quiet_s >= quiet_enough_s):
+                return
+            await asyncio.sleep(_SETTLE_STEP_S)
+
+
+def _ends(path: Path) -> tuple[object, ...]:
+    return path.local.address, path.remote.address, path.base
+
+
+async def _for_ever() -> None:
+    await asyncio.get_running_loop().create_future()

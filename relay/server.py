@@ -1,0 +1,468 @@
+"""How does a STUN server run on a host?
+
+The shell around ``relay/stun_server.py``: UDP sockets and TCP and TLS streams in, the cores' answers out. Every listen
+address gets UDP and TCP, and TLS where a certificate is given. What is bounded, and how: the streams at once and their
+idle time (by the core), what waits to be read of one stream (:class:`relay.stun.StreamFramer`, one message) and what
+waits to be written to it (:class:`iceagent.net.host.Stream`, 1 MiB; then it is aborted).
+
+Over UDP, "the source IP address and port of the response are equal to the destination IP address and port of the
+received request message" (RFC 8489, 6.3.1.2). A socket on a wildcard address cannot keep that on a host with several
+addresses: the routes choose. So a wildcard stands for one socket on each address of the host, now and whenever the
+addresses change.
+"""
+
+from __future__ import annotations
+
+import errno
+import ssl
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, NamedTuple
+
+from iceagent.net.address import TransportAddress, ip_address
+from iceagent.net.core import Event, Transmit
+from iceagent.net.driver import Driver
+from iceagent.net.host import (
+    AddressFlag,
+    DatagramSocket,
+    Host,
+    Interface,
+    Listener,
+    SocketOptions,
+    Stream,
+    StreamListener,
+    Subscription,
+)
+from relay.stun import BadMessage, StreamFramer, is_stun
+from relay.stun_server import (
+    STREAM_IDLE_S,
+    STREAM_LIMIT,
+    CloseStream,
+    ErrorLimiter,
+    StreamServer,
+    StunServer,
+    discovery_table,
+)
+
+__all__ = ["STUN_PORT", "TLS_PORT", "Listening", "Server", "ServerOptions", "server_ssl_context"]
+
+STUN_PORT = 3478
+TLS_PORT = 5349
+"""RFC 8489, 18.6."""
+
+PORT_ATTEMPTS = 8
+"""How often a free port is looked for where port 0 is asked for: one found for UDP may be taken for TCP."""
+
+_UNUSABLE = frozenset({AddressFlag.TENTATIVE, AddressFlag.DADFAILED})
+_FAMILY_MISSING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
+
+Transport = Literal["udp", "tcp", "tls"]
+
+
+class Listening(NamedTuple):
+    """One thing that a server listens on."""
+
+    transport: Transport
+    address: TransportAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerOptions:
+    """How a server behaves.
+
+    Attributes:
+        behaviour_discovery: RFC 5780. Needs two listen addresses of each IP version in use, no wildcards. Where both
+            have the same port, the alternate port is the next one.
+        tls: a server's context, see :func:`server_ssl_context`; ``None``: no TLS.
+        tls_port: where TLS listens on each listen address; 0 takes a free one.
+        max_streams: TCP and TLS streams at once, at least 1.
+        stream_idle_s: seconds without a message after which a stream is closed.
+    """
+
+    behaviour_discovery: bool = False
+    tls: ssl.SSLContext | None = None
+    tls_port: int = TLS_PORT
+    max_streams: int = STREAM_LIMIT
+    stream_idle_s: float = STREAM_IDLE_S
+
+
+def server_ssl_context(certificate: str, key: str) -> ssl.SSLContext:
+    """TLS 1.2 and later with a certificate, and the protocol name of RFC 7443.
+
+    Args:
+        certificate: a PEM file, with the chain.
+        key: a PEM file, not encrypted.
+
+    Raises:
+        OSError: a file cannot be read, or does not fit (ssl.SSLError).
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # An empty password: an encrypted key is refused instead of asked about on the terminal.
+    context.load_cert_chain(certificate, key, password="")
+    context.set_alpn_protocols(["stun.nat-discovery"])
+    return context
+
+
+class Server:
+    """A STUN server on a host: an async context manager that answers while it is open.
+
+    Args:
+        host: whose sockets it uses.
+        listen: addresses, each for UDP and TCP; port 0 takes a free one, the same for both.
+        options: see :class:`ServerOptions`.
+        on_event: is told every event of the cores, dropped packets for instance.
+
+    Attributes:
+        counters: of the answers over UDP; those over streams are in ``stream_counters``. See ``relay/stun_server.py``.
+
+    Raises:
+        ValueError: nothing to listen on, or addresses that behaviour discovery cannot use.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        listen: Sequence[TransportAddress],
+        *,
+        options: ServerOptions | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self._host = host
+        self._options = ServerOptions() if options is None else options
+        self._tell = on_event
+        self._asked = tuple(dict.fromkeys(listen))
+        if not self._asked:
+            raise ValueError("a server needs an address to listen on")
+        if self._options.behaviour_discovery:
+            _discovery_pairs(self._asked)
+        self._listeners: list[Listening] = []
+        self._tcp: list[Listener] = []
+        self._sockets: dict[TransportAddress, DatagramSocket] = {}
+        self._wildcards: list[TransportAddress] = []
+        self._streams: dict[tuple[TransportAddress, TransportAddress], _Connection] = {}
+        self._subscription = Subscription()
+        self._datagrams = StunServer()
+        self._on_streams = StunServer(is_stream=True)
+        self._udp_driver: Driver | None = None
+        self._stream_driver: Driver | None = None
+
+    @property
+    def listeners(self) -> tuple[Listening, ...]:
+        """What it listens on; a wildcard is told as such. Empty while it is closed."""
+        return tuple(self._listeners)
+
+    @property
+    def counters(self) -> Counter[str]:
+        return self._datagrams.counters
+
+    @property
+    def stream_counters(self) -> Counter[str]:
+        return self._on_streams.counters
+
+    async def __aenter__(self) -> Server:
+        """Open everything.
+
+        Raises:
+            OSError: an address cannot be used; the text says which one, and for what.
+        """
+        for attempt in range(1, PORT_ATTEMPTS + 1):
+            try:
+                await self._open()
+            except BaseException as error:
+                await self.aclose()
+                is_clash = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
+                if not is_clash or attempt == PORT_ATTEMPTS or all(address.port for address in self._asked):
+                    raise
+            else:
+                break
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close everything; idempotent. What is queued on a stream may still leave for a second."""
+        self._subscription.close()
+        for driver in (self._udp_driver, self._stream_driver):
+            if driver is not None:
+                driver.close()
+        for listener in self._tcp:
+            listener.close()
+        for socket in self._sockets.values():
+            socket.close()
+        for connection in tuple(self._streams.values()):
+            connection.close()
+        self._udp_driver = self._stream_driver = None
+        self._listeners.clear()
+        self._tcp.clear()
+        self._sockets.clear()
+        self._wildcards.clear()
+        self._streams.clear()
+
+    async def _open(self) -> None:
+        addresses = self._plan(self._asked)
+        options, limiter = self._options, ErrorLimiter()
+        table = discovery_table(_discovery_pairs(addresses)) if options.behaviour_discovery else None
+        if table is not None:
+            addresses = tuple(table)
+        self._datagrams = StunServer(alternatives=table, limiter=limiter)
+        self._on_streams = StunServer(alternatives=table, is_stream=True, limiter=limiter)
+        streams = StreamServer(self._on_streams, limit=options.max_streams, idle_s=options.stream_idle_s)
+        self._udp_driver = Driver(self._datagrams, self._host, self._send_datagram, self._on_event)
+        self._stream_driver = driver = Driver(streams, self._host, self._write, self._on_event)
+
+        def accept(stream: Stream) -> StreamListener:
+            return self._accept(stream, streams, driver)
+
+        for address in addresses:
+            await self._listen(address, accept, is_only=len(addresses) == 1)
+        if options.tls is not None:
+            for host in dict.fromkeys(each.address.host for each in self._listeners):
+                await self._listen_tls(TransportAddress(host, options.tls_port), accept, options.tls)
+        if self._wildcards:
+            # Watched first, read then: no change falls between the two.
+            self._subscription = self._host.watch_interfaces(self._follow)
+            self._open_wildcards(await self._host.interfaces(), is_start=True)
+        if not self._listeners:
+            raise OSError(errno.EADDRNOTAVAIL, "no address of this host can be listened on")
+
+    def _plan(self, asked: Sequence[TransportAddress]) -> tuple[TransportAddress, ...]:
+        """The addresses with ports: a free one in place of each 0; one for all where there is behaviour discovery."""
+        if all(address.port for address in asked):
+            return tuple(asked)
+        if not self._options.behaviour_discovery:
+            return tuple(address if address.port else self._with_free_port(address) for address in asked)
+        port = self._with_free_port(asked[0]).port
+        return tuple(address if address.port else address._replace(port=port) for address in asked)
+
+    def _with_free_port(self, address: TransportAddress) -> TransportAddress:
+        try:
+            socket = self._host.socket(address, _Deaf(), SocketOptions())
+        except OSError as error:
+            raise _explained(error, "udp", address) from error
+        try:
+            return address._replace(port=socket.address.port)
+        finally:
+            socket.close()
+
+    async def _listen(
+        self, address: TransportAddress, accept: Callable[[Stream], StreamListener], *, is_only: bool
+    ) -> None:
+        """UDP and TCP on one address. A wildcard of an IP version that this host does not have is left out."""
+        is_wildcard = ip_address(address.host).is_unspecified
+        try:
+            listener = await self._host.listen_tcp(address, accept)
+        except OSError as error:
+            if is_wildcard and not is_only and error.errno in _FAMILY_MISSING:
+                return
+            raise _explained(error, "tcp", address) from error
+        self._tcp.append(listener)
+        if is_wildcard:
+            self._wildcards.append(address)
+        else:
+            self._open_socket(address, SocketOptions())
+        self._listeners += [Listening("udp", address), Listening("tcp", address)]
+
+    async def _listen_tls(
+        self, address: TransportAddress, accept: Callable[[Stream], StreamListener], context: ssl.SSLContext
+    ) -> None:
+        try:
+            listener = await self._host.listen_tcp(address, accept, ssl_context=context)
+        except OSError as error:
+            raise _explained(error, "tls", address) from error
+        self._tcp.append(listener)
+        self._listeners.append(Listening("tls", listener.address))
+
+    def _open_socket(self, address: TransportAddress, options: SocketOptions) -> None:
+        assert self._udp_driver is not None
+        try:
+            socket = self._host.socket(address, _Inbox(self._udp_driver), options)
+        except OSError as error:
+            raise _explained(error, "udp", address) from error
+        self._sockets[socket.address] = socket
+        self._datagrams.bases.add(socket.address)
+
+    def _follow(self, interfaces: Sequence[Interface]) -> None:
+        self._open_wildcards(interfaces, is_start=False)
+
+    def _open_wildcards(self, interfaces: Sequence[Interface], *, is_start: bool) -> None:
+        """Have a socket on each address that a wildcard stands for, and on no other."""
+        wanted = dict(_each_address(interfaces, self._wildcards))
+        kept = {each.address for each in self._listeners}
+        for address in [each for each in self._sockets if each not in wanted and each not in kept]:
+            self._sockets.pop(address).close()
+            self._datagrams.bases.discard(address)
+        for address, options in wanted.items():
+            if address in self._sockets:
+                continue
+            try:
+                self._open_socket(address, options)
+            except OSError as error:
+                # An address that has just gone is no failure; later on, neither is a port that somebody else took.
+                if is_start and error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                self._datagrams.counters["addresses not opened"] += 1
+
+    def _accept(self, stream: Stream, core: StreamServer, driver: Driver) -> StreamListener:
+        connection = _Connection(stream, core, driver, self._streams)
+        if driver is self._stream_driver:
+            driver.command(core.open, stream.local_address, stream.remote_address)
+        else:
+            # It was on its way in when the server closed.
+            connection.close()
+        return connection
+
+    def _send_datagram(self, transmit: Transmit) -> int:
+        socket = self._sockets.get(transmit.base)
+        return errno.EADDRNOTAVAIL if socket is None else socket.send(transmit.data, transmit.destination)
+
+    def _write(self, transmit: Transmit) -> int:
+        connection = self._streams.get((transmit.base, transmit.destination))
+        if connection is not None:
+            connection.stream.write(transmit.data)
+        return 0
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, CloseStream):
+            connection = self._streams.get((event.base, event.remote))
+            if connection is not None:
+                connection.close()
+        if self._tell is not None:
+            self._tell(event)
+
+
+class _Inbox:
+    """Hands what UDP sockets receive to the core."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        self._driver.datagram(socket.address, source, data)
+
+    def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
+        if destination is not None:
+            self._driver.error(socket.address, destination, errno)
+
+
+class _Deaf:
+    """For a socket that only finds a free port."""
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        """Nobody was told of this port."""
+
+    def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
+        """It sends nothing."""
+
+
+class _Connection:
+    """One accepted stream: cuts what arrives into messages; whoever speaks something else than STUN is cut off."""
+
+    def __init__(
+        self,
+        stream: Stream,
+        core: StreamServer,
+        driver: Driver,
+        register: dict[tuple[TransportAddress, TransportAddress], _Connection],
+    ) -> None:
+        self.stream = stream
+        self._core = core
+        self._driver = driver
+        self._register = register
+        self._key = (stream.local_address, stream.remote_address)
+        self._framer = StreamFramer()
+        self._has_begun = False
+        self._is_closed = False
+        register[self._key] = self
+
+    def close(self) -> None:
+        """Close, and be forgotten by the shell; idempotent."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._register.pop(self._key, None)
+            self.stream.close()
+
+    def data_received(self, stream: Stream, data: bytes) -> None:
+        """Give whole messages to the core."""
+        # The framer knows ChannelData as well; without TURN, a stream that begins so is HTTP or noise.
+        if self._is_closed or not self._begins_like_stun(data):
+            self._end()
+            return
+        try:
+            messages = self._framer.feed(data)
+        except BadMessage:
+            self._end()
+            return
+        for message in messages:
+            self._take(message)
+
+    def connection_lost(self, stream: Stream, errno: int) -> None:
+        """The other side ended it."""
+        self._end()
+
+    def _take(self, message: bytes) -> None:
+        if self._is_closed:
+            return
+        if is_stun(message):
+            self._driver.datagram(*self._key, message)
+        else:
+            self._end()
+
+    def _begins_like_stun(self, data: bytes) -> bool:
+        if self._has_begun or not data:
+            return True
+        self._has_begun = True
+        return data[0] < 4
+
+    def _end(self) -> None:
+        if not self._is_closed:
+            self.close()
+            self._driver.command(self._core.close, *self._key)
+
+
+def _discovery_pairs(addresses: Sequence[TransportAddress]) -> list[tuple[TransportAddress, TransportAddress]]:
+    """Primary and alternate address of each IP version in use.
+
+    Raises:
+        ValueError: there are not exactly two concrete ones, or they do not go together.
+    """
+    pairs = []
+    for version in sorted({address.version for address in addresses}):
+        same = [address for address in addresses if address.version == version]
+        if len(same) != 2 or any(ip_address(address.host).is_unspecified for address in same):
+            raise ValueError(
+                f"behaviour discovery needs exactly two concrete IPv{version} addresses to listen on "
+                f"(RFC 5780, 6), not {', '.join(address.host for address in same)}"
+            )
+        primary, alternate = same
+        if alternate.port == primary.port:
+            alternate = alternate._replace(port=primary.port % 65535 + 1)
+        discovery_table([(primary, alternate)])
+        pairs.append((primary, alternate))
+    return pairs
+
+
+def _each_address(
+    interfaces: Iterable[Interface], wildcards: Sequence[TransportAddress]
+) -> Iterable[tuple[TransportAddress, SocketOptions]]:
+    """What the wildcards stand for: every usable address of their IP version, with their port."""
+    for interface in interfaces:
+        for address in interface.addresses:
+            if address.flags & _UNUSABLE:
+                continue
+            ip = ip_address(address.host)
+            scope_id = interface.index if ip.version == 6 and ip.is_link_local else 0
+            for wildcard in wildcards:
+                if wildcard.version == ip.version:
+                    yield TransportAddress(address.host, wildcard.port), SocketOptions(scope_id=scope_id)
+
+
+def _explained(error: OSError, transport: Transport, address: TransportAddress) -> OSError:
+    number = error.errno or errno.EIO
+    reason = "the port is in use" if number == errno.EADDRINUSE else error.strerror or str(error)
+    return OSError(number, f"cannot listen on {address} ({transport}): {reason}")

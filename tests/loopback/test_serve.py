@@ -1,0 +1,459 @@
+"""The STUN server on real sockets, in this process and as ``iceagent serve``."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import shutil
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from iceagent.net.address import TransportAddress
+from iceagent.net.host import (
+    Interface,
+    InterfaceAddress,
+    InterfaceKind,
+    SocketOptions,
+    Stream,
+    Subscription,
+)
+from iceagent.net.local import LocalHost
+from iceagent.net.streams import connect_tcp
+from relay.server import Listening, Server, ServerOptions, server_ssl_context
+from relay.stun import (
+    CHANGE_REQUEST,
+    OTHER_ADDRESS,
+    RESPONSE_ORIGIN,
+    XOR_MAPPED_ADDRESS,
+    ChangeRequest,
+    MessageClass,
+    Method,
+    build,
+    parse,
+)
+from tests.loopback.loops import Ear, Inbox, LoopFactory, on_both_loops, run
+
+ANY_PORT = TransportAddress("127.0.0.1", 0)
+ANY_PORT_6 = TransportAddress("::1", 0)
+REQUEST = build(Method.BINDING, MessageClass.REQUEST, bytes(range(12))).encode(fingerprint=False)
+
+# The longest a test waits for a process, in seconds.
+PATIENCE_S = 20
+
+
+def address_of(server: Server, transport: str, host: str = "127.0.0.1") -> TransportAddress:
+    (address,) = [
+        each.address for each in server.listeners if each.transport == transport and each.address.host == host
+    ]
+    return address
+
+
+async def ask_udp(
+    host: LocalHost, destination: TransportAddress, local: TransportAddress, data: bytes = REQUEST
+) -> tuple[TransportAddress, bytes, tuple[str, int]]:
+    """Send one datagram; our own address, the answer, and who it came from."""
+    inbox = Inbox()
+    client = host.socket(local, inbox, SocketOptions())
+    try:
+        client.send(data, destination)
+        await inbox.until(lambda: bool(inbox.received))
+        answer, source = inbox.received[0]
+        return client.address, answer, source
+    finally:
+        client.close()
+
+
+async def ask_stream(stream: Stream, ear: Ear, data: bytes = REQUEST, answers: int = 1) -> list[bytes]:
+    """Write; the next answers, 32 bytes each."""
+    ear.data = b""
+    stream.write(data)
+    await ear.until(lambda: len(ear.data) >= 32 * answers)
+    assert len(ear.data) == 32 * answers
+    return [ear.data[start : start + 32] for start in range(0, len(ear.data), 32)]
+
+
+async def settle() -> None:
+    """Let transports finish closing."""
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """A self-signed certificate for stun.example, and its key."""
+    openssl = shutil.which("openssl")
+    assert openssl is not None, "these tests make a certificate with openssl(1)"
+    folder = tmp_path_factory.mktemp("tls")
+    pem, key = folder / "cert.pem", folder / "key.pem"
+    request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    name = ["-subj", "/CN=stun.example", "-addext", "subjectAltName=DNS:stun.example"]
+    subprocess.run([openssl, *request, *name, "-out", str(pem), "-keyout", str(key)], check=True, capture_output=True)
+    return str(pem), str(key)
+
+
+# --- the server --------------------------------------------------------------------------------------------------
+
+
+@on_both_loops
+def test_udp_and_tcp_of_both_ip_versions_are_answered(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        host = LocalHost()
+        async with Server(host, [ANY_PORT, ANY_PORT_6]) as server:
+            assert [each.transport for each in server.listeners] == ["udp", "tcp", "udp", "tcp"]
+            for any_port in (ANY_PORT, ANY_PORT_6):
+                udp = address_of(server, "udp", any_port.host)
+                assert udp == address_of(server, "tcp", any_port.host), "one port for both"
+                client, answer, source = await ask_udp(host, udp, any_port)
+                assert source == udp
+                assert parse(answer).get(XOR_MAPPED_ADDRESS) == client
+            ear = Ear()
+            stream = await connect_tcp(address_of(server, "tcp"), ear)
+            (answer,) = await ask_stream(stream, ear)
+            assert parse(answer).get(XOR_MAPPED_ADDRESS) == stream.local_address
+            stream.close()
+            assert server.counters["requests"] == 2
+            assert server.stream_counters["requests"] == 1
+        assert server.listeners == ()
+        await settle()
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_a_stream_may_be_cut_anywhere(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        async with Server(LocalHost(), [ANY_PORT]) as server:
+            ear = Ear()
+            stream = await connect_tcp(address_of(server, "tcp"), ear)
+            await ask_stream(stream, ear, REQUEST * 50, answers=50)
+            for position in range(len(REQUEST) - 1):
+                stream.write(REQUEST[position : position + 1])
+                await asyncio.sleep(0)
+            await ask_stream(stream, ear, REQUEST[-1:])
+            stream.close()
+        await settle()
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_tls_is_answered(loop_factory: LoopFactory, certificate: tuple[str, str]) -> None:
+    async def main() -> None:
+        options = ServerOptions(tls=server_ssl_context(*certificate), tls_port=0)
+        trust = ssl.create_default_context(cafile=certificate[0])
+        async with Server(LocalHost(), [ANY_PORT], options=options) as server:
+            ear = Ear()
+            stream = await connect_tcp(
+                address_of(server, "tls"), ear, tls_server_name="stun.example", ssl_context=trust
+            )
+            (answer,) = await ask_stream(stream, ear)
+            assert parse(answer).get(XOR_MAPPED_ADDRESS) == stream.local_address
+        await ear.until(lambda: bool(ear.lost))
+        await settle()
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"GET / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"G",
+        REQUEST + bytes.fromhex("40000004") + b"data",
+        b"\0\1\0\0" + bytes(16),
+        bytes.fromhex("000100032112a442"),
+    ],
+    ids=["HTTP", "one byte", "ChannelData", "no cookie", "odd length"],
+)
+def test_who_does_not_speak_stun_is_cut_off(loop_factory: LoopFactory, noise: bytes) -> None:
+    async def main() -> None:
+        async with Server(LocalHost(), [ANY_PORT]) as server:
+            ear = Ear()
+            await connect_tcp(address_of(server, "tcp"), ear)
+            stream = await connect_tcp(address_of(server, "tcp"), ear)
+            stream.write(noise)
+            await ear.until(lambda: bool(ear.lost))
+        await ear.until(lambda: len(ear.lost) == 2)
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_idle_streams_are_closed(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        async with Server(LocalHost(), [ANY_PORT], options=ServerOptions(stream_idle_s=0.02)) as server:
+            ear = Ear()
+            await connect_tcp(address_of(server, "tcp"), ear)
+            await ear.until(lambda: ear.lost == [0])
+            assert server.stream_counters == {"closed: idle": 1}
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_there_are_only_so_many_streams(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        async with Server(LocalHost(), [ANY_PORT], options=ServerOptions(max_streams=2)) as server:
+            ears = [Ear() for _ in range(3)]
+            for ear in ears:
+                stream = await connect_tcp(address_of(server, "tcp"), ear)
+                await ask_stream(stream, ear)
+            await ears[0].until(lambda: ears[0].lost == [0])
+            assert (ears[1].lost, ears[2].lost) == ([], [])
+            assert server.stream_counters == {"requests": 3, "closed: too many streams": 1}
+        await ears[2].until(lambda: bool(ears[1].lost and ears[2].lost))
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_a_stream_that_the_client_ends_is_forgotten(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        async with Server(LocalHost(), [ANY_PORT], options=ServerOptions(max_streams=1)) as server:
+            for _ in range(3):
+                reader, writer = await asyncio.open_connection(*address_of(server, "tcp"))
+                writer.write(REQUEST)
+                writer.write_eof()
+                async with asyncio.timeout(PATIENCE_S):
+                    assert len(await reader.read()) == 32, "the answer, and then the server's end"
+                writer.close()
+                await writer.wait_closed()
+            assert server.stream_counters == {"requests": 3}, "none had to give way to another"
+        await settle()
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_answers_come_from_the_socket_that_was_asked_for(loop_factory: LoopFactory) -> None:
+    """RFC 5780, 6.1, table 1, on four real sockets."""
+
+    async def main() -> None:
+        host = LocalHost()
+        listen = [ANY_PORT, TransportAddress("127.0.0.2", 0)]
+        async with Server(host, listen, options=ServerOptions(behaviour_discovery=True)) as server:
+            udp = [each.address for each in server.listeners if each.transport == "udp"]
+            assert [address.host for address in udp] == ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.2"]
+            assert [address.port for address in udp] == [udp[0].port, udp[0].port + 1] * 2
+            for i, j in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                change = build(
+                    Method.BINDING, MessageClass.REQUEST, bytes(12), (CHANGE_REQUEST, ChangeRequest(bool(i), bool(j)))
+                )
+                client, answer, source = await ask_udp(host, udp[0], ANY_PORT, change.encode())
+                message = parse(answer)
+                assert source == message.get(RESPONSE_ORIGIN) == udp[2 * i + j]
+                assert message.get(OTHER_ADDRESS) == udp[3]
+                assert message.get(XOR_MAPPED_ADDRESS) == client
+
+    run(loop_factory, main())
+
+
+@pytest.mark.parametrize("hosts", [["127.0.0.1"], ["0.0.0.0", "127.0.0.2"], ["127.0.0.1", "127.0.0.2", "127.0.0.3"]])
+def test_behaviour_discovery_needs_two_concrete_addresses(hosts: list[str]) -> None:
+    options = ServerOptions(behaviour_discovery=True)
+    with pytest.raises(ValueError, match="exactly two concrete IPv4 addresses"):
+        Server(LocalHost(), [TransportAddress(host, 3478) for host in hosts], options=options)
+
+
+def test_a_server_needs_an_address() -> None:
+    with pytest.raises(ValueError, match="needs an address"):
+        Server(LocalHost(), [])
+
+
+@on_both_loops
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM], ids=["udp", "tcp"])
+def test_a_port_in_use_is_told_and_nothing_stays_open(loop_factory: LoopFactory, kind: int) -> None:
+    async def main() -> None:
+        with socket.socket(socket.AF_INET, kind) as holder:
+            holder.bind(("127.0.0.1", 0))
+            if kind == socket.SOCK_STREAM:
+                holder.listen()
+            taken = TransportAddress(*holder.getsockname())
+            server = Server(LocalHost(), [TransportAddress("127.0.0.2", taken.port), taken])
+            with pytest.raises(OSError, match=rf"cannot listen on {taken} \(\w+\): the port is in use") as caught:
+                await server.__aenter__()
+            assert caught.value.errno == errno.EADDRINUSE
+            assert server.listeners == ()
+        for free in ("127.0.0.1", "127.0.0.2"):
+            async with Server(LocalHost(), [TransportAddress(free, taken.port)]):
+                pass
+
+    run(loop_factory, main())
+
+
+class HostOfTwo(LocalHost):
+    """This machine, as if it had only some loopback addresses, which change when :meth:`change` is called."""
+
+    def __init__(self, *hosts: str) -> None:
+        super().__init__()
+        self.hosts = hosts
+        self.callback: Callable[[Sequence[Interface]], None] | None = None
+
+    async def interfaces(self) -> Sequence[Interface]:
+        addresses = tuple(InterfaceAddress(host=host, prefix_length=8) for host in self.hosts)
+        return [Interface(name="lo", index=1, kind=InterfaceKind.LOOPBACK, addresses=addresses)]
+
+    def watch_interfaces(self, callback: Callable[[Sequence[Interface]], None]) -> Subscription:
+        self.callback = callback
+        return Subscription(self._forget)
+
+    async def change(self, *hosts: str) -> None:
+        self.hosts = hosts
+        assert self.callback is not None
+        self.callback(await self.interfaces())
+
+    def _forget(self) -> None:
+        self.callback = None
+
+
+@on_both_loops
+def test_a_wildcard_answers_from_the_address_that_was_asked(loop_factory: LoopFactory) -> None:
+    """RFC 8489, 6.3.1.2: "the source IP address and port of the response are equal to the destination IP address and
+    port of the received request message". A socket on the wildcard would answer 127.0.0.2 from 127.0.0.1.
+    """
+
+    async def main() -> None:
+        host = HostOfTwo("127.0.0.1", "127.0.0.2", "::1")
+        async with Server(host, [TransportAddress("0.0.0.0", 0)]) as server:
+            wildcard = address_of(server, "tcp", "0.0.0.0")
+            assert server.listeners == (Listening("udp", wildcard), Listening("tcp", wildcard))
+            for name in ("127.0.0.1", "127.0.0.2"):
+                _, _, source = await ask_udp(host, wildcard._replace(host=name), ANY_PORT)
+                assert source == (name, wildcard.port)
+            await host.change("127.0.0.2", "127.0.0.3")
+            _, _, source = await ask_udp(host, wildcard._replace(host="127.0.0.3"), ANY_PORT)
+            assert source == ("127.0.0.3", wildcard.port)
+            inbox = Inbox()
+            client = host.socket(ANY_PORT, inbox, SocketOptions())
+            client.send(REQUEST, wildcard._replace(host="127.0.0.1"))
+            await inbox.until(lambda: bool(inbox.errors))
+            client.close()
+        assert host.callback is None
+        await settle()
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_closing_twice_is_fine_and_silences_everything(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        host = LocalHost()
+        async with Server(host, [ANY_PORT]) as server:
+            udp = address_of(server, "udp")
+            ear = Ear()
+            await connect_tcp(address_of(server, "tcp"), ear)
+            before = asyncio.all_tasks()
+        await server.aclose()
+        await ear.until(lambda: bool(ear.lost))
+        assert asyncio.all_tasks() <= before
+        inbox = Inbox()
+        client = host.socket(ANY_PORT, inbox, SocketOptions())
+        client.send(REQUEST, udp)
+        await inbox.until(lambda: bool(inbox.errors))
+        client.close()
+
+    run(loop_factory, main())
+
+
+# --- the command -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """``iceagent serve`` as a process; it is ended at the latest when the block ends."""
+    command = [sys.executable, "-m", "iceagent", "serve", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def next_event(process: subprocess.Popen[str]) -> dict[str, Any]:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    assert line, process.communicate(timeout=PATIENCE_S)
+    event: dict[str, Any] = json.loads(line)
+    return event
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_the_command_answers_until_it_is_told_to_stop(number: signal.Signals, code: int) -> None:
+    with serving("--listen", "127.0.0.1:0", "--json") as process:
+        ready = next_event(process)
+        assert ready["event"] == "server.ready"
+        assert [each["transport"] for each in ready["listeners"]] == ["udp", "tcp"]
+        host, _, port = ready["listeners"][0]["address"].partition(":")
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE_S)
+            client.sendto(REQUEST, (host, int(port)))
+            assert parse(client.recv(100)).is_success
+        process.send_signal(number)
+        stopped = next_event(process)
+        assert stopped["event"] == "server.stopped"
+        assert (stopped["requests"], stopped["errors"]) == (1, 0)
+        assert process.wait(PATIENCE_S) == code
+        assert process.communicate() == ("", "")
+
+
+def test_the_command_speaks_plain_text_too(certificate: tuple[str, str]) -> None:
+    """TLS listens on 5349, which another program may hold; on an address of its own nothing is in the way."""
+    arguments = ["--listen", "127.86.3.1:0", "--tls-cert", certificate[0], "--tls-key", certificate[1]]
+    with serving(*arguments) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "server.ready" in line
+        assert "(transport=tls address=127.86.3.1:5349)" in line
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+
+
+def refused(*arguments: str) -> str:
+    """A command line that must be refused: exit code 2, and one line."""
+    command = [sys.executable, "-m", "iceagent", "serve", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
+    assert (result.returncode, result.stdout) == (2, ""), result.stderr
+    assert result.stderr.count("\n") == 1
+    return result.stderr
+
+
+def test_a_port_in_use_is_wrong_usage() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:
+        holder.bind(("127.0.0.1", 0))
+        text = f"127.0.0.1:{holder.getsockname()[1]}"
+        assert f"cannot listen on {text} (udp): the port is in use; choose another" in refused("--listen", text)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--listen", "example.com"], "'example.com' is not an IP address"),
+        (["--listen", "127.0.0.1:x"], "'x' is not a port"),
+        (["--listen", "192.0.2.99:0"], "cannot listen on 192.0.2.99:0 (udp)"),
+        (["--behaviour-discovery"], "exactly two concrete IPv4 addresses"),
+        (["--behaviour-discovery", "--listen", "127.0.0.1"], "exactly two concrete IPv4 addresses"),
+        (["--behaviour-discovery", "--listen", "127.0.0.1", "--listen", "127.0.0.1:9"], "differ in host and port"),
+        (["--tls-cert", "x.pem"], "--tls-cert and --tls-key are given together"),
+        (["--tls-cert", "/nowhere/x.pem", "--tls-key", "/nowhere/y.pem"], "No such file"),
+        (["--user", "a:b"], "No such option"),
+    ],
+)
+def test_wrong_usage_is_one_line(arguments: list[str], complaint: str) -> None:
+    assert complaint in refused(*arguments)
+
+
+def test_a_file_that_is_no_certificate_is_wrong_usage(tmp_path: Path, certificate: tuple[str, str]) -> None:
+    noise = tmp_path / "noise.pem"
+    noise.write_text("no certificate")
+    assert "--tls-cert" in refused("--tls-cert", str(noise), "--tls-key", certificate[1])

@@ -1,0 +1,198 @@
+"""Is consent kept, lost and never taken for granted (RFC 7675)?"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+
+from iceagent.events import AgentState, StateChanged
+from iceagent.net.address import TransportAddress
+from iceagent.net.core import Datagram, Transmit
+from relay.stun import USE_CANDIDATE, parse, short_term_key
+from tests.sim.world import Side, World, make_world
+
+DAY_S = 86_400.0
+
+
+def settled(seed: int = 1, *, rtt_s: float = 0.040, hosts: int = 1) -> World:
+    world = make_world(
+        seed,
+        rtt_s=rtt_s,
+        hosts_a=[f"10.1.0.{i + 1}" for i in range(hosts)],
+        hosts_b=[f"10.2.0.{i + 1}" for i in range(hosts)],
+    )
+    world.gather()
+    world.exchange()
+    world.settle()
+    world.run(5 * rtt_s)
+    return world
+
+
+def requests_of(side: Side, since: float) -> list[tuple[float, Transmit]]:
+    return [(at, t) for at, t in side.peer.transmits if at >= since and parse(t.data).is_request]
+
+
+def test_a_day_of_consent() -> None:
+    """24 hours of virtual time: checks every 4 to 6 s, each interval drawn anew, and the path never leaves."""
+    world = settled()
+    start = world.now
+    for _ in range(24):
+        world.run(DAY_S / 24)
+        for side in (world.a, world.b):
+            times = [at for at, _ in requests_of(side, start)]
+            gaps = [later - sooner for sooner, later in pairwise(times)]
+            assert min(gaps) >= 4.0 and max(gaps) <= 6.0, world
+            assert len({round(gap, 3) for gap in gaps}) > len(gaps) * 0.6, world
+            assert 3600 / 6 - 2 <= len(times) <= 3600 / 4 + 2
+            assert side.states() == [AgentState.CHECKING, AgentState.CONNECTED]
+            side.peer.transmits.clear()
+
+
+def test_consent_checks_are_sent_once_with_new_ids_and_do_not_nominate() -> None:
+    """RFC 7675, 5.1: not retransmitted, a new transaction id each. libjuice#263: no USE-CANDIDATE on keepalives."""
+    world = settled()
+    world.b.node.link.cut()
+    start = world.now
+    world.run(20.0)
+    messages = [parse(transmit.data) for _, transmit in requests_of(world.a, start)]
+    assert 3 <= len(messages) <= 5
+    assert len({message.transaction_id for message in messages}) == len(messages)
+    assert not any(message.get(USE_CANDIDATE) for message in messages)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_consent_expires_after_thirty_seconds_and_transmission_stops(seed: int) -> None:
+    """RFC 7675, 5.1; before that, silence of 11 s is told as "disconnected"."""
+    world = settled(seed)
+    last_answer = world.a.session.current().responded_at  # type: ignore[union-attr]
+    assert last_answer is not None
+    world.b.node.link.cut()
+    assert world.run_until(lambda: AgentState.DISCONNECTED in world.a.states(), 60.0), world
+    assert world.now == pytest.approx(last_answer + 11.0)
+    assert world.a.session.path() is not None
+    assert world.run_until(lambda: world.a.session.path() is None, 60.0), world
+    assert world.now == pytest.approx(last_answer + 30.0)
+    assert world.a.path_reasons()[-1] == "consent expired"
+
+
+def test_a_dead_five_tuple_is_never_used_again_with_these_credentials() -> None:
+    """RFC 7675, 5.1: "the same ICE credentials MUST NOT be used on the affected 5-tuple again"."""
+    world = settled()
+    world.b.node.link.up.is_cut = True
+    world.run(60.0)
+    assert world.a.session.path() is None, world
+    assert world.a.session.state is AgentState.FAILED
+    world.b.node.link.up.is_cut = False
+    start = world.now
+    world.run(60.0)
+    assert requests_of(world.a, start) == [], world
+    assert world.a.session.path() is None
+
+
+def test_new_credentials_revive_a_dead_five_tuple() -> None:
+    world = settled()
+    world.b.node.link.cut()
+    world.run(60.0)
+    assert world.a.session.state is AgentState.FAILED
+    world.b.node.link.restore()
+    world.a.session.restart(world.now)
+    world.signal(world.a)
+    world.signal(world.b)
+    world.settle(10.0)
+    assert world.is_mirrored()
+
+
+def test_report_05_only_responses_renew_consent() -> None:
+    """pion#767: any traffic renewed consent. Data and authenticated requests come in here, and consent still ends."""
+    world = settled()
+    last_answer = world.a.session.current().responded_at  # type: ignore[union-attr]
+    assert last_answer is not None
+    # The peer hears nothing of us any more, but we hear it.
+    world.a.node.link.up.is_cut = True
+    while world.now < last_answer + 29.0:
+        data = Transmit(world.b.bases[0], world.a.bases[0], b"\x80 media")
+        world.network.send(world.b.node, data, world.now)
+        world.run(1.0)
+    received_before = world.a.session.current().requests_received  # type: ignore[union-attr]
+    assert received_before > 5, world
+    assert world.run_until(lambda: world.a.session.path() is None, 5.0), world
+    assert world.now == pytest.approx(last_answer + 30.0)
+
+
+def test_a_round_trip_of_two_seconds_lives() -> None:
+    """A response may take longer than the next check: any response to any of our checks counts."""
+    world = settled(rtt_s=2.0)
+    world.run(600.0)
+    for side in (world.a, world.b):
+        assert side.states() == [AgentState.CHECKING, AgentState.CONNECTED], world
+    pair = world.a.session.current()
+    assert pair is not None and pair.rtt_s == pytest.approx(2.0)
+
+
+def test_a_blackout_of_ten_seconds_is_survived_in_silence() -> None:
+    world = settled()
+    world.b.node.link.cut()
+    world.run(10.0)
+    world.b.node.link.restore()
+    world.run(60.0)
+    assert world.a.session.state is AgentState.CONNECTED
+    assert world.a.path_reasons().count("consent expired") == 0
+
+
+def test_a_blackout_of_twenty_seconds_is_told_and_its_end_too() -> None:
+    world = settled()
+    world.b.node.link.cut()
+    world.run(20.0)
+    world.b.node.link.restore()
+    world.run(10.0)
+    tail = [(event.new, event.reason) for event in world.a.events(StateChanged)][-2:]
+    assert tail == [
+        (AgentState.DISCONNECTED, "the peer does not answer checks"),
+        (AgentState.CONNECTED, "the peer answers again"),
+    ]
+
+
+def test_a_forbidden_ends_consent_at_once() -> None:
+    """RFC 7675, 5.2: "a valid and authenticated STUN response with error code Forbidden (403)"."""
+    world = settled()
+    _answer_with_403(world, key_of=world.b)
+    world.run(0.1)
+    assert world.a.session.path() is None, world
+    assert world.a.path_reasons()[-1] == "the peer revoked consent"
+
+
+def test_a_forbidden_of_a_stranger_ends_nothing() -> None:
+    """Without the right integrity it is as if it had not arrived."""
+    world = settled()
+    _answer_with_403(world, key_of=world.a)
+    world.run(0.1)
+    assert world.a.session.path() is not None
+    assert world.a.session.counters["dropped: response with wrong integrity"] == 1
+
+
+def _answer_with_403(world: World, *, key_of: Side) -> None:
+    """Answer the next consent check of a in place of b, with the password of one side."""
+    start = world.now
+    world.b.node.link.cut()
+    assert world.run_until(lambda: bool(requests_of(world.a, start)), 10.0), world
+    _, transmit = requests_of(world.a, start)[0]
+    key = short_term_key(key_of.session.local_credentials.password)
+    answer = parse(transmit.data).error_response(403, "Forbidden").encode(key)
+    world.a.peer.handle_datagram(Datagram(transmit.base, transmit.destination, answer), world.network, world.now)
+
+
+def test_an_icmp_error_asks_for_a_check_and_kills_nothing() -> None:
+    """ICMP is easily forged: doubt, never death; and a storm of errors asks for two checks a second at most."""
+    world = settled()
+    base, destination = world.a.bases[0], world.b.bases[0]
+    start = world.now
+    for _ in range(100):
+        world.a.session.handle_error(base, destination, 111, world.now)
+        world.run(0.01)
+    assert 1 <= len(requests_of(world.a, start)) <= 3
+    world.run(30.0)
+    assert world.a.session.state is AgentState.CONNECTED
+    unknown = TransportAddress("192.0.2.9", 9)
+    world.a.session.handle_error(base, unknown, 111, world.now)
+    assert world.a.session.counters["network errors"] == 101

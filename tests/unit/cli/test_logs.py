@@ -1,0 +1,156 @@
+"""Events in words: the names and fields that the command line's contract promises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from iceagent import events
+from iceagent.candidate import Candidate
+from iceagent.events import AgentState, Event, Path
+from iceagent.logs import Line, describe, log_event, register
+from iceagent.net.address import TransportAddress
+
+LOCAL = Candidate.parse("candidate:1 1 udp 2130706431 192.0.2.1 5000 typ host")
+REMOTE = Candidate.parse("candidate:2 1 udp 1694498815 2001:db8::2 6000 typ srflx raddr :: rport 0")
+PATH = Path(component=1, local=LOCAL, remote=REMOTE, base=LOCAL.address, rtt_ms=1.23456789, nominated=True)
+ADDRESS = TransportAddress("192.0.2.1", 5000)
+
+# (event, level, name, fields)
+LINES: list[tuple[Event, str, str, dict[str, Any]]] = [
+    (
+        events.LocalCandidateFound(candidate=LOCAL),
+        "debug",
+        "candidate.local",
+        {"candidate": LOCAL.to_sdp(), "type": "host", "address": "192.0.2.1:5000", "via": ""},
+    ),
+    (
+        events.RemoteCandidateAdded(candidate=REMOTE, via="signalling"),
+        "debug",
+        "candidate.remote",
+        {"candidate": REMOTE.to_sdp(), "type": "srflx", "address": "[2001:db8::2]:6000", "via": "signalling"},
+    ),
+    (
+        events.RemoteCandidateRefused(candidate=REMOTE, reason="no IPv6"),
+        "debug",
+        "candidate.refused",
+        {"candidate": REMOTE.to_sdp(), "type": "srflx", "address": "[2001:db8::2]:6000", "reason": "no IPv6"},
+    ),
+    (
+        events.GatheringDone(count=2, elapsed_ms=5.00049),
+        "info",
+        "gathering.done",
+        {"count": 2, "elapsed_ms": 5.0},
+    ),
+    (
+        events.BaseFailed(host="192.0.2.1", interface="eth0", reason="no port is free"),
+        "warning",
+        "base.failed",
+        {"host": "192.0.2.1", "interface": "eth0", "reason": "no port is free"},
+    ),
+    (
+        events.ServerFailed(server="stun:x", base=None, reason="no answer"),
+        "warning",
+        "server.failed",
+        {"server": "stun:x", "base": None, "reason": "no answer"},
+    ),
+    (
+        events.StateChanged(old=AgentState.CHECKING, new=AgentState.CONNECTED, reason="why"),
+        "info",
+        "state.changed",
+        {"old": "checking", "new": "connected", "reason": "why"},
+    ),
+    (
+        events.StateChanged(old=AgentState.CHECKING, new=AgentState.FAILED, reason="why"),
+        "warning",
+        "state.changed",
+        {"old": "checking", "new": "failed", "reason": "why"},
+    ),
+    (
+        events.SelectedPathChanged(component=1, old=None, new=PATH, reason="the first"),
+        "info",
+        "path.selected",
+        {
+            "local": {"type": "host", "address": "192.0.2.1:5000"},
+            "remote": {"type": "srflx", "address": "[2001:db8::2]:6000"},
+            "kind": "direct",
+            "component": 1,
+            "reason": "the first",
+            "rtt_ms": 1.235,
+        },
+    ),
+    (
+        events.SelectedPathChanged(component=1, old=PATH, new=None, reason="gone"),
+        "warning",
+        "path.lost",
+        {"component": 1, "reason": "gone"},
+    ),
+    (
+        events.RoleChanged(controlling=False, reason="conflict"),
+        "info",
+        "role.changed",
+        {"role": "controlled", "reason": "conflict"},
+    ),
+    (events.IceRestarted(by_peer=True), "info", "ice.restarted", {"by_peer": True}),
+    (
+        events.NetworkChanged(added=("192.0.2.1",), removed=()),
+        "info",
+        "network.changed",
+        {"added": ["192.0.2.1"], "removed": []},
+    ),
+    (
+        events.PacketDropped(base=ADDRESS, source=ADDRESS, reason="unknown", size=3),
+        "debug",
+        "packet.dropped",
+        {"base": "192.0.2.1:5000", "source": "192.0.2.1:5000", "reason": "unknown", "size": 3},
+    ),
+    (
+        events.DataReceived(component=1, base=ADDRESS, source=ADDRESS, data=b"secret"),
+        "debug",
+        "data.received",
+        {"component": 1, "source": "192.0.2.1:5000", "size": 6},
+    ),
+]
+
+
+@pytest.mark.parametrize(("event", "level", "name", "fields"), LINES)
+def test_events_in_words(event: Event, level: str, name: str, fields: dict[str, Any]) -> None:
+    assert describe(event) == Line(level, name, fields)
+
+
+def test_every_event_has_words() -> None:
+    """An event that an application can see is no news to the log."""
+    classes = {value for value in vars(events).values() if isinstance(value, type) and issubclass(value, Event)}
+    assert {type(event) for event, *_ in LINES} == classes - {Event}
+
+
+class Logger:
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, dict[str, Any]]] = []
+
+    def __getattr__(self, level: str) -> Any:
+        return lambda name, **fields: self.lines.append((level, name, fields))
+
+
+def test_a_line_is_logged_at_its_level() -> None:
+    logger = Logger()
+    log_event(events.IceRestarted(by_peer=False), logger)
+    assert logger.lines == [("info", "ice.restarted", {"by_peer": False})]
+
+
+def test_another_packages_events() -> None:
+    """Without an entry an event is its class's name; with one, so are the classes derived from it."""
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Sneezed(Event):
+        times: int
+
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class SneezedLoudly(Sneezed):
+        pass
+
+    assert describe(Sneezed(times=1)) == Line("debug", "Sneezed", {})
+    register({Sneezed: lambda e: Line("info", "nose.sneezed", {"times": e.times})})
+    assert describe(SneezedLoudly(times=2)) == Line("info", "nose.sneezed", {"times": 2})

@@ -1,0 +1,223 @@
+"""The options that several commands share: what they become, and how they are refused."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from iceagent import cli
+from iceagent.cli.options import (
+    listen_options,
+    output_options,
+    parse_servers,
+    seed_option,
+    server_options,
+)
+from iceagent.config import IceServer
+from iceagent.net.host import Interface, InterfaceKind
+
+got: dict[str, Any] = {}
+
+
+@click.command()
+@server_options
+@listen_options
+@click.option("--redact", is_flag=True)
+@seed_option
+@output_options
+def command(**kwargs: Any) -> int:
+    got.clear()
+    got.update(kwargs)
+    return 7
+
+
+@pytest.fixture(autouse=True)
+def no_servers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("ICEAGENT_SERVERS", raising=False)
+
+
+def run(*arguments: str) -> dict[str, Any]:
+    """The keyword arguments that the command was called with."""
+    assert command.main(list(arguments), standalone_mode=False) == 7
+    return got
+
+
+def refusal(*arguments: str) -> str:
+    """What the command line was refused with."""
+    with pytest.raises(click.UsageError) as caught:
+        command.main(list(arguments), standalone_mode=False)
+    assert caught.value.exit_code == cli.EXIT_USAGE
+    assert "\n" not in caught.value.message
+    return caught.value.message
+
+
+def test_without_options() -> None:
+    config = run()["config"]
+    assert (config.ipv4, config.ipv6, config.loopback, config.bind_hosts) == (True, True, False, ())
+    assert (config.port_range, config.external_addresses, config.interface_filter) == (None, {}, None)
+    assert got["servers"] == ()
+    assert not got["output"].as_json
+    assert isinstance(got["rng"], random.SystemRandom)
+
+
+# --- where we listen ---------------------------------------------------------------------------------------------
+
+
+def test_families() -> None:
+    assert not run("--no-ipv4")["config"].ipv4
+    assert not run("--no-ipv6")["config"].ipv6
+    assert "drop one of them" in refusal("--no-ipv4", "--no-ipv6")
+
+
+def test_bind() -> None:
+    assert run("--bind", "192.0.2.1", "--bind", "2001:DB8::0:1")["config"].bind_hosts == ("192.0.2.1", "2001:db8::1")
+    assert not got["config"].loopback
+    assert "--bind localhost: an IPv4 or IPv6 address is expected" in refusal("--bind", "localhost")
+
+
+def test_loopback() -> None:
+    """RFC 8445, 5.1.1.1: on request only; to bind to such an address is a request."""
+    assert run("--loopback")["config"].loopback
+    assert run("--bind", "127.0.0.2")["config"].loopback
+    assert run("--bind", "::1")["config"].loopback
+
+
+def test_interface() -> None:
+    name = socket.if_nameindex()[0][1]
+    wanted = run("--interface", name)["config"].interface_filter
+    assert wanted(Interface(name=name, index=1, kind=InterfaceKind.OTHER))
+    assert not wanted(Interface(name=name + "x", index=1, kind=InterfaceKind.OTHER))
+    assert name in refusal("--interface", "no-such-one")
+
+
+def test_port_range() -> None:
+    assert run("--port-range", "40000-40100")["config"].port_range == (40000, 40100)
+    assert run("--port-range", "1-65535")["config"].port_range == (1, 65535)
+
+
+@pytest.mark.parametrize("text", ["40000", "40100-40000", "0-1", "1-65536", "a-b", "-5-10", "1-2-3", "²-3", ""])
+def test_a_wrong_port_range(text: str) -> None:
+    assert refusal("--port-range", text).startswith(f"--port-range {text}: ")
+
+
+def test_external_address() -> None:
+    config = run("--external-address", "203.0.113.1=10.0.0.1", "--external-address", "2001:DB8::1")["config"]
+    assert config.external_addresses == {"203.0.113.1": "10.0.0.1", "2001:db8::1": None}
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["host"], "an IPv4 or IPv6 address"),
+        (["203.0.113.1="], "an IPv4 or IPv6 address"),
+        (["203.0.113.1=::1"], "both must be IPv4, or both IPv6"),
+        (["203.0.113.1=10.0.0.1", "203.0.113.1=10.0.0.2"], "another local address"),
+    ],
+)
+def test_a_wrong_external_address(texts: list[str], words: str) -> None:
+    assert words in refusal(*(word for text in texts for word in ("--external-address", text)))
+
+
+# --- servers -----------------------------------------------------------------------------------------------------
+
+
+def test_servers_by_option() -> None:
+    servers = run("--server", "stun:192.0.2.1:3478", "--server", "stun:stun.example.org")["servers"]
+    assert [server.urls for server in servers] == [("stun:192.0.2.1:3478",), ("stun:stun.example.org",)]
+
+
+@pytest.mark.parametrize("uri", ["turn:192.0.2.1", "turns:relay.example.org", "stuns:192.0.2.1"])
+def test_what_comes_later_is_refused_by_option(uri: str) -> None:
+    assert "only stun:" in refusal("--server", uri)
+
+
+@pytest.mark.parametrize("uri", ["192.0.2.1", "http://example.org", "stun://example.org", "stun:", "stun:host:0"])
+def test_a_wrong_server(uri: str) -> None:
+    assert refusal("--server", uri).startswith("--server: ")
+
+
+LIST = [
+    {"urls": "stun:192.0.2.1"},
+    {"urls": ["stun:192.0.2.2:3479", "turn:192.0.2.2"], "username": "me", "credential": "secret"},
+    {"url": "stun:[2001:db8::1]:3478"},
+]
+URLS = [("stun:192.0.2.1",), ("stun:192.0.2.2:3479",), ("stun:[2001:db8::1]:3478",)]
+
+
+@pytest.mark.parametrize("value", [LIST, {"iceServers": LIST, "iceTransportPolicy": "all"}])
+def test_a_servers_file(value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """CLI contract: a W3C iceServers list. TURN is told of on stderr and left out; no secret is."""
+    (tmp_path / "servers").write_text(json.dumps(value))
+    assert [server.urls for server in run("--servers-file", str(tmp_path / "servers"))["servers"]] == URLS
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "turn:192.0.2.2 is ignored: only stun: servers can be used by this version\n"
+
+
+def test_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLI contract: --servers-file FILE or the variable ICEAGENT_SERVERS; the list itself, or the name of its file."""
+    monkeypatch.setenv("ICEAGENT_SERVERS", json.dumps(LIST))
+    assert [server.urls for server in run()["servers"]] == URLS
+    (tmp_path / "servers").write_text(json.dumps(LIST[:1]))
+    monkeypatch.setenv("ICEAGENT_SERVERS", str(tmp_path / "servers"))
+    assert run("--server", "stun:192.0.2.9")["servers"] == (
+        IceServer(urls=("stun:192.0.2.9",)),
+        IceServer(urls=("stun:192.0.2.1",)),
+    )
+
+
+def test_the_file_goes_before_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ICEAGENT_SERVERS", "no list at all")
+    (tmp_path / "servers").write_text("[]")
+    assert run("--servers-file", str(tmp_path / "servers"))["servers"] == ()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "this is no JSON"),
+        ("[" * 100_000, "this is no JSON"),
+        ("{}", "a list like"),
+        ("[1]", "a list like"),
+        ("[{}]", 'no "urls"'),
+        ('[{"urls": []}]', 'no "urls"'),
+        ('[{"urls": [1]}]', 'no "urls"'),
+        ('[{"urls": "http://example.org"}]', "begins with stun:"),
+    ],
+)
+def test_a_wrong_list(text: str, words: str) -> None:
+    with pytest.raises(click.UsageError, match=words) as caught:
+        parse_servers(text, "somewhere")
+    assert caught.value.message.startswith("somewhere: ")
+
+
+def test_a_file_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "No such file" in refusal("--servers-file", str(tmp_path / "missing"))
+    assert "cannot be read" in refusal("--servers-file", str(tmp_path))
+    (tmp_path / "binary").write_bytes(b"\xff\xfe")
+    assert "no UTF-8" in refusal("--servers-file", str(tmp_path / "binary"))
+    monkeypatch.setenv("ICEAGENT_SERVERS", str(tmp_path / "missing"))
+    assert refusal().startswith("ICEAGENT_SERVERS: ")
+
+
+# --- seed, output ------------------------------------------------------------------------------------------------
+
+
+def test_seed() -> None:
+    """CLI contract: --seed N makes our own random choices repeatable."""
+    assert run("--seed", "5")["rng"].random() == random.Random(5).random()
+
+
+def test_json() -> None:
+    assert run("--json")["output"].as_json
+
+
+def test_redact() -> None:
+    assert run("--redact")["output"].redacted("192.0.2.1") != "192.0.2.1"
+    assert run()["output"].redacted("192.0.2.1") == "192.0.2.1"

@@ -1,0 +1,144 @@
+"""What a person sees: plain text in pipes, tables on a terminal, and the changes from one probe to the next."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+from rich.console import Console
+
+from iceagent.nat.kinds import Mapping
+from iceagent.probe.changes import changes
+from iceagent.probe.render import lines, tables
+from iceagent.probe.report import NotTested, Report
+from tests.unit.probe.samples import ANSWERED, GOOD, HOME_ROW, LOOPBACK_ROW, NAT, SILENT, URI
+
+REPORT = replace(GOOD, advice=("Do this.",))
+
+
+def test_plain_text() -> None:
+    assert lines(REPORT) == [
+        "Interfaces",
+        "  name  kind      mtu    addresses",
+        "  lo    loopback  65536  127.0.0.1, ::1",
+        "  eth0  ethernet  1500   192.168.1.2, 2001:db8::2",
+        "Candidates",
+        "  type   address           priority",
+        "  host   192.168.1.2:5001  2128609535",
+        "  srflx  203.0.113.9:5001  1692401919",
+        "Servers",
+        "  server                  answers  rtt      sees us as",
+        "  stun:198.51.100.1:3478  yes      12.3 ms  203.0.113.9:5000",
+        "NAT",
+        "  UDP over IPv4        yes",
+        "  UDP over IPv6        not tested: no server has an IPv6 address",
+        "  mapping              EIM",
+        "  filtering            APDF",
+        "  port preserved       yes",
+        "  port allocation      preserved",
+        "  NATs in front of us  1",
+        "Evidence",
+        "  stun:198.51.100.1:3478 sees 192.168.1.2:5000 as 203.0.113.9:5000",
+        "Not tested",
+        "  port mapping  port mapping is not part of this version",
+        "  relays        TURN is not part of this version",
+        "  NAT64         NAT64 discovery is not part of this version",
+        "Advice",
+        "  Do this.",
+        "Took 2850 ms",
+    ]
+
+
+def test_empty_parts_are_left_out() -> None:
+    bare = replace(REPORT, candidates=(), reflexive=(), servers=(), interfaces=(), nat=replace(REPORT.nat, evidence=()))
+    titles = [line for line in lines(bare) if not line.startswith(" ")]
+    assert titles == ["NAT", "Not tested", "Advice", "Took 2850 ms"]
+
+
+def test_interfaces_that_are_down_and_servers_that_are_silent_are_shown() -> None:
+    down = replace(HOME_ROW, is_up=False, addresses=())
+    text = lines(replace(REPORT, interfaces=(down,), reflexive=(), servers=(SILENT,)))
+    assert "  eth0  ethernet, down  1500  none" in text
+    assert f"  {URI}  no       -    -" in text
+
+
+def test_a_terminal_gets_the_same_words_in_tables() -> None:
+    """Nothing that plain text has is missing, and no markup of ours or of a server's name is interpreted."""
+    named = replace(REPORT, advice=("Look at [red]this[/red].",))
+    screen = io.StringIO()
+    Console(file=screen, width=200, force_terminal=True, color_system=None).print(tables(named))
+    words = {word for line in lines(named) for word in line.split()}
+    assert words <= set(screen.getvalue().split())
+
+
+def test_a_narrow_terminal_loses_nothing() -> None:
+    screen = io.StringIO()
+    Console(file=screen, width=40, force_terminal=True, color_system=None).print(tables(REPORT))
+    shown = "".join(character for character in screen.getvalue() if character.isalnum())
+    assert "NAT64discoveryisnotpartofthisversion" in shown
+    assert max(map(len, screen.getvalue().splitlines())) <= 40
+
+
+def test_addresses_are_redacted_where_that_is_asked_for() -> None:
+    screen = io.StringIO()
+    hidden = tables(REPORT, lambda text: text.replace(NAT, "ipv4-1f2e3d"))
+    Console(file=screen, width=200).print(hidden)
+    assert NAT not in screen.getvalue()
+    assert "ipv4-1f2e3d:5000" in screen.getvalue()
+
+
+# --- changes -----------------------------------------------------------------------------------------------------
+
+
+def test_ports_and_times_are_no_changes() -> None:
+    later = replace(
+        REPORT,
+        candidates=tuple(line.replace("5001", "6001") for line in REPORT.candidates),
+        reflexive=tuple(
+            replace(row, address=row.address._replace(port=6000), rtt_ms=99.0, seen=2) for row in REPORT.reflexive
+        ),
+        nat=replace(REPORT.nat, evidence=("other sockets",)),
+        duration_ms=1.0,
+    )
+    assert changes(REPORT, later) == ()
+
+
+def test_our_own_server_is_the_same_on_another_port() -> None:
+    def embedded(port: int) -> Report:
+        uri = f"stun:127.0.0.1:{port}"
+        row = replace(REPORT.reflexive[0], server=uri)
+        return replace(REPORT, is_embedded=True, servers=(replace(ANSWERED, uri=uri),), reflexive=(row,))
+
+    assert changes(embedded(40000), embedded(50000)) == ()
+
+
+def test_changes_are_told_fact_by_fact() -> None:
+    later = replace(
+        REPORT,
+        interfaces=(LOOPBACK_ROW, replace(HOME_ROW, addresses=("192.168.1.7",))),
+        candidates=REPORT.candidates[:1],
+        udp={4: False, 6: NotTested(reason="no server has an IPv6 address")},
+        reflexive=(),
+        nat=replace(REPORT.nat, mapping=Mapping.UNKNOWN),
+        layers=0,
+        servers=(ANSWERED, replace(SILENT, version=6)),
+    )
+    assert changes(REPORT, later) == (
+        "interface eth0: ethernet, up, mtu 1500, 192.168.1.2 2001:db8::2 → ethernet, up, mtu 1500, 192.168.1.7",
+        f"- candidate srflx {NAT}",
+        "udp ipv4: yes → no",
+        f"- reflexive {NAT} by {URI}",
+        "nat mapping: EIM → unknown",
+        "layers: 1 → 0",
+        f"+ server {URI} ipv6 failed no response",
+    )
+
+
+def test_what_is_not_tested_any_more_is_a_change() -> None:
+    untested = NotTested(reason="no server outside this host")
+    later = replace(REPORT, layers=untested, nat=replace(REPORT.nat, allocation=untested, port_preservation=untested))
+    assert changes(REPORT, later) == (
+        "nat port preservation: yes → not tested",
+        "nat allocation: preserved → not tested",
+        "layers: 1 → not tested",
+    )

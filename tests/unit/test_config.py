@@ -1,0 +1,69 @@
+"""Is every value of a configuration checked, and told with its limit?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from iceagent.candidate import CandidateType
+from iceagent.config import NOMINATION_WAIT_S, Config, IceServer
+from iceagent.errors import UsageError
+
+
+def test_the_defaults_are_those_of_the_rfcs() -> None:
+    config = Config()
+    assert (config.ta_s, config.rto_s, config.max_pairs) == (0.050, 0.500, 100)
+    assert (config.consent_interval_s, config.consent_timeout_s, config.pac_timeout_s) == (5.0, 30.0, 39.5)
+    assert (config.components, config.loopback, config.lite) == (1, False, False)
+    assert (config.burst, config.early_checks_s) == (5, (0.100, 0.200, 0.400))
+    assert config.nomination_wait_s == NOMINATION_WAIT_S
+    assert set(NOMINATION_WAIT_S) == set(CandidateType)
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high", "step"),
+    [
+        ("components", 1, 256, 1),
+        ("ta_s", 0.005, 60.0, 0.001),
+        ("burst", 1, 5, 1),
+        ("rto_s", 0.5, 60.0, 0.01),
+        ("max_pairs", 1, 10_000, 1),
+        ("max_peer_reflexive", 0, 10_000, 1),
+        ("dscp", 0, 63, 1),
+        ("consent_interval_s", 5.0, 25.0, 0.1),
+        ("consent_timeout_s", 1.0, 30.0, 0.1),
+    ],
+)
+def test_a_range_is_kept_to_its_ends(name: str, low: float, high: float, step: float) -> None:
+    for value in (low, high):
+        changed: dict[str, Any] = {name: value}
+        assert getattr(Config(**changed), name) == value
+    for value in (low - step, high + step):
+        changed = {name: value}
+        with pytest.raises(UsageError) as caught:
+            Config(**changed)
+        assert name in str(caught.value) and str(value) in str(caught.value) and str(high) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"early_checks_s": (0.1, 0.2, 0.3, 0.4)}, "4 times, at most 3"),
+        ({"port_range": (0, 100)}, "port_range is 0"),
+        ({"port_range": (5000, 4999)}, "port_range is 4999, allowed is 5000 to 65535"),
+        ({"port_range": (5000, 65536)}, "65536"),
+        ({"bind_hosts": ("localhost",)}, "'localhost' is not an IP address"),
+        ({"external_addresses": {"x": None}}, "'x' is not an IP address"),
+        ({"external_addresses": {"192.0.2.1": "y"}}, "'y' is not an IP address"),
+    ],
+)
+def test_what_cannot_be_is_refused(changed: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Config(**changed)
+    assert complaint in str(caught.value)
+
+
+def test_a_servers_credential_is_not_printed() -> None:
+    server = IceServer(urls=("turn:192.0.2.1",), username="u", credential="secret")
+    assert "secret" not in repr(server) and "secret" not in repr(Config(servers=(server,)))
