@@ -14,7 +14,7 @@ discarded"). Error responses are limited per source network.
 :class:`StunServer` answers on datagram sockets; :class:`StreamServer` does on TCP and TLS, and closes streams that are
 idle or too many. Both are cores (``iceagent/net/core.py``); ``relay/server.py`` is their shell.
 
-What it does not do: credentials (12: "SHOULD NOT utilize" them), clients of RFC 3489 (no magic cookie), TURN. Pure.
+What it does not do: credentials (12: "SHOULD NOT utilize" them), TURN. Pure.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from relay.stun import (
     ChangeRequest,
     Message,
     Method,
+    classic_response,
     is_stun,
     parse,
 )
@@ -148,7 +149,7 @@ class StunServer:
     def handle_datagram(self, datagram: Datagram, now: float) -> None:
         """Answer a Binding request; drop everything else."""
         if not is_stun(datagram.data):
-            self._drop(datagram, "not STUN")
+            self._on_other(datagram)
             return
         try:
             message = parse(datagram.data)
@@ -185,6 +186,17 @@ class StunServer:
     def poll_event(self) -> Event | None:
         """One :class:`PacketDropped`, or ``None``."""
         return self._events.popleft() if self._events else None
+
+    def _on_other(self, datagram: Datagram) -> None:
+        """Clients of RFC 3489 are answered (RFC 8489, 11 and 12), on datagram sockets: that is where they are."""
+        answer = None if self._is_stream else classic_response(datagram.data, datagram.source)
+        if answer is None:
+            self._drop(datagram, "not STUN")
+        elif not self._may_send_to(datagram.source):
+            self._drop(datagram, "source not answered")
+        else:
+            self.counters["requests"] += 1
+            self._transmits.append(Transmit(datagram.base, datagram.source, answer))
 
     def _may_send_to(self, address: TransportAddress) -> bool:
         if address.port == 0 or address in self.bases or address.host == BROADCAST:

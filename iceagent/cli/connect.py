@@ -27,7 +27,7 @@ from iceagent.rendezvous.peer_session import PeerSession, Plan, Summary
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["connect", "summary_fields"]
+__all__ = ["connect", "exit_code", "summary_fields"]
 
 _PASTE = "-"
 
@@ -114,7 +114,7 @@ async def _run_session(session: PeerSession, output: Output) -> int:
     finally:
         summary = session.summary()
         output.event("summary", **summary_fields(summary))
-    return _exit_code(summary)
+    return exit_code(summary)
 
 
 def summary_fields(summary: Summary) -> dict[str, Any]:
@@ -123,7 +123,8 @@ def summary_fields(summary: Summary) -> dict[str, Any]:
     return {"connected_ms": summary.connected_ms, **fields, "switches": summary.switches, "kind": summary.kind}
 
 
-def _exit_code(summary: Summary) -> int:
+def exit_code(summary: Summary) -> int:
+    """0 direct, 3 through a relay, 4 without a path at the end."""
     if summary.failed:
         return EXIT_NO_PATH
     return EXIT_RELAY if summary.kind == "relay" else EXIT_DIRECT

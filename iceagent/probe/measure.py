@@ -28,7 +28,7 @@ __all__ = ["PUBLIC_SERVERS", "ProbeOptions", "measure"]
 PUBLIC_SERVERS = (
     "stun:stun.l.google.com:19302",
     "stun:stun.cloudflare.com:3478",
-    "stun:stun.nextcloud.com:3478",
+    "stun:stun.nextcloud.com:443",
     "stun:stunserver2025.stunprotocol.org:3478",
 )
 """Well-known public STUN servers of different operators; the last one does RFC 5780. Asked on demand only."""

@@ -57,6 +57,7 @@ from relay.stun.attributes import (
     XOR_RELAYED_ADDRESS,
     Attribute,
 )
+from relay.stun.classic import classic_response
 from relay.stun.errors import BadMessage
 from relay.stun.framing import MAX_MESSAGE_LENGTH, StreamFramer
 from relay.stun.integrity import (
@@ -149,6 +150,7 @@ __all__ = [
     "Transaction",
     "TransactionTable",
     "build",
+    "classic_response",
     "is_stun",
     "long_term_key",
     "nonce_cookie",

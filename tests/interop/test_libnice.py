@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from iceagent import Agent, Candidate, Config, Description, SelectedPathChanged
+from iceagent.net.address import TransportAddress
+from iceagent.net.local import local_host
+from relay.server import Server
 from tests.interop.libnice import LibnicePeer
 
 PATIENCE_S = 15.0
@@ -134,3 +137,16 @@ async def test_consent_from_libnice_is_answered(libnice_program: Path) -> None:
                 await asyncio.sleep(0.1)
         await both_ways(agent, peer)
         assert "failed" not in peer.states
+
+
+async def test_libnice_learns_its_reflexive_address_from_our_server(libnice_program: Path) -> None:
+    """It asks as RFC 3489 clients do, without a magic cookie; unanswered it gathers for two seconds and learns nothing."""
+    wildcard = TransportAddress("127.0.0.1", 0)
+    async with (
+        asyncio.timeout(PATIENCE_S),
+        Server(local_host(), [wildcard]) as server,
+    ):
+        stun = next(listening.address for listening in server.listeners if listening.transport == "udp")
+        async with await LibnicePeer.start(libnice_program, controlling=False, stun=stun) as peer:
+            await peer.local_lines(timeout_s=1.5)
+        assert server.counters["requests"] >= 1

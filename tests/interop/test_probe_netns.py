@@ -40,6 +40,8 @@ table ip filter {
  }
 }
 """
+# Ports outside of the range below are always replaced; that of a socket of ours is above it (ip_local_port_range).
+FOREIGN_PORTS = "20000-29999"
 SOURCE_NAT = """
 table ip nat {
  chain postrouting {
@@ -169,7 +171,7 @@ def _server(internet: Namespace) -> Iterator[None]:
         ((SOURCE_NAT.replace("RULE", "masquerade"),), "EIM", "APDF", "preserved", 0),
         ((SOURCE_NAT.replace("RULE", "masquerade fully-random"),), "APDM", "APDF", "random", 3),
         (
-            (SOURCE_NAT.replace("RULE", f"ip protocol udp snat to {ROUTER}:40000-59999"),),
+            (SOURCE_NAT.replace("RULE", f"ip protocol udp snat to {ROUTER}:{FOREIGN_PORTS}"),),
             "EIM",
             "APDF",
             "random",

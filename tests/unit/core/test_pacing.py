@@ -37,7 +37,7 @@ def test_a_burst_of_five_may_leave_at_once_and_then_one_per_ta() -> None:
     times = sent_within(pacer(), 1.0, urgent=True)
     assert times[:5] == [0.0] * 5
     assert times[5:8] == pytest.approx([0.050, 0.100, 0.150], abs=1e-4)
-    assert len(times) == 5 + 20 - 1 + 0 or len(times) == 5 + 20
+    assert len(times) == 5 + 19
 
 
 def test_an_ordinary_check_leaves_two_tokens_for_urgent_ones() -> None:
@@ -100,7 +100,7 @@ def test_a_peer_that_says_nothing_is_paced_by_the_default() -> None:
     """RFC 8839, 5.5: without the attribute, 50 ms; asking for less than that needs both sides."""
     remotes = [remote_candidate(TransportAddress(f"10.2.0.{i}", 6000), index=i) for i in range(1, 20)]
     play = Play(Config(ta_s=0.005), remotes=remotes)
-    play.pass_time(0.2)
+    play.pass_time(0.21)
     assert len(play.requests()) == 3 + 4
 
 

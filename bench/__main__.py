@@ -1,0 +1,56 @@
+"""``python -m bench``: measures, prints a table, and exits with 1 if a target is missed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+
+from bench.cases import CASES, Options
+from bench.results import Metric, as_json, as_table
+
+DEFAULT_ROUNDS = 5
+
+
+def main() -> int:
+    """Run what was asked for; 1 if a target is missed, else 0."""
+    arguments = _arguments()
+    if arguments.list:
+        for name, module in CASES.items():
+            print(f"{name:<12} {_question(module)}")
+        return 0
+    options = Options(rounds=arguments.rounds, seed=arguments.seed)
+    metrics: list[Metric] = []
+    for name in arguments.only or CASES:
+        started = time.monotonic()
+        metrics += importlib.import_module(CASES[name]).run(options)
+        options.tell(f"{name}: {time.monotonic() - started:.0f} s")
+    print(json.dumps(as_json(metrics), indent=2) if arguments.json else as_table(metrics))
+    return 1 if any(metric.is_short for metric in metrics) else 0
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description="This agent and aioice, side by side.")
+    parser.add_argument("--only", action="append", choices=CASES, metavar="NAME", help="measure this alone; repeatable")
+    parser.add_argument("--rounds", type=_positive, default=DEFAULT_ROUNDS, help="rounds of each (default: 5)")
+    parser.add_argument("--seed", type=int, default=1, help="of what is drawn at random (default: 1)")
+    parser.add_argument("--json", action="store_true", help="print JSON, every value included")
+    parser.add_argument("--list", action="store_true", help="name the measurements and end")
+    return parser.parse_args()
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is less than 1")
+    return number
+
+
+def _question(module: str) -> str:
+    return (importlib.import_module(module).__doc__ or "").partition("\n")[0]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

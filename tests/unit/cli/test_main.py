@@ -1,0 +1,218 @@
+"""How the command ``iceagent`` ends: one exit code per kind of end, and one line for wrong usage."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+
+from iceagent import __version__, cli
+from iceagent.cli.connect import exit_code, summary_fields
+from iceagent.cli.run import run
+from iceagent.errors import UnsupportedPlatform, UsageError
+from iceagent.rendezvous.payload import PayloadCounts
+from iceagent.rendezvous.peer_session import Summary
+
+CONNECT = ["connect", "--role", "controlling", "--out", "mine", "--in", "theirs"]
+
+
+def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 2
+    assert "connect" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["connect", "--help"]])
+def test_help_is_no_error(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(arguments) == 0
+    assert capsys.readouterr().out.startswith("Usage: iceagent ")
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"iceagent {__version__}\n"
+
+
+def test_every_command_of_the_table_is_there() -> None:
+    ctx = click.Context(cli.cli)
+    for name in cli.cli.list_commands(ctx):
+        command = cli.cli.get_command(ctx, name)
+        assert command is not None and command.name == name
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["nothing"], "No such command 'nothing'"),
+        (["--nothing"], "No such option"),
+        (["connect"], "Missing option"),
+        ([*CONNECT, "--nothing"], "No such option"),
+        ([*CONNECT, "more"], "unexpected extra argument"),
+        ([*CONNECT, "--role", "leader"], "'leader' is not one of 'controlling', 'controlled'"),
+        ([*CONNECT, "--ping", "0"], "is not in the range"),
+        ([*CONNECT, "--ping", "often"], "'often' is not a valid float"),
+        ([*CONNECT, "--count", "0", "--ping", "1"], "is not in the range"),
+        ([*CONNECT, "--count", "5"], "--count counts pings: add --ping S"),
+        ([*CONNECT, "--duration", "-1"], "is not in the range"),
+        ([*CONNECT, "--in", "mine"], "--out and --in are the same file"),
+        ([*CONNECT, "--out", "missing/mine"], "the folder of missing/mine does not exist"),
+        ([*CONNECT, "--out", "/dev/null"], "/dev/null is no file"),
+        ([*CONNECT, "--bind", "here"], "--bind here: an IPv4 or IPv6 address is expected"),
+    ],
+)
+def test_wrong_usage_is_one_line(
+    arguments: list[str],
+    words: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """CLI contract: 2 wrong usage (one line: what, and how to mend it)."""
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("iceagent") and words in line
+    assert not any(tmp_path.iterdir())
+
+
+def use(monkeypatch: pytest.MonkeyPatch, body: Callable[[], int]) -> None:
+    """Put a command of ours in the table's only place."""
+
+    @click.command()
+    def command() -> int:
+        return body()
+
+    monkeypatch.setattr(cli, "COMMANDS", {"test": ("tests:command", "A test.")})
+    monkeypatch.setattr(cli, "import_module", lambda name: type("Module", (), {"command": command}))
+
+
+@pytest.mark.parametrize("code", [0, 3, 4, 130])
+def test_a_command_returns_its_exit_code(code: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, lambda: code)
+    assert cli.main(["test"]) == code
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UsageError("port 0 is wrong"), 2, "port 0 is wrong"),
+        (UnsupportedPlatform("Linux only"), 2, "Linux only"),
+        (click.UsageError("not so"), 2, "not so"),
+        (click.ClickException("not so"), 2, "not so"),
+        (KeyboardInterrupt(), 130, ""),
+        (BrokenPipeError(), 130, ""),
+        (ZeroDivisionError("oh"), 1, "ZeroDivisionError: oh"),
+        (OSError("oh"), 1, "OSError: oh"),
+    ],
+)
+def test_errors_and_their_exit_codes(
+    error: BaseException, code: int, words: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> int:
+        raise error
+
+    use(monkeypatch, fail)
+    assert cli.main(["test"]) == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert words in captured.err
+    assert ("Traceback" in captured.err) is (code == 1)
+
+
+# --- run ---------------------------------------------------------------------------------------------------------
+
+
+async def forever(cleaned: list[str]) -> int:
+    try:
+        os.kill(os.getpid(), signal_to_send[0])
+        return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
+    finally:
+        cleaned.append("cleaned up")
+
+
+signal_to_send = [signal.SIGINT]
+
+
+@pytest.mark.parametrize(
+    ("number", "options", "code"),
+    [
+        (signal.SIGINT, {}, 130),
+        (signal.SIGTERM, {}, 130),
+        (signal.SIGINT, {"sigterm_code": 0}, 130),
+        (signal.SIGTERM, {"sigterm_code": 0}, 0),
+    ],
+)
+def test_a_signal_cancels(
+    number: signal.Signals, options: dict[str, Any], code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CLI contract: Ctrl-C ends cleanly; 130 interrupted."""
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    monkeypatch.setitem(signal_to_send, 0, number)  # type: ignore[arg-type]
+    cleaned: list[str] = []
+    assert run(forever(cleaned), **options) == code
+    assert cleaned == ["cleaned up"]
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+def test_a_command_that_makes_the_best_of_its_cancellation() -> None:
+    """It was interrupted all the same."""
+
+    async def main() -> int:
+        os.kill(os.getpid(), signal.SIGINT)
+        try:
+            await asyncio.get_running_loop().create_future()
+        except asyncio.CancelledError:
+            pass
+        return 0
+
+    assert run(main()) == 130
+
+
+def test_results_and_errors_go_through() -> None:
+    async def three() -> int:
+        return 3
+
+    async def wrong() -> int:
+        raise UsageError("wrong")
+
+    assert run(three()) == 3
+    with pytest.raises(UsageError, match="wrong"):
+        run(wrong())
+
+
+# --- the summary -------------------------------------------------------------------------------------------------
+
+COUNTS = PayloadCounts(sent=1, received=2, lost=3, duplicated=4, longest_gap_ms=5.0, answered=6, returned=7, other=8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "failed", "code"), [("direct", False, 0), ("relay", False, 3), ("direct", True, 4), (None, True, 4)]
+)
+def test_the_exit_code_of_a_connection(kind: str | None, failed: bool, code: int) -> None:
+    """CLI contract: 0 on a direct path, 3 only through a relay, 4 no path."""
+    assert exit_code(Summary(connected_ms=1.0, switches=0, kind=kind, failed=failed, payload=COUNTS)) == code
+
+
+def test_the_fields_of_the_summary() -> None:
+    """CLI contract: connected_ms, sent, received, lost, duplicated, longest_gap_ms, switches, kind."""
+    summary = Summary(connected_ms=1.0, switches=9, kind="direct", failed=False, payload=COUNTS)
+    found = summary_fields(summary)
+    assert {name: found[name] for name in (field.name for field in fields(COUNTS))} == {
+        "sent": 1,
+        "received": 2,
+        "lost": 3,
+        "duplicated": 4,
+        "longest_gap_ms": 5.0,
+        "answered": 6,
+        "returned": 7,
+        "other": 8,
+    }
+    assert (found["connected_ms"], found["switches"], found["kind"]) == (1.0, 9, "direct")
