@@ -129,9 +129,14 @@ def loopback_hosts(count: int) -> list[str]:
     return [f"127.0.0.{2 + i}" for i in range(count)]
 
 
-def link_by_veth(first: Namespace, second: Namespace, name: str) -> None:
-    """Join two namespaces by a cable; both of its ends are called ``name``, and are up."""
-    first.ip(f"link add {name} type veth peer name {name} netns {second.path}")
+def link_by_veth(first: Namespace, second: Namespace, name: str, indices: tuple[int, int] | None = None) -> None:
+    """Join two namespaces by a cable; both of its ends are called ``name``, and are up.
+
+    Args:
+        indices: numbers of the ends' interfaces; ``None``: the kernel's choice.
+    """
+    own, other = ("", "") if indices is None else (f" index {index}" for index in indices)
+    first.ip(f"link add {name}{own} type veth peer name {name}{other} netns {second.path}")
     for namespace in (first, second):
         namespace.ip(f"link set {name} up")
 

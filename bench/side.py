@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
-import os
 import resource
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 from bench.contenders import Contender, contender
 
@@ -82,10 +80,9 @@ class _Side:
     async def cpu(self) -> float:
         return time.process_time()
 
-    async def memory(self) -> dict[str, Any]:
+    async def memory(self) -> int:
         gc.collect()
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-        return {"bytes": pages * resource.getpagesize(), "agents": len(self._agents), "pid": os.getpid()}
+        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 async def _connect(agent: Contender, description: str) -> None:

@@ -75,7 +75,8 @@ async def trials(name: str, hosts: list[str]) -> list[tuple[float, float]]:
 def pair(name: str, hosts: list[str], stun: tuple[str, int] | None = None) -> tuple[Contender, Contender]:
     """Two agents on loopback; the first is controlling."""
     first, second = (
-        contender(name, controlling=controlling, loopback_hosts=tuple(hosts), stun=stun) for controlling in (True, False)
+        contender(name, controlling=controlling, loopback_hosts=tuple(hosts), stun=stun)
+        for controlling in (True, False)
     )
     return first, second
 

@@ -1,7 +1,7 @@
 """How are descriptions exchanged by files?
 
 Ours is replaced by rename, so that a reader sees the old text or the new one and never a half. Theirs may not exist
-yet, may be replaced, appended to or overwritten by any tool at any time, and is looked at every 25 ms: its status, and
+yet, may be replaced, appended to or overwritten by any tool at any time, and is looked at every 15 ms: its status, and
 while that is new, its text. A text that may be half of one (no newline at its end, or no candidate yet) is believed
 when it is the same a look later; one that cannot be parsed is looked at again for half a second before anybody is told.
 """
@@ -22,7 +22,7 @@ from iceagent.rendezvous.exchange import Refusal
 __all__ = ["LOOK_EVERY_S", "FileInbox", "FileOutbox"]
 
 # CLI contract: a change is seen within 50 ms; a text without a newline at its end needs a second look.
-LOOK_EVERY_S = 0.025
+LOOK_EVERY_S = 0.015
 # A file that was written twice within one tick of the file system's clock (4 ms, a second on some) has the same status.
 _RACY_S = 1.1
 # How long a text may make no sense before it is an error.

@@ -36,7 +36,7 @@ _SETTLE_STEP_S = 0.01
 # Answers to what arrived before our side had chosen a path; they leave with the choice.
 _MAX_WAITING_REPLIES = 64
 # A peer that pinged a moment ago is given the time for its next ping, by our own interval, and at least this.
-_MIN_QUIET_S = 0.1
+_MIN_QUIET_S = 0.3
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

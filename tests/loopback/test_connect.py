@@ -119,9 +119,14 @@ def replace(path: Path, text: str) -> None:
 async def changed(path: Path, before: str) -> Description:
     """What a file says, once it says something else than ``before``."""
     async with asyncio.timeout(PATIENCE_S):
-        while not path.exists() or path.read_text() == before:  # noqa: ASYNC110 - a file has no event
+        while (text := read(path)) in ("", before):  # noqa: ASYNC110 - a file has no event
             await asyncio.sleep(0.01)
-    return Description.parse(path.read_text())
+    return Description.parse(text)
+
+
+def read(path: Path) -> str:
+    """The text of a file; empty if there is none."""
+    return path.read_text() if path.exists() else ""
 
 
 # --- two commands ------------------------------------------------------------------------------------------------
@@ -192,6 +197,50 @@ async def test_lines_for_a_person(tmp_path: Path) -> None:
     assert "\x1b" not in "".join(a.lines + a.errors)
     assert " summary connected_ms=" in a.lines[-1]
     assert any("path.selected" in line for line in a.errors)
+
+
+async def test_on_a_terminal(tmp_path: Path) -> None:
+    """A person sees colour, and a line that says how it goes instead of one per ping."""
+    first, second = ends(tmp_path)
+    reader, terminal = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(
+            sys.executable,
+            "-m",
+            "iceagent",
+            "connect",
+            "--bind",
+            "127.0.0.1",
+            *first,
+            "--ping",
+            "0.05",
+            "--count",
+            "10",
+        ),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=terminal,
+        cwd=ROOT,
+        env={**os.environ, "ICEAGENT_SERVERS": "", "TERM": "xterm", "COLUMNS": "200"},
+    )
+    os.close(terminal)
+    reading = asyncio.get_running_loop().run_in_executor(None, read_terminal, reader)
+    async with connect(*second), asyncio.timeout(PATIENCE_S):
+        shown = await reading
+        assert await process.wait() == 0
+    assert "path.selected" in shown and "ping.echoed" not in shown
+    assert " sent, " in shown and "\x1b[" in shown
+    assert "received=10 lost=0" in shown
+
+
+def read_terminal(fd: int) -> str:
+    """Everything that a program writes to its terminal, until it ends."""
+    found = b""
+    # At the end of the other side Linux says EIO.
+    with suppress(OSError):
+        while chunk := os.read(fd, 4096):
+            found += chunk
+    os.close(fd)
+    return found.decode()
 
 
 async def test_redacted(tmp_path: Path) -> None:
@@ -269,25 +318,27 @@ async def test_bad_files_are_no_crash(tmp_path: Path) -> None:
 
 async def test_foreign_data_is_echoed_once(tmp_path: Path) -> None:
     """CLI contract: --echo returns every other datagram, never one of ours and never twice."""
-    async with connect(*ends(tmp_path)[0], "--json", "--echo", "--ping", "0.05") as command:
-        async with peer_of(command, tmp_path) as agent:
-            received: list[bytes] = []
-            heard = asyncio.Event()
+    async with (
+        connect(*ends(tmp_path)[0], "--json", "--echo", "--ping", "0.05") as command,
+        peer_of(command, tmp_path) as agent,
+    ):
+        received: list[bytes] = []
+        heard = asyncio.Event()
 
-            def mirror(data: bytes, component: int) -> None:
-                # A foreign peer that echoes everything verbatim, pings included.
-                received.append(data)
-                agent.send(data)
-                heard.set()
+        def mirror(data: bytes, component: int) -> None:
+            # A foreign peer that echoes everything verbatim, pings included.
+            received.append(data)
+            agent.send(data)
+            heard.set()
 
-            agent.set_data_handler(mirror)
-            agent.send(b"hello")
-            async with asyncio.timeout(PATIENCE_S):
-                while sum(data != b"hello" for data in received) < 5:
-                    heard.clear()
-                    await heard.wait()
-            command.process.send_signal(signal.SIGINT)
-            await command.ended()
+        agent.set_data_handler(mirror)
+        agent.send(b"hello")
+        async with asyncio.timeout(PATIENCE_S):
+            while sum(data != b"hello" for data in received) < 5:
+                heard.clear()
+                await heard.wait()
+        command.process.send_signal(signal.SIGINT)
+        await command.ended()
     summary = command.events[-1]
     assert received.count(b"hello") == 1
     assert (summary["returned"], summary["other"], summary["answered"]) == (1, 1, 0)

@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -130,15 +131,12 @@ def test_errors_and_their_exit_codes(
 # --- run ---------------------------------------------------------------------------------------------------------
 
 
-async def forever(cleaned: list[str]) -> int:
+async def interrupted_by(number: signal.Signals, cleaned: list[str]) -> int:
     try:
-        os.kill(os.getpid(), signal_to_send[0])
+        os.kill(os.getpid(), number)
         return await asyncio.get_running_loop().create_future()  # type: ignore[no-any-return]
     finally:
         cleaned.append("cleaned up")
-
-
-signal_to_send = [signal.SIGINT]
 
 
 @pytest.mark.parametrize(
@@ -150,14 +148,11 @@ signal_to_send = [signal.SIGINT]
         (signal.SIGTERM, {"sigterm_code": 0}, 0),
     ],
 )
-def test_a_signal_cancels(
-    number: signal.Signals, options: dict[str, Any], code: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_cancels(number: signal.Signals, options: dict[str, Any], code: int) -> None:
     """CLI contract: Ctrl-C ends cleanly; 130 interrupted."""
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    monkeypatch.setitem(signal_to_send, 0, number)  # type: ignore[arg-type]
     cleaned: list[str] = []
-    assert run(forever(cleaned), **options) == code
+    assert run(interrupted_by(number, cleaned), **options) == code
     assert cleaned == ["cleaned up"]
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
 
@@ -167,10 +162,8 @@ def test_a_command_that_makes_the_best_of_its_cancellation() -> None:
 
     async def main() -> int:
         os.kill(os.getpid(), signal.SIGINT)
-        try:
+        with suppress(asyncio.CancelledError):
             await asyncio.get_running_loop().create_future()
-        except asyncio.CancelledError:
-            pass
         return 0
 
     assert run(main()) == 130

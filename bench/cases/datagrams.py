@@ -1,0 +1,138 @@
+"""What does a datagram cost, sent and received?
+
+Both ends in one process over loopback, 1,200 bytes, bursts of 32: all of a burst is sent, then received. Ours with a
+callback (``set_data_handler``) and with ``send`` and ``recv``; aioice with ``send`` and ``recv``, all it has: as it is,
+and with its transports' ``max_size`` set to 2,048. As it is, asyncio allocates 256 KiB for every datagram it receives,
+whose price depends on the state of the memory allocator: fast in one process, slow in the next.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from bench.cases import Options
+from bench.cases.connect import pair
+from bench.contenders import AioiceContender, OurContender
+from bench.netns import loopback_hosts, loopback_only
+from bench.processes import call
+from bench.results import Metric
+
+__all__ = ["run", "trial"]
+
+PAYLOAD = b"\xc0" + bytes(1199)
+BURST = 32
+WARM_UP_BURSTS = 100
+BURSTS = 600
+LIMIT_S = 60.0
+
+CALLBACK, SEND_RECV = "ours, callback", "ours"
+STOCK, FIXED = "aioice", "aioice fixed"
+WAYS = (CALLBACK, STOCK, SEND_RECV, FIXED)
+
+# (our way, the peer's, times at least), as datagrams per second.
+TARGETS = ((CALLBACK, STOCK, 6.0), (CALLBACK, FIXED, 3.0), (SEND_RECV, STOCK, 5.5), (SEND_RECV, FIXED, None))
+
+
+def run(options: Options) -> list[Metric]:
+    """All ways in turn, each time in a process of its own, beginning with another one in every round."""
+    wall: dict[str, list[float]] = {way: [] for way in WAYS}
+    cpu: dict[str, list[float]] = {way: [] for way in WAYS}
+    with loopback_only(1) as namespace:
+        for number in range(options.rounds):
+            options.tell(f"datagrams: round {number + 1}")
+            for i in range(len(WAYS)):
+                way = WAYS[(i + number) % len(WAYS)]
+                result = call(namespace, "bench.cases.datagrams:trial", way=way)
+                wall[way].append(result["wall"])
+                cpu[way].append(result["cpu"])
+    return [
+        Metric(
+            name=f"datagram, {'callback' if ours == CALLBACK else 'send/recv'}",
+            unit=f"µs {'of CPU' if values is cpu else 'elapsed'}",
+            ours=values[ours],
+            peer=values[peer],
+            peer_name=peer,
+            ratio_at_least=target if values is wall else None,
+        )
+        for ours, peer, target in TARGETS
+        for values in (wall, cpu)
+    ]
+
+
+async def trial(way: str) -> dict[str, float]:
+    """Microseconds per datagram."""
+    a, b = pair("ours" if way == CALLBACK else way, loopback_hosts(1))
+    await asyncio.gather(a.gather(), b.gather())
+    to_a, to_b = b.description(), a.description()
+    await a.set_remote(to_a)
+    await b.set_remote(to_b)
+    await asyncio.gather(a.connect(), b.connect())
+    if isinstance(a, OurContender) and isinstance(b, OurContender):
+        burst = _callback(a, b) if way == CALLBACK else _ours(a, b)
+    else:
+        assert isinstance(a, AioiceContender) and isinstance(b, AioiceContender)
+        burst = _aioice(a, b)
+    async with asyncio.timeout(LIMIT_S):
+        result = await _measure(burst)
+    for agent in (a, b):
+        await agent.close()
+    return result
+
+
+async def _measure(burst: Callable[[], Awaitable[None]]) -> dict[str, float]:
+    for _ in range(WARM_UP_BURSTS):
+        await burst()
+    wall, cpu = time.perf_counter(), time.process_time()
+    for _ in range(BURSTS):
+        await burst()
+    wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+    return {"wall": wall / BURSTS / BURST * 1e6, "cpu": cpu / BURSTS / BURST * 1e6}
+
+
+def _callback(a: OurContender, b: OurContender) -> Callable[[], Awaitable[None]]:
+    send = a.agent.send
+    loop = asyncio.get_running_loop()
+    received = 0
+    all_received = loop.create_future()
+
+    def on_data(data: bytes, component: int) -> None:
+        nonlocal received
+        received += 1
+        if received == BURST:
+            all_received.set_result(None)
+
+    async def burst() -> None:
+        nonlocal received, all_received
+        received, all_received = 0, loop.create_future()
+        for _ in range(BURST):
+            send(PAYLOAD)
+        await all_received
+
+    b.agent.set_data_handler(on_data)
+    return burst
+
+
+def _ours(a: OurContender, b: OurContender) -> Callable[[], Awaitable[None]]:
+    send, recv = a.agent.send, b.agent.recv
+
+    async def burst() -> None:
+        for _ in range(BURST):
+            send(PAYLOAD)
+        for _ in range(BURST):
+            await recv()
+
+    return burst
+
+
+def _aioice(a: AioiceContender, b: AioiceContender) -> Callable[[], Awaitable[None]]:
+    send, recv = a.connection.send, b.connection.recv
+
+    async def burst() -> None:
+        for _ in range(BURST):
+            await send(PAYLOAD)
+        for _ in range(BURST):
+            await recv()
+
+    return burst
