@@ -43,10 +43,10 @@ class Metric:
 
     @property
     def ratio(self) -> float | None:
-        """Peer's cost over ours."""
-        if not self.ours or not self.peer or not statistics.median(self.ours):
+        """Peer's cost over ours; ``None`` where there is no peer, or ours cost nothing that could be measured."""
+        if not self.peer or min(self.ours) <= 0:
             return None
-        if len(self.ours) == len(self.peer) and all(self.ours):
+        if len(self.ours) == len(self.peer):
             return statistics.median(theirs / ours for ours, theirs in zip(self.ours, self.peer, strict=True))
         return statistics.median(self.peer) / statistics.median(self.ours)
 

@@ -36,7 +36,8 @@ class Session:
             return None
         for side in self.sides:
             side.send("exchange")
-        if not all([side.reply() for side in self.sides]):
+        works = [side.reply() for side in self.sides]
+        if not all(works):
             return None
         return float(max(r["connected"] for r in replies) - max(r["started"] for r in replies))
 

@@ -24,7 +24,8 @@ async def serve(name: str, controlling: bool, loopback_hosts: list[str]) -> None
     """Obey until standard input ends. Every request has a reply; times are seconds of the system's monotonic clock.
 
     - ``gather`` (count): that many more agents; replies with their descriptions.
-    - ``connect`` (descriptions): of the peers of those; replies with ``started`` and ``connected``, the time when the last
+    - ``connect`` (descriptions): of the peers of those; replies with ``started`` and ``connected``, the time when the
+      last
       of them was; ``null`` if it was not within ``limit_s``.
     - ``exchange``: the first agent sends and receives data; replies whether that worked.
     - ``cpu``: seconds of processor time of this process. ``memory``: its resident bytes, after a garbage collection.
@@ -82,9 +83,13 @@ class _Side:
 
     async def memory(self) -> int:
         gc.collect()
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+        return _resident()
 
 
 async def _connect(agent: Contender, description: str) -> None:
     await agent.set_remote(description)
     await agent.connect()
+
+
+def _resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()

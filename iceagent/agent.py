@@ -1,9 +1,9 @@
 """What does an application hold?
 
-An :class:`Agent`: one ICE data stream over real (or injected) sockets. It gathers, signals through the application, checks, connects, carries
-datagrams, and says what happens. The state machine is ``iceagent/core``; sockets and candidates are ``iceagent/gather``; here they
-are joined, and here is the data path: a datagram goes from the socket to the handler, and from ``send`` to the socket, without a task, a
-timer or the core.
+An :class:`Agent`: one ICE data stream over real (or injected) sockets. It gathers, signals through the application,
+checks, connects, carries datagrams, and says what happens. The state machine is ``iceagent/core``; sockets and
+candidates are ``iceagent/gather``; here they are joined, and here is the data path: a datagram goes from the socket
+to the handler, and from ``send`` to the socket, without a task, a timer or the core.
 
     async with Agent(Config(servers=(IceServer(urls=("stun:stun.example.org",)),)), controlling=True) as agent:
         signal(await agent.gather())
@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from random import Random, SystemRandom
 from typing import TypeVar
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, WeakSet
 
 from iceagent.candidate import Candidate
 from iceagent.config import Config
@@ -42,6 +43,7 @@ from iceagent.events import (
     DataReceived,
     Event,
     GatheringDone,
+    IceRestarted,
     LocalCandidateFound,
     Path,
     SelectedPathChanged,
@@ -62,6 +64,9 @@ from iceagent.statistics import AgentStatistics, PairStatistics
 __all__ = ["Agent"]
 
 T = TypeVar("T")
+
+# Candidates with names that are being resolved; what comes beyond is refused unresolved.
+_MAX_NAMED_CANDIDATES = 100
 
 _system_rng = SystemRandom()
 _ceilings: WeakKeyDictionary[Host, dict[tuple[float, int], TokenBucket]] = WeakKeyDictionary()
@@ -108,7 +113,8 @@ class Agent(DataPath):
         )
         self._driver = Driver(self._session, host, self._transmit, self._on_core_event)
         self._mdns = MdnsNames(self._loop) if config.mdns or config.resolve_mdns else None
-        self._streams: list[EventStream] = []
+        # Weakly: a loop over events() that is left early leaves no queue behind.
+        self._streams: WeakSet[EventStream] = WeakSet()
         try:
             self._gathering = Gathering(
                 config,
@@ -125,6 +131,7 @@ class Agent(DataPath):
         except ValueError as error:
             raise UsageError(str(error)) from error
         self._is_gathering = False
+        self._late: list[Candidate] = []
         self._waiters: set[asyncio.Future[None]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Future[None] | None = None
@@ -202,7 +209,7 @@ class Agent(DataPath):
         self._check()
         if isinstance(candidate, str):
             candidate = Candidate.parse(candidate)
-        if candidate.has_name and self._config.resolve_mdns:
+        if candidate.has_name and self._config.resolve_mdns and len(self._tasks) < _MAX_NAMED_CANDIDATES:
             self._start(self._resolve(candidate))
         else:
             self._driver.command(self._session.add_remote_candidate, candidate)
@@ -213,7 +220,9 @@ class Agent(DataPath):
         self._driver.command(self._session.end_remote_candidates)
 
     def restart(self) -> Description:
-        """Begin an ICE restart (RFC 8445, 9): new credentials, to be signalled. The present path carries data until a new one is found."""
+        """Begin an ICE restart (RFC 8445, 9): new credentials, to be signalled. The present path carries data until
+        a new one is found.
+        """
         self._check()
         self._driver.command(self._session.restart)
         return self.local_description
@@ -221,7 +230,8 @@ class Agent(DataPath):
     # --- connecting ----------------------------------------------------------------------------------------------
 
     async def connect(self) -> Path:
-        """Wait until every component has a valid path; gathers if that was not begun. Cancelling leaves the agent usable.
+        """Wait until every component has a valid path; gathers if that was not begun. Cancelling leaves the agent
+        usable.
 
         Returns:
             The path of component 1.
@@ -273,8 +283,8 @@ class Agent(DataPath):
 
     def events(self) -> EventStream:
         """All events from now on; each call gives an iterator with a queue of its own."""
-        stream = EventStream(self._streams.remove)
-        self._streams.append(stream)
+        stream = EventStream(self._streams.discard)
+        self._streams.add(stream)
         if self.state is AgentState.CLOSED:
             stream.close()
         return stream
@@ -297,7 +307,7 @@ class Agent(DataPath):
             receive_queue_dropped=self._receive_queue_dropped,
             send_dropped=self._send_dropped,
             path_switches=self._path_switches,
-            counters=dict(self._session.counters),
+            counters=Counter(self._session.counters) + self._gathering.reflexive.queries.counters,
         )
 
     # --- what the sockets receive (BaseListener) -----------------------------------------------------------------
@@ -324,6 +334,8 @@ class Agent(DataPath):
 
     def _set_sink(self, sink: Callable[[bytes, int], None]) -> None:
         self._gathering.set_sink(sink)
+        # Who waits in recv() has to hear that nothing comes there any more.
+        self._wake_receivers()
 
     def _on_network_error(self, base: TransportAddress, destination: TransportAddress, number: int) -> None:
         self._driver.error(base, destination, number)
@@ -350,6 +362,8 @@ class Agent(DataPath):
             self._set_path(event.component, pair, self._gathering.bases)
         elif isinstance(event, StateChanged):
             self._on_state(event.new)
+        elif isinstance(event, IceRestarted):
+            self._add_late_candidates()
         elif isinstance(event, LocalCandidateFound):
             event = LocalCandidateFound(candidate=self._signalled(event.candidate))
         self._tell(event)
@@ -384,14 +398,25 @@ class Agent(DataPath):
 
     # --- inside: candidates --------------------------------------------------------------------------------------
 
-    def _on_candidate(self, candidate: Candidate) -> None:
+    def _on_candidate(self, candidate: Candidate) -> bool:
         if self._gathering.is_done and not self._config.late_candidates:
-            return
+            self._late.append(candidate)
+            return False
+        return self._add_candidate(candidate)
+
+    def _add_late_candidates(self) -> None:
+        """RFC 8838, 13: what was found after end-of-candidates belongs to the next generation."""
+        late, self._late = self._late, []
+        for candidate in late:
+            self._add_candidate(candidate)
+
+    def _add_candidate(self, candidate: Candidate) -> bool:
         if self._mdns is not None and self._config.mdns:
             self._mdns.publish(candidate)
-        self._driver.command(self._session.add_local_candidate, candidate)
+        return self._driver.command(self._session.add_local_candidate, candidate)
 
     def _on_base_lost(self, base: Base) -> None:
+        self._late = [candidate for candidate in self._late if candidate.base != base.address]
         self._driver.command(self._session.remove_base, base.address, "its local address is gone")
 
     def _signalled(self, candidate: Candidate) -> Candidate:

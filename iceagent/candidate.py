@@ -1,9 +1,9 @@
 """What is a candidate, and how is it written?
 
-RFC 8445, 5.1 for the meaning, RFC 8839, 5.1 for the grammar:
-``candidate:<foundation> <component> <transport> <priority> <address> <port> typ <type> [raddr … rport …] [name value]*``.
-Extension attributes survive in their order. ICE-TCP lines (RFC 6544) parse, and whoever adds them is told that they are
-ignored. A ``.local`` name may stand for the address (mDNS).
+RFC 8445, 5.1 for the meaning, RFC 8839, 5.1 for the grammar: ``candidate:<foundation> <component> <transport>
+<priority> <address> <port> typ <type> [raddr … rport …] [name value]*``. Extension attributes survive in their order.
+ICE-TCP lines (RFC 6544) parse, and whoever adds them is told that they are ignored. A ``.local`` name may stand for
+the address (mDNS).
 """
 
 from __future__ import annotations

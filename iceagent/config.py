@@ -16,8 +16,9 @@ from iceagent.net.host import Interface
 __all__ = ["NOMINATION_WAIT_S", "Config", "IceServer"]
 
 # How long a valid pair whose local or remote candidate is of this type waits for a better one before it is nominated.
-# Host pairs do not wait: nothing better can come. Reflexive pairs are usually followed by a host pair within one round trip of the
-# slower path; a relay pair by a reflexive one within a lost check and its repetition (500 ms, RFC 8445, 14.3) and a round trip.
+# Host pairs do not wait: nothing better can come. Reflexive pairs are usually followed by a host pair within one
+# round trip of the slower path; a relay pair by a reflexive one within a lost check and its repetition (500 ms, RFC
+# 8445, 14.3) and a round trip.
 NOMINATION_WAIT_S: Mapping[CandidateType, float] = {
     CandidateType.HOST: 0.0,
     CandidateType.PEER_REFLEXIVE: 0.2,
@@ -66,7 +67,9 @@ class Config:
     external_addresses: Mapping[str, str | None] = field(default_factory=dict)
     """Public address → local address (``None``: every base of that family), for hosts behind 1:1 NAT."""
     mdns: bool = False
-    """Publish ``.local`` names in place of host addresses, and hide related addresses (draft-ietf-mmusic-mdns-ice-candidates)."""
+    """Publish ``.local`` names in place of host addresses, and hide related addresses
+    (draft-ietf-mmusic-mdns-ice-candidates).
+    """
     resolve_mdns: bool = False
     """Resolve the peer's ``.local`` candidates; without it they are refused with that reason."""
     gather_timeout_s: float = 5.0
@@ -94,7 +97,9 @@ class Config:
     early_checks_s: tuple[float, ...] = (0.100, 0.200, 0.400)
     """New checks on a pair that has not answered, so long after its first one; at most three. Empty: none."""
     route_order: bool = True
-    """Check first, for each remote address, from the base the kernel would route it from (RFC 8445, 6.1.4.2 goes by priority alone)."""
+    """Check first, for each remote address, from the base the kernel would route it from (RFC 8445, 6.1.4.2 goes by
+    priority alone).
+    """
     max_pairs: int = 100
     """RFC 8445, 6.1.2.5: the limit SHOULD be configurable, with a default of 100."""
     max_peer_reflexive: int = 32
@@ -119,7 +124,9 @@ class Config:
     consent_timeout_s: float = 30.0
     """RFC 7675, 5.1: consent expires after 30 s."""
     disconnected_after_s: float = 11.0
-    """Silence on the selected path after which the state says ``disconnected``: two consent checks at their slowest and a second."""
+    """Silence on the selected path after which the state says ``disconnected``: two consent checks at their slowest
+    and a second.
+    """
 
     def __post_init__(self) -> None:
         _between("components", self.components, 1, 256)

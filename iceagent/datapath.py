@@ -1,7 +1,8 @@
 """How does data get from ``send`` to the socket, and from the socket to the application?
 
-The half of :class:`iceagent.Agent` that every datagram goes through. Out: ``send`` calls the selected path's socket. In: the base
-(``gather/bases.py``) calls the *sink*, which is the application's handler or the queue that ``recv`` reads. No task, no timer and no core on the way.
+The half of :class:`iceagent.Agent` that every datagram goes through. Out: ``send`` calls the selected path's socket.
+In: the base (``gather/bases.py``) calls the *sink*, which is the application's handler or the queue that ``recv``
+reads. No task, no timer and no core on the way.
 """
 
 from __future__ import annotations
@@ -101,7 +102,9 @@ class DataPath(ABC):
         return queue.popleft()
 
     def set_data_handler(self, handler: Callable[[bytes, int], None] | None) -> None:
-        """Call ``handler(data, component)`` for every datagram, instead of :meth:`recv`; first with what has been waiting."""
+        """Call ``handler(data, component)`` for every datagram, instead of :meth:`recv`; first with what has been
+        waiting.
+        """
         self._check()
         self._handler = handler
         self._set_sink(handler or self._enqueue)

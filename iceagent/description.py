@@ -62,9 +62,8 @@ class Description:
                 if len(candidates) == MAX_CANDIDATES:
                     raise InvalidDescription(f"more than {MAX_CANDIDATES} candidates")
                 candidates.append(Candidate.parse(line))
-            elif name in _KNOWN:
-                if values.setdefault(name, value) != value:
-                    raise InvalidDescription(f"{name} stands twice, with different values")
+            elif name in _KNOWN and values.setdefault(name, value) != value:
+                raise InvalidDescription(f"{name} stands twice, with different values")
         for name in ("ice-ufrag", "ice-pwd"):
             if name not in values:
                 raise InvalidDescription(f"the line a={name}: is missing")

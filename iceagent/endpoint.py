@@ -1,18 +1,21 @@
 """How does an ``asyncio.DatagramProtocol`` run over an agent?
 
-:func:`create_datagram_endpoint` gives any protocol written for a UDP socket (aioquic's, say) a transport whose network is the selected path. The
-peer's real address changes as paths do, so the transport shows one stable alias.
+:func:`create_datagram_endpoint` gives any protocol written for a UDP socket (aioquic's, say) a transport whose network is
+the selected path. The peer's real address changes as paths do, so the transport shows one stable alias.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
 
 from iceagent.agent import Agent
-from iceagent.errors import IceAgentError, NoPath, UsageError
+from iceagent.errors import AgentClosed, IceAgentError, NoPath, UsageError
 from iceagent.events import AgentState, StateChanged
+from iceagent.eventstream import EventStream
 from iceagent.net.address import TransportAddress
 
 __all__ = ["AgentTransport", "create_datagram_endpoint"]
@@ -21,6 +24,9 @@ P = TypeVar("P", bound=asyncio.DatagramProtocol)
 
 # RFC 3849's documentation prefix: an address that nobody has, and a fixed one, because paths change below the protocol.
 ALIAS = TransportAddress("2001:db8::1ce", 1)
+
+# An agent has one data handler; where several components have an endpoint each, this says whose a datagram is.
+_endpoints: WeakKeyDictionary[Agent, dict[int, AgentTransport]] = WeakKeyDictionary()
 
 
 async def create_datagram_endpoint(
@@ -31,12 +37,18 @@ async def create_datagram_endpoint(
     Args:
         factory: makes the protocol; its ``connection_made`` gets the transport once there is a path.
         agent: with its peer's description known, now or soon. It stays open when the transport closes.
+        component: 1 … 256; while any component has an endpoint, ``recv`` cannot be used on the others.
 
     Raises:
         ConnectFailed: there is no path.
         AgentClosed: the agent was closed.
+        UsageError: the agent has no such component, or it has an endpoint already.
     """
     await agent.connect()
+    if agent.path(component) is None:
+        raise UsageError(f"component {component} is none of this agent's")
+    if component in _endpoints.get(agent, {}):
+        raise UsageError(f"component {component} has an endpoint already")
     protocol = factory()
     return AgentTransport(agent, protocol, component), protocol
 
@@ -58,18 +70,31 @@ class AgentTransport(asyncio.DatagramTransport):
         self._component = component
         self._is_closing = False
         self._loop = asyncio.get_running_loop()
+        self._events = agent.events()
+        self._watcher = self._loop.create_task(self._watch(self._events))
+        endpoints = _endpoints.setdefault(agent, {})
+        endpoints[component] = self
         protocol.connection_made(self)
-        agent.set_data_handler(self._on_data)
-        self._watcher = self._loop.create_task(self._watch())
+        if not self._is_closing:
+            # Only now: what has been waiting comes at once.
+            agent.set_data_handler(lambda data, number: _deliver(endpoints, data, number))
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
-        """Send one datagram; without a path it is lost, as a network's would be, and ``error_received`` hears of it."""
+        """Send one datagram. As over a socket, ``error_received`` hears an OSError where that is not possible:
+
+        ENETUNREACH while there is no path, EMSGSIZE if it is too long. Nothing happens once the transport or the agent is
+        closed.
+        """
         if self._is_closing:
             return
         try:
             self._agent.send(bytes(data) if isinstance(data, bytearray) else data, self._component)  # type: ignore[arg-type]
-        except NoPath as error:
-            self._protocol.error_received(error)
+        except AgentClosed:
+            # connection_lost is on its way.
+            return
+        except UsageError as error:
+            code = errno.ENETUNREACH if isinstance(error, NoPath) else errno.EMSGSIZE
+            self._protocol.error_received(OSError(code, str(error)))
 
     def close(self) -> None:
         """Take the protocol off the agent, which stays open."""
@@ -100,20 +125,15 @@ class AgentTransport(asyncio.DatagramTransport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """There is no buffer to limit."""
 
-    def _on_data(self, data: bytes, component: int) -> None:
-        if component == self._component and not self._is_closing:
-            self._protocol.datagram_received(data, tuple(ALIAS))
+    def _on_data(self, data: bytes) -> None:
+        self._protocol.datagram_received(data, tuple(ALIAS))
 
-    async def _watch(self) -> None:
+    async def _watch(self, events: EventStream) -> None:
         """End the protocol when the agent ends or fails."""
-        stream = self._agent.events()
-        try:
-            async for event in stream:
-                if isinstance(event, StateChanged) and event.new is AgentState.FAILED:
-                    self._finish(ConnectionError(event.reason))
-                    return
-        finally:
-            stream.close()
+        async for event in events:
+            if isinstance(event, StateChanged) and event.new is AgentState.FAILED:
+                self._finish(ConnectionError(event.reason))
+                return
         self._finish(None)
 
     def _finish(self, error: Exception | None) -> None:
@@ -121,9 +141,19 @@ class AgentTransport(asyncio.DatagramTransport):
             return
         self._is_closing = True
         self._watcher.cancel()
-        try:
-            self._agent.set_data_handler(None)
-        except IceAgentError:
-            # The agent is closed already.
-            pass
+        self._events.close()
+        endpoints = _endpoints[self._agent]
+        del endpoints[self._component]
+        if not endpoints:
+            try:
+                self._agent.set_data_handler(None)
+            except IceAgentError:
+                # The agent is closed already.
+                pass
         self._loop.call_soon(self._protocol.connection_lost, error)
+
+
+def _deliver(endpoints: dict[int, AgentTransport], data: bytes, component: int) -> None:
+    endpoint = endpoints.get(component)
+    if endpoint is not None:
+        endpoint._on_data(data)

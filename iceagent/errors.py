@@ -3,16 +3,12 @@
 ::
 
     IceAgentError
-     ├─ UsageError (ValueError)         we were called wrongly
-     │   ├─ AgentClosed                 … after aclose()
-     │   └─ NoPath                      … send() or recv() before there is a path
-     ├─ PeerError (ValueError)          what the peer signalled is nonsense
-     │   ├─ InvalidCandidate
-     │   └─ InvalidDescription
-     ├─ ConnectFailed (ConnectionError) no path exists, as far as could be tried
-     ├─ ConsentLost (ConnectionError)   there was a path; the peer no longer answers on it (RFC 7675)
-     ├─ ServerUnusable (OSError)        a STUN or TURN server cannot be used
-     └─ UnsupportedPlatform (OSError)   the agent runs on Linux
+     ├─ UsageError (ValueError)         we were called wrongly │   ├─ AgentClosed                 … after aclose() │
+     └─ NoPath                      … send() or recv() before there is a path ├─ PeerError (ValueError)          what
+     the peer signalled is nonsense │   ├─ InvalidCandidate │   └─ InvalidDescription ├─ ConnectFailed
+     (ConnectionError) no path exists, as far as could be tried ├─ ConsentLost (ConnectionError)   there was a path;
+     the peer no longer answers on it (RFC 7675) ├─ ServerUnusable (OSError)        a STUN or TURN server cannot be
+     used └─ UnsupportedPlatform (OSError)   the agent runs on Linux
 
 Every message has the value and the limit it broke.
 """

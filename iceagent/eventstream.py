@@ -1,7 +1,8 @@
 """How do events reach an application that may be slow?
 
-Each iterator has its own queue of at most 1,024 events. When it is full, the oldest candidate, statistics or packet event goes, and is
-counted; state and path events are never lost: a later one is merged into the earlier one of its kind instead.
+Each iterator has its own queue of at most 1,024 events. When it is full, the oldest candidate, statistics or packet
+event goes, and is counted; state and path events are never lost: a later one is merged into the earlier one of its
+kind instead.
 """
 
 from __future__ import annotations
@@ -11,11 +12,36 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
-from iceagent.events import Event, SelectedPathChanged, StateChanged
+from iceagent.errors import UsageError
+from iceagent.events import (
+    BaseFailed,
+    Event,
+    LocalCandidateFound,
+    PacketDropped,
+    RemoteCandidateAdded,
+    RemoteCandidateRefused,
+    SelectedPathChanged,
+    ServerFailed,
+    StateChanged,
+)
 
 __all__ = ["MAX_EVENTS", "EventStream"]
 
 MAX_EVENTS = 1024
+
+# What is not here stands between the candidates and what is never lost.
+_IMPORTANCE: dict[type[Event], int] = {
+    PacketDropped: 0,
+    RemoteCandidateRefused: 1,
+    BaseFailed: 1,
+    LocalCandidateFound: 1,
+    RemoteCandidateAdded: 1,
+    ServerFailed: 1,
+    SelectedPathChanged: 3,
+    StateChanged: 3,
+}
+_ORDINARY = 2
+_NEVER_LOST = 3
 
 
 class EventStream(AsyncIterator[Event]):
@@ -27,7 +53,9 @@ class EventStream(AsyncIterator[Event]):
 
     def __init__(self, release: Callable[[EventStream], None]) -> None:
         self._release = release
-        self._queue: deque[Event] = deque()
+        # By importance, each event with its place in the order of all.
+        self._queues: tuple[deque[tuple[int, Event]], ...] = tuple(deque() for _ in range(_NEVER_LOST + 1))
+        self._pushed = 0
         self._waiter: asyncio.Future[None] | None = None
         self._is_closed = False
         self.dropped = 0
@@ -36,23 +64,32 @@ class EventStream(AsyncIterator[Event]):
         return self
 
     async def __anext__(self) -> Event:
-        while not self._queue:
+        while not len(self):
             if self._is_closed:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
+            if self._waiter is not None and not self._waiter.cancelled():
+                raise UsageError("two tasks read one event stream; each needs its own from Agent.events()")
+            waiter = self._waiter = asyncio.get_running_loop().create_future()
             try:
-                await self._waiter
+                await waiter
             finally:
-                self._waiter = None
-        return self._queue.popleft()
+                if self._waiter is waiter:
+                    self._waiter = None
+        return min((queue for queue in self._queues if queue), key=lambda queue: queue[0][0]).popleft()[1]
+
+    def __len__(self) -> int:
+        """Events that wait to be read."""
+        return sum(map(len, self._queues))
 
     def push(self, event: Event) -> None:
         """The agent's side: one more event."""
         if self._is_closed:
             return
-        if len(self._queue) >= MAX_EVENTS and not self._make_room(event):
+        importance = _IMPORTANCE.get(type(event), _ORDINARY)
+        if len(self) >= MAX_EVENTS and not self._make_room(event, importance):
             return
-        self._queue.append(event)
+        self._pushed += 1
+        self._queues[importance].append((self._pushed, event))
         self._wake()
 
     def close(self) -> None:
@@ -62,33 +99,37 @@ class EventStream(AsyncIterator[Event]):
             self._release(self)
             self._wake()
 
-    def _make_room(self, event: Event) -> bool:
+    def _make_room(self, event: Event, importance: int) -> bool:
         """Whether ``event`` is still to be appended."""
-        for index, queued in enumerate(self._queue):
-            if not isinstance(queued, (StateChanged, SelectedPathChanged)):
-                del self._queue[index]
+        for queue in self._queues[: min(importance, _ORDINARY) + 1]:
+            if queue:
+                queue.popleft()
                 self.dropped += 1
                 return True
-        if not isinstance(event, (StateChanged, SelectedPathChanged)):
-            self.dropped += 1
-            return False
-        return not self._merge(event)
+        if importance == _NEVER_LOST:
+            return not self._merge(event)
+        self.dropped += 1
+        return False
 
-    def _merge(self, event: StateChanged | SelectedPathChanged) -> bool:
-        for index in range(len(self._queue) - 1, -1, -1):
-            queued = self._queue[index]
-            if isinstance(event, StateChanged) and isinstance(queued, StateChanged):
-                self._queue[index] = replace(event, old=queued.old)
-                return True
-            if (
-                isinstance(event, SelectedPathChanged)
-                and isinstance(queued, SelectedPathChanged)
-                and queued.component == event.component
-            ):
-                self._queue[index] = replace(event, old=queued.old)
+    def _merge(self, event: Event) -> bool:
+        queue = self._queues[_NEVER_LOST]
+        for index in range(len(queue) - 1, -1, -1):
+            place, queued = queue[index]
+            merged = _merged(queued, event)
+            if merged is not None:
+                queue[index] = (place, merged)
                 return True
         return False
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+def _merged(earlier: Event, later: Event) -> Event | None:
+    """What two events say together, if they are of one kind."""
+    if isinstance(earlier, StateChanged) and isinstance(later, StateChanged):
+        return replace(later, old=earlier.old)
+    if isinstance(earlier, SelectedPathChanged) and isinstance(later, SelectedPathChanged):
+        return replace(later, old=earlier.old) if earlier.component == later.component else None
+    return None

@@ -4,8 +4,9 @@ Candidate priority (RFC 8445, 5.1.2.1): ``2**24 * type preference + 2**8 * local
 Pair priority (RFC 8445, 6.1.2.3): ``2**32 * min(G, D) + 2 * max(G, D) + (1 if G > D else 0)``.
 
 Local preferences (RFC 8445, 5.1.2.2: unique per candidate of one type) are handed out by :class:`LocalPreferences`:
-ordinary interfaces before metered ones before tunnels and containers; within a class the first batch interleaves IPv6 and IPv4 (RFC 8421, 4);
-bases that come later stand above the earlier ones of their class, for what just came up is what the user just plugged in.
+ordinary interfaces before metered ones before tunnels and containers; within a class the first batch interleaves IPv6
+and IPv4 (RFC 8421, 4); bases that come later stand above the earlier ones of their class, for what just came up is
+what the user just plugged in.
 
 Pure arithmetic; which bases exist is ``iceagent/gather/host.py``'s business.
 """

@@ -3,10 +3,10 @@
 The client side of RFC 5780, 4.3 and 4.4. Let A1:P1 be the server and A2:P2 what it calls OTHER-ADDRESS.
 
 Mapping, from one base: I asks A1:P1, II asks A2:P1, III asks A2:P2 (where II saw another address than I, or nothing).
-I = II: endpoint-independent. II = III: address-dependent. Else address-and-port-dependent.
-Filtering, from a fresh base ("sensitive to prior state on the NAT"), which never sends to anything but A1:P1: I asks
-for an answer; II asks for one from A2:P2, III for one from A1:P2. II arrives: endpoint-independent. Only III arrives:
-address-dependent. Neither: address-and-port-dependent.
+I = II: endpoint-independent. II = III: address-dependent. Else address-and-port-dependent. Filtering, from a fresh
+base ("sensitive to prior state on the NAT"), which never sends to anything but A1:P1: I asks for an answer; II asks
+for one from A2:P2, III for one from A1:P2. II arrives: endpoint-independent. Only III arrives: address-dependent.
+Neither: address-and-port-dependent.
 
 A lost packet is no verdict. Every question is sent five times. Where an answer must come, it is asked a second time
 before it counts as silence; where silence is an answer, it is asked twice at once, ten packets in all, so that a path

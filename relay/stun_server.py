@@ -1,10 +1,10 @@
 """What does a STUN server answer, and to whom?
 
 RFC 8489, 12 (basic server) and 6.3; RFC 5780, 6 (behaviour discovery) where it is switched on. A Binding request gets
-a success response with XOR-MAPPED-ADDRESS: 32 bytes for 20 over IPv4, so that a forged source gains an attacker next to
-nothing. For the same reason there is no SOFTWARE and no MAPPED-ADDRESS; RFC 5780 asks for three more addresses, which
-is why it has to be switched on.
-DEVIATION: RFC 8489, 6.3.1.1, "the server SHOULD add a SOFTWARE attribute"; pinned by test_twenty_bytes_get_thirty_two.
+a success response with XOR-MAPPED-ADDRESS: 32 bytes for 20 over IPv4, so that a forged source gains an attacker next
+to nothing. For the same reason there is no SOFTWARE and no MAPPED-ADDRESS; RFC 5780 asks for three more addresses,
+which is why it has to be switched on. DEVIATION: RFC 8489, 6.3.1.1, "the server SHOULD add a SOFTWARE attribute";
+pinned by test_twenty_bytes_get_thirty_two.
 
 Nobody can make two servers talk to each other: only requests are answered, never one from port 0, from one of our own
 addresses, or from an address that is not unicast. A message that is no request, or of a method other than Binding, is

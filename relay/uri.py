@@ -1,6 +1,7 @@
 """How is a STUN or TURN server named?
 
-``stun:`` and ``stuns:`` are RFC 7064, ``turn:`` and ``turns:`` RFC 7065: ``scheme:host[:port][?transport=udp|tcp]``, the query
+``stun:`` and ``stuns:`` are RFC 7064, ``turn:`` and ``turns:`` RFC 7065: ``scheme:host[:port][?transport=udp|tcp]``,
+the query
 for TURN only. An IPv6 address stands in brackets. Default ports: 3478, and 5349 for the ``s`` schemes (RFC 8489, 8).
 """
 

@@ -11,12 +11,12 @@ import statistics
 import time
 
 from bench.cases import Options
-from bench.contenders import CONTENDERS, Contender, contender
+from bench.contenders import CONTENDERS, Contender, pair
 from bench.netns import Namespace, loopback_hosts, loopback_only
 from bench.processes import call
 from bench.results import Metric
 
-__all__ = ["pair", "run", "trials"]
+__all__ = ["run", "trials"]
 
 ADDRESSES = (1, 16)
 TRIALS = 6
@@ -70,15 +70,6 @@ async def trials(name: str, hosts: list[str]) -> list[tuple[float, float]]:
         await asyncio.gather(*(agent.close() for agent in agents))
         await asyncio.sleep(PAUSE_S)
     return found
-
-
-def pair(name: str, hosts: list[str], stun: tuple[str, int] | None = None) -> tuple[Contender, Contender]:
-    """Two agents on loopback; the first is controlling."""
-    first, second = (
-        contender(name, controlling=controlling, loopback_hosts=tuple(hosts), stun=stun)
-        for controlling in (True, False)
-    )
-    return first, second
 
 
 async def _trial(a: Contender, b: Contender) -> tuple[float, float]:

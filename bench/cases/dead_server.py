@@ -11,21 +11,20 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
+from typing import Any
 
 from bench.cases import Options
-from bench.cases.connect import pair
-from bench.contenders import Contender, OurContender
+from bench.contenders import AIOICE, OURS, Contender, pair
 from bench.netns import Namespace, loopback_hosts, loopback_only
 from bench.processes import Worker
 from bench.results import Metric
-from iceagent import EventStream, GatheringDone, LocalCandidateFound
 
 __all__ = ["run", "trial"]
 
 TARGET_MS = 5.0
 
 # (contender, whether candidates are sent as they are found)
-TRICKLE, OURS_WAITING, PEER_WAITING = ("ours", True), ("ours", False), ("aioice", False)
+TRICKLE, OURS_WAITING, PEER_WAITING = (OURS, True), (OURS, False), (AIOICE, False)
 
 
 def run(options: Options) -> list[Metric]:
@@ -84,11 +83,12 @@ async def trial(name: str, trickles: bool, has_server: bool) -> float:
 
 
 async def _once(agents: tuple[Contender, Contender], trickles: bool) -> float:
+    a: Any
+    b: Any
     a, b = agents
     started = time.perf_counter()
     if trickles:
-        assert isinstance(a, OurContender) and isinstance(b, OurContender)
-        trickling = [asyncio.create_task(_trickle(a, b)), asyncio.create_task(_trickle(b, a))]
+        trickling = [asyncio.create_task(a.trickle_to(b)), asyncio.create_task(b.trickle_to(a))]
         await asyncio.gather(a.connect(), b.connect())
     else:
         trickling = []
@@ -102,15 +102,3 @@ async def _once(agents: tuple[Contender, Contender], trickles: bool) -> float:
         await agent.close()
     await asyncio.gather(*trickling)
     return elapsed * 1000
-
-
-async def _trickle(source: OurContender, target: OurContender) -> None:
-    """Signal the source's candidates to the target, as it finds them."""
-    events: EventStream = source.agent.events()
-    target.agent.set_remote_description(source.agent.local_description.to_sdp())
-    source.agent.start_gathering()
-    async for event in events:
-        if isinstance(event, LocalCandidateFound):
-            target.agent.add_remote_candidate(event.candidate.to_sdp())
-        elif isinstance(event, GatheringDone):
-            target.agent.end_remote_candidates()

@@ -3,7 +3,8 @@
 Two namespaces, each with `ct state established,related accept` and nothing else let in, joined by a cable with a delay.
 The first side checks for 300 ms into the second one's firewall, which has not sent anything yet. Then the second one
 begins; the time runs from there until both are connected. The least possible is 1.5 round trips: its first check, and
-the answer to what that triggers. Each round is the slower one of two sessions: the early side controlling, and the late.
+the answer to what that triggers. Each round is the slower one of two sessions: the early side controlling, and the
+late.
 """
 
 from __future__ import annotations
@@ -64,12 +65,16 @@ def _session_ms(name: str, rtt_ms: int, early_controls: bool) -> float:
 
 def _rtt_ms(rtt_ms: int) -> float:
     """What a datagram and its echo need over such a cable: the least of a few."""
-    with namespaces(2) as (near, far), link_by_delay(near, far, rtt_ms / 1000):
-        with near.do(lambda: _bound(ADDRESSES[0])) as here, far.do(lambda: _bound(ADDRESSES[1])) as there:
-            echoing = threading.Thread(target=_echo, args=(there,))
-            echoing.start()
-            found = [_probe(here) for _ in range(PROBES)]
-            echoing.join()
+    with (
+        namespaces(2) as (near, far),
+        link_by_delay(near, far, rtt_ms / 1000),
+        near.do(lambda: _bound(ADDRESSES[0])) as here,
+        far.do(lambda: _bound(ADDRESSES[1])) as there,
+    ):
+        echoing = threading.Thread(target=_echo, args=(there,))
+        echoing.start()
+        found = [_probe(here) for _ in range(PROBES)]
+        echoing.join()
     return min(found) * 1000
 
 

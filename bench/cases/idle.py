@@ -5,7 +5,8 @@ that happens is consent (RFC 7675): a check every 4 to 6 s per agent, with both 
 side, the mean of both, over 15 s; memory is the growth from 50 to 200 agents, per agent. The contenders run at the same
 time, each in a namespace of its own: 5 % of a core is all they need.
 
-Agents of ours in one process share a ceiling of 200 checks a second, so that 150 of them need some seconds to connect. It
+Agents of ours in one process share a ceiling of 200 checks a second, so that 150 of them need some seconds to
+connect. It
 is left as it is, and what is measured begins afterwards.
 """
 

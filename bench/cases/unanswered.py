@@ -3,7 +3,7 @@
 256 pairs, 255 of them lost without a word: no ICMP, no answer. Two namespaces, joined by a cable; the place of the
 good address among a side's sixteen is drawn anew for every trial.
 
-- *other interfaces*: the fifteen others stand on interfaces of their own that lead nowhere (dummy), as those of
+- *other interfaces*: the fifteen others stand on interfaces of their own that lead nowhere (ifb: it loses what is sent), as those of
   containers and tunnels do; the default route is the cable. What is sent from one of them, or to one of them, and
   reaches the other side over the cable nevertheless is dropped there.
 - *same interface*: all sixteen stand on the cable, and the peer's firewall drops all but one pair. The kernel's routes
@@ -92,15 +92,15 @@ def _trial(name: str, layout: Layout, places: tuple[int, int]) -> float:
 
 
 def other_interfaces(sides: tuple[Namespace, Namespace], places: tuple[int, int]) -> None:
-    """The good address on the cable, between dummies: the interfaces' numbers, and so the order, as ``places`` say."""
+    """The good address on the cable, between devices that lead nowhere: the interfaces' numbers, and so the order, as ``places`` say."""
     link_by_veth(*sides, CABLE, indices=(10 + places[0], 10 + places[1]))
     good = ("10.78.0.1", "10.78.0.2")
     for side, (namespace, place) in enumerate(zip(sides, places, strict=True)):
         others = [i for i in range(ADDRESSES) if i != place]
         namespace.ip(
-            *(f"link add dummy{i} index {10 + i} type dummy" for i in others),
-            *(f"address add 10.{80 + side}.{i}.1/24 dev dummy{i}" for i in others),
-            *(f"link set dummy{i} up" for i in others),
+            *(f"link add nowhere{i} index {10 + i} type ifb" for i in others),
+            *(f"address add 10.{80 + side}.{i}.1/24 dev nowhere{i}" for i in others),
+            *(f"link set nowhere{i} up" for i in others),
             f"address add {good[side]}/24 dev {CABLE}",
             f"route add default via {good[1 - side]} dev {CABLE}",
         )

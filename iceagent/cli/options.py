@@ -2,13 +2,12 @@
 
 Each decorator adds options to a click command and hands it one finished value in their place:
 
-==========================  ================================================================================
-decorator                   keyword argument of the command
-==========================  ================================================================================
-:func:`output_options`      ``output``: :class:`~iceagent.cli.output.Output` (logs are configured on the way)
-:func:`server_options`      ``servers``: tuple of :class:`~iceagent.config.IceServer`
-:func:`listen_options`      ``config``: :class:`~iceagent.config.Config`
-:func:`seed_option`         ``rng``: :class:`random.Random`
+==========================  ================================================================================ decorator
+keyword argument of the command ==========================
+================================================================================ :func:`output_options`
+``output``: :class:`~iceagent.cli.output.Output` (logs are configured on the way) :func:`server_options`
+``servers``: tuple of :class:`~iceagent.config.IceServer` :func:`listen_options`      ``config``:
+:class:`~iceagent.config.Config` :func:`seed_option`         ``rng``: :class:`random.Random`
 ==========================  ================================================================================
 
 Whatever cannot be used is refused with :class:`click.UsageError`: one line, exit code 2.

@@ -1,7 +1,7 @@
 """Which remote candidates are used, and why are the others refused?
 
-Whatever the peer signals, our host sends packets there. So addresses that no peer can have, or that would make us talk to
-ourselves or to a whole network, are refused, each with its reason.
+Whatever the peer signals, our host sends packets there. So addresses that no peer can have, or that would make us
+talk to ourselves or to a whole network, are refused, each with its reason.
 """
 
 from __future__ import annotations

@@ -1,12 +1,13 @@
 """What happens when a check of ours is sent, answered, refused or not answered?
 
-RFC 8445, 7.2: a check is a Binding request with USERNAME, PRIORITY, ICE-CONTROLLING or -CONTROLLED and, when nominating,
-USE-CANDIDATE together with NOMINATION. Its response proves the pair, shows the address the peer sees (a local peer-reflexive
-candidate where it is new, 7.2.5.3.1), or a role conflict (7.2.5.1).
+RFC 8445, 7.2: a check is a Binding request with USERNAME, PRIORITY, ICE-CONTROLLING or -CONTROLLED and, when
+nominating, USE-CANDIDATE together with NOMINATION. Its response proves the pair, shows the address the peer sees (a
+local peer-reflexive candidate where it is new, 7.2.5.3.1), or a role conflict (7.2.5.1).
 
-One pair may have several transactions under way. The *main* one is repeated on RFC 8489's schedule and decides about failure;
-*single* ones (early checks, consent) are sent once, and any late response to them still counts. DEVIATION: early new checks
-(RFC 8445, 7.2.5.2.5 and 14.3 know one transaction with an RTO of at least 500 ms), pinned by ``tests/unit/core/test_checker.py``.
+One pair may have several transactions under way. The *main* one is repeated on RFC 8489's schedule and decides about
+failure; *single* ones (early checks, consent) are sent once, and any late response to them still counts. DEVIATION:
+early new checks (RFC 8445, 7.2.5.2.5 and 14.3 know one transaction with an RTO of at least 500 ms), pinned by
+``tests/unit/core/test_checker.py``.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Which pair is checked next?
 
-Forming (RFC 8445, 6.1.2.2), pruning (6.1.2.4), the limit (6.1.2.5), freezing and unfreezing (6.1.2.6, 7.2.5.3.3; with trickle
-RFC 8838, 12), the triggered-check queue (6.1.4.1) and the choice (6.1.4.2).
+Forming (RFC 8445, 6.1.2.2), pruning (6.1.2.4), the limit (6.1.2.5), freezing and unfreezing (6.1.2.6, 7.2.5.3.3; with
+trickle RFC 8838, 12), the triggered-check queue (6.1.4.1) and the choice (6.1.4.2).
 
-Candidates of ours that share a base form one pair per remote address: the pair of the base's best candidate. Pairs are found
-by (base, remote address); the list holds at most ``Config.max_pairs``, the lowest unchecked ones give way.
+Candidates of ours that share a base form one pair per remote address: the pair of the base's best candidate. Pairs
+are found by (base, remote address); the list holds at most ``Config.max_pairs``, the lowest unchecked ones give way.
 
 Knows nothing of STUN, pacing or time.
 """
@@ -65,7 +65,9 @@ class CheckList:
             self._form(local, candidate)
 
     def replace_remote(self, candidate: Candidate) -> None:
-        """An address learnt by a check is now signalled: its pairs keep their state, and take over type, priority, foundation."""
+        """An address learnt by a check is now signalled: its pairs keep their state, and take over type, priority,
+        foundation.
+        """
         for pair in self._pairs.values():
             if pair.destination == candidate.address and pair.component == candidate.component:
                 self._replace(pair, pair.local, candidate)
@@ -98,7 +100,9 @@ class CheckList:
             self._triggered.remove(pair)
 
     def set_state(self, pair: CandidatePair, state: PairState) -> None:
-        """Move a pair along the table; success unfreezes its foundation (7.2.5.3.3). Only Waiting pairs are in the queue."""
+        """Move a pair along the table; success unfreezes its foundation (7.2.5.3.3). Only Waiting pairs are in the
+        queue.
+        """
         if pair.state is state:
             return
         if state not in TRANSITIONS[pair.state]:
@@ -128,7 +132,9 @@ class CheckList:
         return self._triggered[0] if self._triggered else None
 
     def next_ordinary(self, wanted: Callable[[CandidatePair], bool]) -> CandidatePair | None:
-        """The Waiting pair of highest order, else a Frozen one of an idle foundation, which becomes Waiting (6.1.4.2)."""
+        """The Waiting pair of highest order, else a Frozen one of an idle foundation, which becomes Waiting
+        (6.1.4.2).
+        """
         waiting = self._best(p for p in self._pairs.values() if p.state is PairState.WAITING and wanted(p))
         if waiting is not None:
             return waiting
@@ -197,7 +203,9 @@ class CheckList:
             self.set_state(pair, PairState.WAITING)
 
     def _make_room(self, pair: CandidatePair, *, proven: bool) -> bool:
-        """Let the lowest pair that was never checked give way (6.1.2.5); one that a peer's check proved needs no higher order."""
+        """Let the lowest pair that was never checked give way (6.1.2.5); one that a peer's check proved needs no
+        higher order.
+        """
         lowest = self._lowest
         if lowest is None or lowest.key not in self._pairs or lowest.state not in (PairState.FROZEN, PairState.WAITING):
             unchecked = (p for p in self._pairs.values() if p.state in (PairState.FROZEN, PairState.WAITING))

@@ -1,14 +1,15 @@
 """Does the peer still want our data, and is the path still there?
 
-RFC 7675, 5.1: while a pair carries data, a Binding request leaves every 4 … 6 s (each interval drawn anew), once only, under a
-new transaction id. Only a valid response on that five-tuple renews consent; data, indications or the peer's own requests do
-not. After 30 s without one, transmission stops and these credentials are dead on that five-tuple.
+RFC 7675, 5.1: while a pair carries data, a Binding request leaves every 4 … 6 s (each interval drawn anew), once
+only, under a new transaction id. Only a valid response on that five-tuple renews consent; data, indications or the
+peer's own requests do not. After 30 s without one, transmission stops and these credentials are dead on that
+five-tuple.
 
 Whenever it leaves, one leaves on each standby pair too, so that their NAT bindings and their consent are fresh when
 the pair in use fails (DEVIATION from RFC 8445, 8.3.1, pinned by ``tests/sim/test_nomination.py``).
 
-Being checks, they also keep NAT bindings alive (DEVIATION from RFC 8445, 11, which sends indications; some carriers drop a
-heartbeat that nobody answers) and measure the round trip.
+Being checks, they also keep NAT bindings alive (DEVIATION from RFC 8445, 11, which sends indications; some carriers
+drop a heartbeat that nobody answers) and measure the round trip.
 """
 
 from __future__ import annotations

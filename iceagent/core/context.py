@@ -1,7 +1,7 @@
 """What do the parts of a session share?
 
-One mutable :class:`Context` per session: the role, both sides' credentials, the queues that the contract drains, and the
-counters. A part changes only what its own file is about; everything else it reads.
+One mutable :class:`Context` per session: the role, both sides' credentials, the queues that the contract drains, and
+the counters. A part changes only what its own file is about; everything else it reads.
 """
 
 from __future__ import annotations

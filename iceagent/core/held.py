@@ -1,8 +1,9 @@
 """What arrived too early, and how long is it kept?
 
-- Checks before the peer's credentials are known (RFC 8445, 7.3): already answered, kept for their triggered check. At most 100.
-- Data from an address that has not authenticated itself yet: a peer may be connected one round trip before us, and a lost
-  first DTLS flight costs a second. At most 16 datagrams for 1 s; what is not claimed is dropped and counted.
+- Checks before the peer's credentials are known (RFC 8445, 7.3): already answered, kept for their triggered check. At
+  most 100.
+- Data from an address that has not authenticated itself yet: a peer may be connected one round trip before us, and a
+  lost first DTLS flight costs a second. At most 16 datagrams for 1 s; what is not claimed is dropped and counted.
 - Candidates that name credentials which have not arrived (RFC 8838, 8.3.1). At most 100.
 """
 

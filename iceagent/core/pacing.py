@@ -3,10 +3,12 @@
 Three limits, all token buckets:
 
 1. per agent: one check per Ta (RFC 8445, 14.2), but up to ``Config.burst`` may leave at once after a pause.
-   DEVIATION from 6.1.4.2, pinned by ``tests/unit/core/test_pacing.py``. An ordinary check leaves two tokens behind, so that a triggered
-   check or a nomination never has to wait for one.
-2. per process: all agents together, 200 checks/s with a burst of 20 (RFC 8445, 14.2 asks for coordination within a host).
-3. per remote address that never answered: 20 packets in its first minute, then 30 an hour (RFC 8445, 19.5.1: nobody can make
+   DEVIATION from 6.1.4.2, pinned by ``tests/unit/core/test_pacing.py``. An ordinary check leaves two tokens behind,
+   so that a triggered check or a nomination never has to wait for one.
+2. per process: all agents together, 200 checks/s with a burst of 20 (RFC 8445, 14.2 asks for coordination within a
+host).
+3. per remote address that never answered: 20 packets in its first minute, then 30 an hour (RFC 8445, 19.5.1: nobody
+can make
    us a cannon by signalling somebody else's address).
 """
 

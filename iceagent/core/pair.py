@@ -1,7 +1,7 @@
 """What is a candidate pair, and which states can it be in?
 
-States and their meaning are RFC 8445, 6.1.2.6. Ours differ in one thing: a Succeeded or Failed pair may be checked again
-(Waiting), because paths come back and a later nomination needs a check. What cannot happen is not in the table.
+States and their meaning are RFC 8445, 6.1.2.6. Ours differ in one thing: a Succeeded or Failed pair may be checked
+again (Waiting), because paths come back and a later nomination needs a check. What cannot happen is not in the table.
 
 ::
 
@@ -76,7 +76,8 @@ class CandidatePair:
     Attributes:
         number: counts the pairs of a session, for reading logs.
         local: our candidate whose base checks leave from.
-        valid_local: our candidate as the peer sees it, from the mapped address of a response (7.2.5.3.2); ``None``: not valid.
+        valid_local: our candidate as the peer sees it, from the mapped address of a response (7.2.5.3.2); ``None``:
+            not valid.
         keys: credentials of its checks; after a restart an old pair keeps its own.
         priority: 6.1.2.3.
         preferred: the kernel would route the remote address from this base.

@@ -1,10 +1,11 @@
 """What happens when a check of the peer's arrives?
 
-RFC 8445, 7.3: authenticate (RFC 8489, 9.1.3), settle a role conflict (7.3.1.1), answer, and report an :class:`IncomingCheck`, from
-which the session learns peer-reflexive candidates and queues triggered checks. Answers leave at once, also before the peer's
-credentials are known (7.3: "as early checks").
+RFC 8445, 7.3: authenticate (RFC 8489, 9.1.3), settle a role conflict (7.3.1.1), answer, and report an
+:class:`IncomingCheck`, from which the session learns peer-reflexive candidates and queues triggered checks. Answers
+leave at once, also before the peer's credentials are known (7.3: "as early checks").
 
-Strangers are told what the RFC wants them to be told (400, 401), but at most ten a second: nobody is amplified through us.
+Strangers are told what the RFC wants them to be told (400, 401), but at most ten a second: nobody is amplified
+through us.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Which check leaves now, and when is the next look?
 
-The order of RFC 8445, 6.1.4.2, with nominations in front: nominations, the triggered-check queue, then the best Waiting pair.
-When nothing of that waits and tokens are left over, a pair that has not answered gets an *early* new check 100, 200 and 400 ms after its
-first (``Config.early_checks_s``): a lost first packet then costs 100 ms instead of an RTO of 500 ms.
+The order of RFC 8445, 6.1.4.2, with nominations in front: nominations, the triggered-check queue, then the best
+Waiting pair. When nothing of that waits and tokens are left over, a pair that has not answered gets an *early* new
+check 100, 200 and 400 ms after its first (``Config.early_checks_s``): a lost first packet then costs 100 ms instead
+of an RTO of 500 ms.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
 """Which path carries data, which pair is nominated, and why?
 
-Data flows on the first valid pair at once ("connected"); nomination settles it. Controlling (RFC 8445, 8.1.1, regular nomination):
-the best valid pair is nominated when nothing better can still arrive, or after a short wait by type (``Config.nomination_wait_s``).
-A better pair that becomes valid later is nominated again (DEVIATION from 8.1.1, pinned by ``tests/sim/test_nomination.py``), with
-USE-CANDIDATE and a rising NOMINATION value together.
+Data flows on the first valid pair at once ("connected"); nomination settles it. Controlling (RFC 8445, 8.1.1, regular
+nomination): the best valid pair is nominated when nothing better can still arrive, or after a short wait by type
+(``Config.nomination_wait_s``). A better pair that becomes valid later is nominated again (DEVIATION from 8.1.1,
+pinned by ``tests/sim/test_nomination.py``), with USE-CANDIDATE and a rising NOMINATION value together.
 
-Controlled: the highest NOMINATION wins. From a peer that sends none, USE-CANDIDATE counts once per pair, and among several
-nominated pairs the one that last carried the peer's data wins, else the one of highest priority (aggressive nomination).
+Controlled: the highest NOMINATION wins. From a peer that sends none, USE-CANDIDATE counts once per pair, and among
+several nominated pairs the one that last carried the peer's data wins, else the one of highest priority (aggressive
+nomination).
 
-Carries out; *whether* a working path should be left for another one of the same standing is ``relay/upgrade.py``'s question.
+Carries out; *whether* a working path should be left for another one of the same standing is ``relay/upgrade.py``'s
+question.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from iceagent.events import Path, SelectedPathChanged
 
 __all__ = ["Selection"]
 
-# A nomination that is not answered by then gives way to another valid pair, where there is one: three transmissions and an RTO.
+# A nomination that is not answered by then gives way to another valid pair, where there is one: three transmissions
+# and an RTO.
 _NOMINATION_PATIENCE_S = 4.0
 # NOMINATION counts below 2**24; a session that nominates ten times a second lives 19 days.
 _MAX_NOMINATION = 2**24 - 1
@@ -60,7 +63,8 @@ class Selection:
     Args:
         on_current: called with (old, new, now) when data moves.
         on_unanswered: called with a pair whose nomination was not answered in time.
-        on_superseded: called with a pair whose nomination must not be repeated: a peer without NOMINATION would obey it.
+        on_superseded: called with a pair whose nomination must not be repeated: a peer without NOMINATION would obey
+            it.
     """
 
     def __init__(
@@ -320,7 +324,9 @@ class Selection:
         return max(valid, key=lambda p: p.rank, default=None)
 
     def _best_standby(self, number: int, now: float) -> CandidatePair | None:
-        """The best pair that may carry data at once: its last response is no older than consent may be (RFC 7675, 5.1)."""
+        """The best pair that may carry data at once: its last response is no older than consent may be (RFC 7675,
+        5.1).
+        """
         since = now - self._context.config.consent_timeout_s
         fresh = (p for p in self.valid_pairs(number) if p.responded_at is not None and p.responded_at > since)
         return max(fresh, key=lambda p: p.rank, default=None)

@@ -10,7 +10,8 @@
                      ▼
                pacing (when) ─▶ checker ─▶ transmit
 
-After every input the session *runs*: decide nominations, send what pacing allows, update the state, work out one deadline.
+After every input the session *runs*: decide nominations, send what pacing allows, update the state, work out one
+deadline.
 """
 
 from __future__ import annotations
@@ -183,7 +184,8 @@ class IceSession:
         """
         credentials = description.credentials
         if self.remote_credentials is not None and self.remote_credentials != credentials:
-            # After a restart of our own, the peer's credentials are unknown: these are the answer then, no second restart.
+            # After a restart of our own, the peer's credentials are unknown: these are the answer then, no second
+            # restart.
             self._restart(None, by_peer=True)
         if self.remote_credentials != credentials:
             self._begin(description, now)
@@ -195,7 +197,9 @@ class IceSession:
         self._run(now)
 
     def add_remote_candidate(self, candidate: Candidate, now: float) -> None:
-        """Take a trickled candidate; before the description, or with the user name fragment of a later one, it waits."""
+        """Take a trickled candidate; before the description, or with the user name fragment of a later one, it
+        waits.
+        """
         self._add_remote(candidate, now)
         self._run(now)
 
@@ -318,7 +322,9 @@ class IceSession:
         return self._context.counters
 
     def peers(self, base: TransportAddress) -> dict[TransportAddress, Traffic]:
-        """Addresses that authenticated themselves on a base: data from there is the peer's. The data path reads this table."""
+        """Addresses that authenticated themselves on a base: data from there is the peer's. The data path reads
+        this table.
+        """
         return self._peers.setdefault(base, {})
 
     def current(self, component: int = 1) -> CandidatePair | None:
@@ -367,7 +373,9 @@ class IceSession:
         self._context.emit(IceRestarted(by_peer=by_peer))
 
     def _forget_remote(self) -> None:
-        """Pairs of the old generation go, but for those in use: they carry data, and keep their consent (RFC 7675, 5.1)."""
+        """Pairs of the old generation go, but for those in use: they carry data, and keep their consent (RFC 7675,
+        5.1).
+        """
         in_use = self._selection.currents()
         for pair in self._checklist:
             if pair not in in_use:
@@ -482,8 +490,9 @@ class IceSession:
         if pair.state is PairState.SUCCEEDED:
             return
         if pair.state is PairState.IN_PROGRESS:
-            # Two ends that answer each other's checks with checks would go on at the rate of the round trip, and the response to
-            # ours may be on its way; or a firewall ate ours, because the peer had not sent yet. So: again, but one per Ta.
+            # Two ends that answer each other's checks with checks would go on at the rate of the round trip, and the
+            # response to ours may be on its way; or a firewall ate ours, because the peer had not sent yet. So:
+            # again, but one per Ta.
             at = (pair.check_started_at or 0.0) + self._context.ta_s
             if now < at:
                 self._scheduler.trigger_at(pair, at)

@@ -1,7 +1,8 @@
 """Which sockets does an agent hold, and what arrives on them?
 
-One socket per address and component: a base (RFC 8445, 4). Here a datagram is told apart before anything is parsed: what begins with a
-byte of 4 or more is the application's at once; the rest is STUN if cookie and length say so (RFC 7983, 7).
+One socket per address and component: a base (RFC 8445, 4). Here a datagram is told apart before anything is parsed:
+what begins with a byte of 4 or more is the application's at once; the rest is STUN if cookie and length say so (RFC
+7983, 7).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What if this host stands behind a 1:1 NAT that it cannot see (cloud, container)?
 
-``Config.external_addresses`` names public addresses; each base of the local address (or, where none is named, of the same family)
-gets a server-reflexive candidate there with its own port: a 1:1 NAT keeps ports.
+``Config.external_addresses`` names public addresses; each base of the local address (or, where none is named, of the
+same family) gets a server-reflexive candidate there with its own port: a 1:1 NAT keeps ports.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class External:
 
     is_done = True
 
-    def __init__(self, config: Config, found: Callable[[Candidate], None]) -> None:
+    def __init__(self, config: Config, found: Callable[[Candidate], object]) -> None:
         self._addresses = {
             canonical_host(public): None if local is None else canonical_host(local)
             for public, local in config.external_addresses.items()

@@ -1,8 +1,9 @@
 """Who opens sockets when, and when is gathering done?
 
-:class:`Gathering` keeps one base per selected address and component, in step with the interface table: new addresses are gathered as they
-appear, and a base goes when its address does (not when it is merely deprecated: what works is left alone). Each base is handed to every
-gatherer. The first round is done when all gatherers are, or after ``Config.gather_timeout_s``; what comes later is reported all the same.
+:class:`Gathering` keeps one base per selected address and component, in step with the interface table: new addresses
+are gathered as they appear, and a base goes when its address does (not when it is merely deprecated: what works is
+left alone). Each base is handed to every gatherer. The first round is done when all gatherers are, or after
+``Config.gather_timeout_s``; what comes later is reported all the same.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class Gathering:
         listener: who hears what the sockets receive.
         sink: called with (data, component) for the peer's data.
         peers_of: the session's table of authenticated addresses for a base.
-        found: called with every candidate.
+        found: called with every candidate; false: it adds nothing to those there are.
         lost: called with a base whose address is gone.
         tell: called with events for the application.
     """
@@ -49,7 +50,7 @@ class Gathering:
         listener: BaseListener,
         sink: Callable[[bytes, int], None],
         peers_of: Callable[[TransportAddress], dict[TransportAddress, Traffic]],
-        found: Callable[[Candidate], None],
+        found: Callable[[Candidate], bool],
         lost: Callable[[Base], None],
         tell: Callable[[Event], None],
     ) -> None:
@@ -71,7 +72,7 @@ class Gathering:
         self.bases: dict[TransportAddress, Base] = {}
         self.is_done = False
         self.reflexive = ServerReflexive(
-            config, host, system_rng, found=self._on_found, failed=tell, changed=self._check_done
+            config, host, system_rng, found=self._on_found, tell=tell, changed=self._check_done
         )
         self._gatherers: tuple[Gatherer, ...] = (External(config, self._on_found), self.reflexive)
         self._subscription: Subscription | None = None
@@ -84,6 +85,8 @@ class Gathering:
         self._subscription = self._host.watch_interfaces(self._on_interfaces)
         self._timer = loop.call_later(self._config.gather_timeout_s, self._finish)
         self._task = loop.create_task(self._read_interfaces())
+        if not self._config.lite:
+            self.reflexive.resolve()
 
     def close(self) -> None:
         """Close every socket; idempotent."""
@@ -137,6 +140,8 @@ class Gathering:
         added = self._add(new)
         if self._is_ready and (added or removed):
             self._tell(NetworkChanged(added=tuple(added), removed=tuple(removed)))
+            # The last query that was waited for may have gone with its base.
+            self._check_done()
 
     def _add(self, addresses: Sequence[HostAddress]) -> list[str]:
         by_host = {address.host: address for address in addresses}
@@ -179,11 +184,10 @@ class Gathering:
     # --- done ----------------------------------------------------------------------------------------------------
 
     def _on_found(self, candidate: Candidate) -> None:
-        self._count += 1
-        self._found(candidate)
+        self._count += self._found(candidate)
 
     def _check_done(self) -> None:
-        if self._is_ready and all(gatherer.is_done for gatherer in self._gatherers):
+        if self._is_ready and not self.is_done and all(gatherer.is_done for gatherer in self._gatherers):
             self._finish()
 
     def _finish(self) -> None:

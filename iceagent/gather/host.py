@@ -1,8 +1,9 @@
 """Which of this machine's addresses become host candidates?
 
-RFC 8445, 5.1.1.1, pure: no loopback unless asked for; no deprecated IPv6 forms (IPv4-compatible, site-local, IPv4-mapped); where an
-interface has temporary IPv6 addresses (RFC 8981), its stable and link-local ones are left out, so that they are not disclosed;
-tentative and deprecated addresses, and interfaces without carrier, are of no use.
+RFC 8445, 5.1.1.1, pure: no loopback unless asked for; no deprecated IPv6 forms (IPv4-compatible, site-local,
+IPv4-mapped); where an interface has temporary IPv6 addresses (RFC 8981), its stable ones of the same prefix and its
+link-local ones are left out, so that they are not disclosed; tentative and deprecated addresses, and interfaces
+without carrier, are of no use.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from iceagent.config import Config
-from iceagent.net.address import canonical_host, ip_address
+from iceagent.net.address import IPAddress, canonical_host, ip_address
 from iceagent.net.host import AddressFlag, Interface, InterfaceAddress, InterfaceKind
 
 __all__ = ["HostAddress", "select_addresses"]
@@ -56,19 +57,30 @@ def _is_usable(interface: Interface, config: Config) -> bool:
 
 def _addresses(interface: Interface, explicit: set[str]) -> Iterable[InterfaceAddress]:
     usable = [a for a in interface.addresses if not a.flags & _UNUSABLE]
-    has_temporary = any(AddressFlag.TEMPORARY in a.flags for a in usable)
+    temporary = [_prefix(a) for a in usable if AddressFlag.TEMPORARY in a.flags]
     has_ipv4 = any(":" not in a.host and not ip_address(a.host).is_link_local for a in usable)
     for address in usable:
         ip = ip_address(address.host)
         if address.host in explicit:
             yield address
-        elif ip.version == 6 and has_temporary and AddressFlag.TEMPORARY not in address.flags:
+        elif AddressFlag.TEMPORARY not in address.flags and _is_traceable_beside(ip, temporary):
             continue
         elif ip.version == 4 and ip.is_link_local and has_ipv4:
             # 169.254/16 beside a real address reaches nobody who cannot be reached better.
             continue
         else:
             yield address
+
+
+def _prefix(address: InterfaceAddress) -> ipaddress.IPv6Network:
+    return ipaddress.IPv6Network((address.host, address.prefix_length), strict=False)
+
+
+def _is_traceable_beside(ip: IPAddress, temporary: Sequence[ipaddress.IPv6Network]) -> bool:
+    """Whether a stable address says who we are, while temporary ones in these prefixes do not."""
+    if ip.version == 4 or not temporary:
+        return False
+    return ip.is_link_local or any(ip in prefix for prefix in temporary)
 
 
 def _is_wanted(address: InterfaceAddress, interface: Interface, wanted: set[str], config: Config) -> bool:

@@ -1,8 +1,9 @@
 """How are ``.local`` names published and resolved?
 
-draft-ietf-mmusic-mdns-ice-candidates: instead of a host address a random name is signalled, which only the local network can resolve, and
-related addresses are hidden (``0.0.0.0:0``). The multicast DNS protocol itself is aioice's. One responder per agent, opened when first
-needed; without multicast on this host nothing is published or resolved, and the candidate that needed it is refused with that reason.
+draft-ietf-mmusic-mdns-ice-candidates: instead of a host address a random name is signalled, which only the local
+network can resolve, and related addresses are hidden (``0.0.0.0:0``). The multicast DNS protocol itself is aioice's.
+One responder per agent, opened when first needed; without multicast on this host nothing is published or resolved,
+and the candidate that needed it is refused with that reason.
 """
 
 from __future__ import annotations

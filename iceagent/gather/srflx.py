@@ -1,8 +1,8 @@
 """How do server-reflexive candidates come about?
 
-RFC 8445, 5.1.1.2: every base asks every server of its family. The shell around ``stun_queries.py``: names are resolved
-without blocking (RFC 8489, 8: SRV where the URI has no port; RFC 5928's table), a dead name or server delays nothing but itself.
-Every mapped address that is seen becomes a candidate, later ones too.
+RFC 8445, 5.1.1.2: every base asks every server of its family. The shell around ``stun_queries.py``: names are
+resolved without blocking (RFC 8489, 8: SRV where the URI has no port; RFC 5928's table), a dead name or server delays
+nothing but itself. Every mapped address that is seen becomes a candidate, later ones too.
 """
 
 from __future__ import annotations
@@ -35,8 +35,11 @@ class ServerReflexive:
 
     Args:
         found: called with each candidate.
-        failed: called with what went wrong.
+        tell: called with what went wrong: ServerFailed, PacketDropped.
         changed: called when ``is_done`` may have changed.
+
+    Raises:
+        BadUri: a server's URI is wrong.
     """
 
     def __init__(
@@ -45,27 +48,30 @@ class ServerReflexive:
         host: Host,
         system_rng: Random,
         *,
-        found: Callable[[Candidate], None],
-        failed: Callable[[ServerFailed], None],
+        found: Callable[[Candidate], object],
+        tell: Callable[[Event], None],
         changed: Callable[[], None],
     ) -> None:
         self._host = host
         self._found = found
-        self._failed = failed
+        self._tell = tell
         self._changed = changed
+        self._uris = [(url, ServerUri.parse(url)) for server in config.servers for url in server.urls]
         self._bases: dict[TransportAddress, Base] = {}
         self._servers: dict[TransportAddress, str] = {}
         self.queries = StunQueries(system_rng, ta_s=config.ta_s, burst=config.burst, rto_s=config.rto_s)
         self._driver = Driver(self.queries, host, self._send, self._on_event)
         self._tasks: set[asyncio.Task[None]] = set()
-        for server in config.servers:
-            for url in server.urls:
-                self._resolve(url)
 
     @property
     def is_done(self) -> bool:
         """No name is being resolved, no query is open."""
         return not self._tasks and not self.queries.pending
+
+    def resolve(self) -> None:
+        """Find out where the servers are; once."""
+        for url, uri in self._uris:
+            self._resolve(url, uri)
 
     def start(self, base: Base) -> None:
         """Ask every known server from a new base."""
@@ -102,13 +108,12 @@ class ServerReflexive:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _resolve(self, url: str) -> None:
-        uri = ServerUri.parse(url)
+    def _resolve(self, url: str, uri: ServerUri) -> None:
         if uri.is_turn:
-            self._failed(ServerFailed(server=url, base=None, reason="TURN is not supported yet"))
+            self._tell(ServerFailed(server=url, base=None, reason="TURN is not supported yet"))
         elif uri.is_secure:
             reason = "STUN over TLS gives the mapping of a TCP connection, which no candidate can use"
-            self._failed(ServerFailed(server=url, base=None, reason=reason))
+            self._tell(ServerFailed(server=url, base=None, reason=reason))
         elif _is_address(uri.host):
             self._add(url, TransportAddress(uri.host, uri.port or uri.default_port))
         else:
@@ -121,7 +126,7 @@ class ServerReflexive:
             for address in await resolve_server(self._host, uri):
                 self._add(url, address)
         except OSError as error:
-            self._failed(ServerFailed(server=url, base=None, reason=f"{uri.host} does not resolve: {error}"))
+            self._tell(ServerFailed(server=url, base=None, reason=f"{uri.host} does not resolve: {error}"))
 
     def _on_resolved(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
@@ -153,7 +158,9 @@ class ServerReflexive:
                 url = self._servers[event.server]
                 self._found(base.candidate(CandidateType.SERVER_REFLEXIVE, event.mapped, url, event.server))
         elif isinstance(event, QueryFailed):
-            self._failed(ServerFailed(server=self._servers[event.server], base=event.base, reason=event.reason))
+            self._tell(ServerFailed(server=self._servers[event.server], base=event.base, reason=event.reason))
+        else:
+            self._tell(event)
         self._changed()
 
 
@@ -195,4 +202,8 @@ async def _by_srv(host: Host, uri: ServerUri) -> list[TransportAddress]:
 
 
 def _is_address(host: str) -> bool:
-    return ":" in host or host.replace(".", "").isdigit()
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True

@@ -1,14 +1,14 @@
 """What do STUN servers say our addresses are?
 
-A sans-IO core (``iceagent/net/core.py``): Binding requests from every base to every server of its family, side by side.
-RFC 8445, 14.2 paces them by Ta like checks, with the same burst; 14.3 gives the RTO. A success is repeated every 15 s until
-:meth:`StunQueries.stop_refreshing` (5.1.1.4: candidates are kept alive until ICE concludes; the answer keeps bindings that a
-one-way heartbeat does not, and shows a new mapping).
+A sans-IO core (``iceagent/net/core.py``): Binding requests from every base to every server of its family, side by
+side. RFC 8445, 14.2 paces them by Ta like checks, with the same burst; 14.3 gives the RTO. A success is repeated
+every 15 s until :meth:`StunQueries.stop_refreshing` (5.1.1.4: candidates are kept alive until ICE concludes; the
+answer keeps bindings that a one-way heartbeat does not, and shows a new mapping).
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass
 from random import Random
 
@@ -76,6 +76,9 @@ class StunQueries:
 
     Args:
         ta_s: seconds between two new queries, once the burst is used up.
+
+    Attributes:
+        counters: datagrams that were of no use, by reason.
     """
 
     def __init__(self, system_rng: Random, *, ta_s: float, burst: int, rto_s: float) -> None:
@@ -89,12 +92,17 @@ class StunQueries:
         self._events: deque[Event] = deque()
         self._refreshing = True
         self._wait_until: float | None = None
+        self.counters: Counter[str] = Counter()
 
     # --- commands ------------------------------------------------------------------------------------------------
 
     def ask(self, base: TransportAddress, server: TransportAddress, now: float) -> None:
         """Ask ``server`` from ``base``, once."""
-        if (base, server) in self._queries or len(self._queries) >= MAX_QUERIES:
+        if (base, server) in self._queries:
+            return
+        if len(self._queries) >= MAX_QUERIES:
+            reason = f"{MAX_QUERIES} queries are open already"
+            self._events.append(QueryFailed(base=base, server=server, reason=reason))
             return
         query = self._queries[base, server] = _Query(base, server)
         self._waiting.append(query)
@@ -104,11 +112,14 @@ class StunQueries:
         """The socket is gone."""
         for key in [key for key in self._queries if key[0] == base]:
             del self._queries[key]
+            for transaction in self._table.pending(*key):
+                self._table.remove(transaction)
         self._waiting = deque(query for query in self._waiting if query.base != base)
 
     def stop_refreshing(self, now: float) -> None:
         """ICE concluded: consent keeps the paths that are used (5.1.1.4)."""
         self._refreshing = False
+        self._waiting = deque(query for query in self._waiting if not query.has_answered)
 
     @property
     def pending(self) -> int:
@@ -209,6 +220,7 @@ class StunQueries:
         self._events.append(QueryFailed(base=query.base, server=query.server, reason=reason))
 
     def _drop(self, datagram: Datagram, reason: str) -> None:
+        self.counters[f"dropped: {reason}"] += 1
         self._events.append(
             PacketDropped(base=datagram.base, source=datagram.source, reason=reason, size=len(datagram.data))
         )

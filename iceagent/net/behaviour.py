@@ -1,9 +1,9 @@
 """What may a NAT do with a port, and with a stranger's packet?
 
 The vocabulary of RFC 4787: how a NAT chooses the outside address of a flow (:class:`Mapping`, section 4.1) and which
-packets it lets in (:class:`Filtering`, section 5). ``X:x`` is the internal endpoint, ``X':x'`` what the outside sees of
-it, ``Y:y`` and ``Z:z`` are external endpoints. ``relay/behaviour.py`` measures these values, the probe reports them, and
-the NAT models of the test kit are built from them.
+packets it lets in (:class:`Filtering`, section 5). ``X:x`` is the internal endpoint, ``X':x'`` what the outside sees
+of it, ``Y:y`` and ``Z:z`` are external endpoints. ``relay/behaviour.py`` measures these values, the probe reports
+them, and the NAT models of the test kit are built from them.
 
 Pure.
 """

@@ -1,10 +1,11 @@
 """How is a client of RFC 3489 answered?
 
-RFC 8489, 11: such a client is known by the missing magic cookie; its 16 bytes of transaction id are copied, and it gets a MAPPED-ADDRESS
-instead of an XOR-MAPPED-ADDRESS. libnice asks STUN servers like this in its RFC 5245 mode too, and gets no server-reflexive candidate otherwise.
+RFC 8489, 11: such a client is known by the missing magic cookie; its 16 bytes of transaction id are copied, and it
+gets a MAPPED-ADDRESS instead of an XOR-MAPPED-ADDRESS. libnice asks STUN servers like this in its RFC 5245 mode too,
+and gets no server-reflexive candidate otherwise.
 
-A CHANGE-REQUEST that asks for an answer from elsewhere gets none: an answer from the same address would make the client believe that it
-stands behind a full cone NAT. Pure.
+A CHANGE-REQUEST that asks for an answer from elsewhere gets none: an answer from the same address would make the
+client believe that it stands behind a full cone NAT. Pure.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ from __future__ import annotations
 import struct
 
 from iceagent.net.address import TransportAddress
-
 from relay.stun.wire import HEADER_LENGTH, MAGIC_COOKIE
 
 __all__ = ["classic_response"]

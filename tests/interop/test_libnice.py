@@ -133,14 +133,16 @@ async def test_consent_from_libnice_is_answered(libnice_program: Path) -> None:
         await peer.wait_state("ready")
         before = agent.pairs()[0].requests_received
         async with asyncio.timeout(8):
-            while agent.pairs()[0].requests_received < before + 1:
+            while agent.pairs()[0].requests_received < before + 1:  # noqa: ASYNC110 (statistics are read, not told)
                 await asyncio.sleep(0.1)
         await both_ways(agent, peer)
         assert "failed" not in peer.states
 
 
 async def test_libnice_learns_its_reflexive_address_from_our_server(libnice_program: Path) -> None:
-    """It asks as RFC 3489 clients do, without a magic cookie; unanswered it gathers for two seconds and learns nothing."""
+    """It asks as RFC 3489 clients do, without a magic cookie; unanswered it gathers for two seconds and learns
+    nothing.
+    """
     wildcard = TransportAddress("127.0.0.1", 0)
     async with (
         asyncio.timeout(PATIENCE_S),

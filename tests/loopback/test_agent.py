@@ -157,7 +157,9 @@ async def test_events_tell_the_story_in_order() -> None:
 
 
 async def test_report_20_a_dead_stun_server_adds_nothing_to_connecting() -> None:
-    """janus#2982, aioice#4: host candidates are out at once, and the agents connect while the server is still being asked."""
+    """janus#2982, aioice#4: host candidates are out at once, and the agents connect while the server is still being
+    asked.
+    """
     server = Blackhole()
     dead = (IceServer(urls=(f"stun:{server.socket.address}",)),)
     async with (
@@ -335,7 +337,8 @@ class TestClosing:
         assert len(asyncio.all_tasks()) == tasks
         assert len(os.listdir("/proc/self/fd")) == files
         assert [thing for thing in gc.get_objects() if isinstance(thing, (Agent, IceSession, Base, UdpSocket))] == []
-        # The codec's caches of addresses, bounded, fill up with 4,000 new ones; 3,000 leaked agents would be 45 MiB and more.
+        # The codec's caches of addresses, bounded, fill up with 4,000 new ones; 3,000 leaked agents would be 45 MiB
+        # and more.
         assert self.memory() - memory < 5 * 2**20
 
     @staticmethod

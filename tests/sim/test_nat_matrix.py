@@ -43,7 +43,8 @@ CELLS = [(a, b) for a in KINDS for b in KINDS]
 def connects(a: Kind, b: Kind) -> bool:
     """Whether two NATs meet, from theory.
 
-    Let ``a(d)`` be the outside address of a's socket towards ``d``, ``S`` the STUN server, so that ``a(S)`` is signalled.
+    Let ``a(d)`` be the outside address of a's socket towards ``d``, ``S`` the STUN server, so that ``a(S)`` is
+    signalled.
     A path is a pair of addresses with ``x = a(y)`` and ``y = b(x)`` whose packets pass both filters.
 
     Both EIM: ``x = a(S)`` and ``y = b(S)``, known to both. Each one's own checks open its filter to the other. Always.

@@ -69,7 +69,9 @@ def nominations(side: Side) -> list[tuple[TransportAddress, int]]:
 
 @pytest.mark.parametrize("block", range(10))
 def test_report_01_selected_pairs_mirror_each_other(block: int) -> None:
-    """pion#28, #34: the ends picked different pairs. Five by five candidates, 200 seeds, latencies and losses that differ."""
+    """pion#28, #34: the ends picked different pairs. Five by five candidates, 200 seeds, latencies and losses that
+    differ.
+    """
     hosts = [[f"10.{n}.0.{i}" for i in range(1, 6)] for n in (1, 2)]
     for seed in range(block * 20, block * 20 + 20):
         world = make_world(seed, hosts_a=hosts[0], hosts_b=hosts[1], loss=0.05)
@@ -85,7 +87,9 @@ def test_report_01_selected_pairs_mirror_each_other(block: int) -> None:
 
 
 def test_nomination_is_regular_and_happens_once() -> None:
-    """RFC 8445, 8.1.1: checks first, then USE-CANDIDATE on the pair that is to be used; one check, where nothing is better."""
+    """RFC 8445, 8.1.1: checks first, then USE-CANDIDATE on the pair that is to be used; one check, where nothing is
+    better.
+    """
     world = make_world()
     world.gather()
     world.exchange()
@@ -242,7 +246,9 @@ def test_report_24_one_nomination_failure_does_not_fail_the_session() -> None:
 
 
 def test_a_peer_that_refuses_every_nomination_is_not_asked_for_ever() -> None:
-    """RFC 8445, 8.1.1: a pair whose nomination fails is Failed. No check follows check at the pace of the round trip."""
+    """RFC 8445, 8.1.1: a pair whose nomination fails is Failed. No check follows check at the pace of the round
+    trip.
+    """
     world = make_world()
     world.gather()
     world.exchange()
@@ -304,8 +310,8 @@ class Nominator:
             (USERNAME, self._username),
             (PRIORITY, 1862270975),
             (ICE_CONTROLLING, 2**64 - 1),
-            *extra,  # type: ignore[arg-type]
-            *([] if value is None else [(NOMINATION, value)]),  # type: ignore[list-item]
+            *extra,
+            *([] if value is None else [(NOMINATION, value)]),
         )
         base, source = self.world.b.bases[index_b], self.world.a.bases[index_a]
         self.world.b.session.handle_datagram(Datagram(base, source, request.encode(self._key)), self.world.now)
@@ -381,7 +387,9 @@ def test_aggressive_nomination_ends_on_the_pair_of_highest_priority() -> None:
 
 
 def test_report_03_a_renomination_without_value_is_followed_with_the_data() -> None:
-    """pion#440: the remote renominates, we answer success and keep the old pair. Data decides here, in both directions."""
+    """pion#440: the remote renominates, we answer success and keep the old pair. Data decides here, in both
+    directions.
+    """
     world, peer = all_pairs_valid()
     a, b = world.a.bases, world.b.bases
     peer.nominate(1, 0)

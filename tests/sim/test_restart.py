@@ -21,7 +21,7 @@ def mid_checking(world: World) -> None:
     """Both check, nothing was answered yet."""
     world.exchange()
     world.run(0.010)
-    assert world.a.session.state is AgentState.CHECKING
+    assert world.a.state() is AgentState.CHECKING
 
 
 def one_side_knows(world: World) -> None:
@@ -47,7 +47,7 @@ def failed(world: World) -> None:
     world.b.node.link.cut()
     world.exchange()
     world.run(120.0)
-    assert world.a.session.state is AgentState.FAILED
+    assert world.a.state() is AgentState.FAILED
     world.b.node.link.restore()
 
 
@@ -123,7 +123,7 @@ def test_the_old_path_carries_data_until_the_new_one_is_found() -> None:
     # The peer's answer takes its time.
     world.run(60.0)
     assert world.a.session.current() is old
-    assert world.a.session.state is AgentState.CONNECTED
+    assert world.a.state() is AgentState.CONNECTED
     assert old.responded_at is not None and world.now - old.responded_at < 7.0
     for side in (world.a, world.b):
         data = Transmit(side.bases[0], world.other(side).bases[0], b"\x80 data")
@@ -226,7 +226,7 @@ def test_a_restart_revives_a_session_whose_components_lost_their_paths() -> None
     connected(world)
     world.b.node.link.cut()
     world.run(120.0)
-    assert world.a.session.state is AgentState.FAILED
+    assert world.a.state() is AgentState.FAILED
     world.b.node.link.restore()
     negotiate_restart(world, world.a)
     world.settle(10.0)

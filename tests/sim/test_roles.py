@@ -1,4 +1,6 @@
-"""Do two agents agree who controls, whatever they were told (RFC 8445, 7.3.1.1), and do we get along with lite agents?"""
+"""Do two agents agree who controls, whatever they were told (RFC 8445, 7.3.1.1), and do we get along with lite
+agents?
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def conflicting(seed: int, controlling: bool, *, loss: float = 0.0, hosts: int =
 @pytest.mark.parametrize("controlling", [True, False])
 @pytest.mark.parametrize("seed", range(20))
 def test_report_04_equal_roles_are_settled_by_the_tie_breaker(seed: int, controlling: bool) -> None:
-    """pion#359, #789: the comparison was the wrong way round. The larger tie-breaker controls, and one side changes once."""
+    """pion#359, #789: the comparison was the wrong way round. The larger tie-breaker controls, and one side changes
+    once.
+    """
     world = conflicting(seed, controlling, hosts=2)
     larger = tie_breaker(world.a.session) >= tie_breaker(world.b.session)
     world.settle(10.0)
@@ -147,9 +151,7 @@ def test_a_lite_agent_is_connected_when_the_peer_nominates() -> None:
 
 
 def test_a_lite_agent_follows_a_later_nomination() -> None:
-    world = make_world(
-        hosts_a=("10.1.0.1", "10.1.0.2"), hosts_b=("10.2.0.1",), config_b=Config(lite=True)
-    )
+    world = make_world(hosts_a=("10.1.0.1", "10.1.0.2"), hosts_b=("10.2.0.1",), config_b=Config(lite=True))
     world.gather()
     world.network.remove_address(world.a.node.link, "10.1.0.1")
     world.exchange()

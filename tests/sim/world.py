@@ -61,6 +61,10 @@ class Side:
     def session(self) -> IceSession:
         return self.peer.core
 
+    def state(self) -> AgentState:
+        """Its state now."""
+        return self.session.state
+
     def events(self, kind: type[EventT]) -> list[EventT]:
         """Events of one kind, in order."""
         return [event for event in self.peer.events if isinstance(event, kind)]
@@ -270,7 +274,13 @@ def _signalled(candidate: Candidate) -> Candidate:
 
 
 def make_session(
-    controlling: bool, seed: int, config: Config | None = None, *, name: str = "", ceiling: TokenBucket | None = None
+    controlling: bool,
+    seed: int,
+    config: Config | None = None,
+    *,
+    name: str = "",
+    ceiling: TokenBucket | None = None,
+    route: str | None = None,
 ) -> IceSession:
     """A session whose every choice follows from seed and name."""
     return IceSession(
@@ -279,6 +289,7 @@ def make_session(
         rng=Random(f"{seed} {name} order"),
         system_rng=Random(f"{seed} {name} secrets"),
         ceiling=ceiling,
+        preferred_host=lambda remote: route,
     )
 
 
@@ -292,6 +303,7 @@ def make_world(
     config_a: Config | None = None,
     config_b: Config | None = None,
     controlling: tuple[bool, bool] = (True, False),
+    routes: tuple[str | None, str | None] = (None, None),
     rtt_s: float = 0.040,
     loss: float = 0.0,
     icmp_errors: bool = False,
@@ -303,6 +315,7 @@ def make_world(
         hosts_a: addresses of a; without a box they are on the Internet.
         box_a: what stands between a and the Internet.
         controlling: initial roles of a and b.
+        routes: the host that each side's kernel would send from.
         rtt_s: between the two hosts, seconds.
         loss: probability per link and direction.
         icmp_errors: whether senders hear of what does not arrive.
@@ -318,7 +331,8 @@ def make_world(
         bases = [TransportAddress(host, PORT + n) for n in range(configs[i].components) for host in hosts]
         # Nothing but the session's sockets is open on a host.
         node.ports = set(bases)
-        peer = Peer(name, make_session(controlling[i], seed, configs[i], name=name), node)
+        session = make_session(controlling[i], seed, configs[i], name=name, route=routes[i])
+        peer = Peer(name, session, node)
         sides.append(Side(peer=peer, node=node, bases=bases))
     server = add_stun_server(network, "server", [SERVER.host], latency_s=rtt_s / 4)
     pair = SessionPair(network, sides[0].peer, sides[1].peer, server)

@@ -49,9 +49,7 @@ def host(priority: int) -> aioice.Candidate:
     return aioice.Candidate("1", 1, "udp", priority, "192.0.2.1", 5000, "host")
 
 
-@given(
-    st.sampled_from(CandidateType), st.sampled_from(CandidateType), st.integers(0, 65535), st.integers(1, 256)
-)
+@given(st.sampled_from(CandidateType), st.sampled_from(CandidateType), st.integers(0, 65535), st.integers(1, 256))
 def test_the_type_outranks_everything(a: CandidateType, b: CandidateType, preference: int, component: int) -> None:
     order = [CandidateType.RELAYED, CandidateType.SERVER_REFLEXIVE, CandidateType.PEER_REFLEXIVE, CandidateType.HOST]
     mine, theirs = candidate_priority(a, component, preference), candidate_priority(b, 1, 65535 - preference)
@@ -70,7 +68,9 @@ def order_of(result: list[tuple[str, int]]) -> list[str]:
 
 def test_families_alternate_ipv6_first() -> None:
     """RFC 8421, 4: a broken family costs one check, not all of them."""
-    found = LocalPreferences().assign([base(h) for h in ("10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2", "10.0.0.3")])
+    found = LocalPreferences().assign(
+        [base(h) for h in ("10.0.0.1", "10.0.0.2", "2001:db8::1", "2001:db8::2", "10.0.0.3")]
+    )
     assert order_of(found) == ["2001:db8::1", "10.0.0.1", "2001:db8::2", "10.0.0.2", "10.0.0.3"]
 
 

@@ -13,6 +13,7 @@ from iceagent.core.pacing import TokenBucket
 from iceagent.core.session import IceSession
 from iceagent.credentials import Credentials
 from iceagent.description import Description
+from iceagent.events import AgentState
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Event, Transmit
 from relay.stun import (
@@ -126,7 +127,9 @@ class Play:
         parsed = [(at, transmit, parse(transmit.data)) for at, transmit in self.sent[since:]]
         return [(at, transmit, message) for at, transmit, message in parsed if message.is_request]
 
-    def deliver(self, data: bytes, *, source: TransportAddress = REMOTE, base: TransportAddress = BASE) -> list[Message]:
+    def deliver(
+        self, data: bytes, *, source: TransportAddress = REMOTE, base: TransportAddress = BASE
+    ) -> list[Message]:
         """Give the session a datagram, and return the responses it sent because of it."""
         since = len(self.sent)
         self.session.handle_datagram(Datagram(base, source, data), self.now)
@@ -188,6 +191,10 @@ class Play:
         identity = self._count.to_bytes(12, "big")
         message = build(method, MessageClass.REQUEST, identity, *pairs, *extra)
         return message.encode((key or short_term_key(credentials.password)) if signed else None)
+
+    def state(self) -> AgentState:
+        """The session's state now."""
+        return self.session.state
 
     def events_of(self, kind: type[Any]) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]

@@ -90,7 +90,7 @@ def test_one_check_alone_follows_the_schedule_of_stun() -> None:
     assert len({message.transaction_id for _, _, message in play.requests()}) == 1
     (pair,) = play.session.pairs
     assert pair.state is PairState.FAILED
-    assert play.session.state is AgentState.FAILED
+    assert play.state() is AgentState.FAILED
     assert play.session.state_reason == f"{BASE} → {REMOTE}: no response"
 
 
@@ -117,7 +117,7 @@ def test_an_unanswered_pair_gets_new_checks_after_100_200_and_400_ms() -> None:
         by_id.setdefault(message.transaction_id, []).append(at)
     main, *early = by_id.values()
     assert main == pytest.approx([0.0, 0.5, 1.5, 3.5, 7.5])
-    assert [times for times in early] == [pytest.approx([at], abs=1e-4) for at in (0.1, 0.2, 0.4)]
+    assert early == [pytest.approx([at], abs=1e-4) for at in (0.1, 0.2, 0.4)]
     play.pass_time(60.0)
     assert len({message.transaction_id for _, _, message in play.requests()}) == 4
 
@@ -143,7 +143,7 @@ def test_an_answer_to_any_of_the_checks_counts_however_late() -> None:
     early = play.requests()[2][2]
     assert early.transaction_id != first(play).transaction_id
     play.answer(early)
-    assert play.session.state is AgentState.CONNECTED
+    assert play.state() is AgentState.CONNECTED
     before = len(play.requests())
     play.pass_time(3.9)
     assert len(play.requests()) == before
@@ -200,17 +200,17 @@ def test_a_response_with_another_password_is_as_good_as_none() -> None:
     """RFC 8489, 9.1.4: discarded, "as if it had never been received"."""
     play = Play()
     play.answer(first(play), password="w" * 32)
-    assert play.session.state is AgentState.CHECKING
+    assert play.state() is AgentState.CHECKING
     assert play.session.counters == {"dropped: response with wrong integrity": 1}
     play.answer(first(play))
-    assert play.session.state is AgentState.CONNECTED
+    assert play.state() is AgentState.CONNECTED
 
 
 def test_an_unsigned_response_is_as_good_as_none() -> None:
     play = Play()
     play.deliver(first(play).success((XOR_MAPPED_ADDRESS, BASE)).encode())
     play.deliver(first(play).error_response(487, "Role Conflict").encode())
-    assert play.session.state is AgentState.CHECKING and play.session.controlling
+    assert play.state() is AgentState.CHECKING and play.session.controlling
     assert play.session.counters == {"dropped: response with wrong integrity": 2}
 
 
@@ -256,7 +256,7 @@ def test_an_error_response_fails_the_pair_and_says_which(error: tuple[int, str])
     play = Play()
     play.answer(first(play), error=error)
     play.pass_time(60.0)
-    assert play.session.state is AgentState.FAILED
+    assert play.state() is AgentState.FAILED
     assert play.session.state_reason.endswith(f"the peer answered {error[0]} {error[1]}")
     assert len(play.requests()) == 1
 
@@ -272,7 +272,7 @@ def test_a_role_conflict_changes_our_role_and_repeats_the_check() -> None:
     assert again.get(ICE_CONTROLLED) not in (None, tie_breaker)
     # A second 487 to a check of the former role changes nothing back.
     play.answer(again)
-    assert play.session.state is AgentState.CONNECTED
+    assert play.state() is AgentState.CONNECTED
 
 
 def test_a_second_role_conflict_of_the_old_role_does_not_switch_back() -> None:
@@ -294,7 +294,7 @@ def test_a_triggered_check_replaces_the_one_under_way_and_both_may_be_answered()
     play.pass_time(0.6)
     assert [message.transaction_id for _, _, message in play.requests()[2:]] == [new.transaction_id]
     play.answer(old)
-    assert play.session.state is AgentState.CONNECTED
+    assert play.state() is AgentState.CONNECTED
 
 
 def test_checks_of_the_peer_that_come_at_once_trigger_one_check_per_ta() -> None:
@@ -307,7 +307,9 @@ def test_checks_of_the_peer_that_come_at_once_trigger_one_check_per_ta() -> None
 
 
 def test_transactions_are_bounded_whatever_the_peer_does() -> None:
-    """A peer whose requests come in and whose responses do not: each triggered check is one more that could be answered."""
+    """A peer whose requests come in and whose responses do not: each triggered check is one more that could be
+    answered.
+    """
     play = Play(Config(ta_s=0.005), controlling=False, remotes=())
     play.describe(THEIRS, [remote_candidate()], pacing_ms=5)
     for _ in range(4000):
@@ -317,7 +319,7 @@ def test_transactions_are_bounded_whatever_the_peer_does() -> None:
     assert len(checker._table) <= 16
     assert sum(len(each) for each in checker._open.values()) <= 16
     play.answer(play.requests()[-1][2])
-    assert play.session.state is AgentState.CONNECTED
+    assert play.state() is AgentState.CONNECTED
 
 
 def test_a_late_response_for_a_pair_that_gave_way_moves_nothing() -> None:
@@ -333,4 +335,4 @@ def test_a_late_response_for_a_pair_that_gave_way_moves_nothing() -> None:
     assert [pair.destination.host for pair in early.session.pairs] == ["10.2.0.9"]
     early.answer(second)
     assert early.session.current() is None
-    assert early.session.state is AgentState.CHECKING
+    assert early.state() is AgentState.CHECKING

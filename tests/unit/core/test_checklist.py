@@ -16,7 +16,8 @@ from iceagent.net.address import TransportAddress
 from tests.sim.world import host_candidate, reflexive_candidate, relayed_candidate
 from tests.unit.core.kit import BASE, REMOTE, context, remote_candidate
 
-W, F, I, S = PairState.WAITING, PairState.FROZEN, PairState.IN_PROGRESS, PairState.SUCCEEDED
+W, F, S = PairState.WAITING, PairState.FROZEN, PairState.SUCCEEDED
+ACTIVE = PairState.IN_PROGRESS
 
 
 def checklist(config: Config | None = None, *, controlling: bool = True, preferred: str | None = None) -> CheckList:
@@ -122,7 +123,7 @@ def test_pairs_under_way_do_not_give_way() -> None:
     pairs = form(checklist(Config(max_pairs=2)), [local(0)], [remote(1), remote(2)])
     for pair in pairs:
         pairs.set_state(pair, W)
-        pairs.set_state(pair, I)
+        pairs.set_state(pair, ACTIVE)
     pairs.add_remote(remote(0))
     assert keys(pairs) == {("10.1.0.1", "10.2.0.2"), ("10.1.0.1", "10.2.0.3")}
     assert pairs.form(local(0), remote(9)) is None
@@ -138,7 +139,7 @@ def test_success_unfreezes_the_foundation() -> None:
     """RFC 8445, 7.2.5.3.3; and a pair that comes after the success starts Waiting."""
     pairs = form(checklist(), [local(0)], [remote(i, foundation="x") for i in range(3)])
     first, *others = pairs
-    pairs.set_state(first, I)
+    pairs.set_state(first, ACTIVE)
     assert [pair.state for pair in others] == [F, F]
     pairs.set_state(first, S)
     assert [pair.state for pair in others] == [W, W]
@@ -150,7 +151,7 @@ def test_a_frozen_pair_is_checked_when_its_foundation_is_idle() -> None:
     """RFC 8445, 6.1.4.2: no pair of the foundation is Waiting or In-Progress."""
     pairs = form(checklist(), [local(0)], [remote(0, foundation="x"), remote(1, foundation="x")])
     first, second = pairs
-    pairs.set_state(first, I)
+    pairs.set_state(first, ACTIVE)
     assert pairs.next_ordinary(any_pair) is None
     pairs.set_state(first, PairState.FAILED)
     assert pairs.next_ordinary(any_pair) is second
@@ -161,7 +162,7 @@ def test_waiting_pairs_come_in_order_of_priority() -> None:
     pairs = form(checklist(), [local(1), local(0)], [remote(2), remote(0), remote(1)])
     order = []
     while (pair := pairs.next_ordinary(any_pair)) is not None:
-        pairs.set_state(pair, I)
+        pairs.set_state(pair, ACTIVE)
         order.append(pair.priority)
     assert len(order) == 6
     assert order == sorted(order, reverse=True)
@@ -172,7 +173,7 @@ def test_the_base_that_the_kernel_would_use_comes_first() -> None:
     pairs = form(checklist(preferred="10.1.0.3"), [local(i) for i in range(3)], [remote(0), remote(1)])
     order = []
     while (pair := pairs.next_ordinary(any_pair)) is not None:
-        pairs.set_state(pair, I)
+        pairs.set_state(pair, ACTIVE)
         order.append(pair.base.host)
     assert order[:2] == ["10.1.0.3"] * 2
     assert sorted(order[2:]) == ["10.1.0.1"] * 2 + ["10.1.0.2"] * 2
@@ -198,7 +199,7 @@ def test_triggered_checks_are_first_in_first_out_and_once_each() -> None:
     assert pairs.next_triggered() is None
 
 
-@pytest.mark.parametrize("state", [S, PairState.FAILED, I])
+@pytest.mark.parametrize("state", [S, PairState.FAILED, ACTIVE])
 def test_only_waiting_pairs_stay_in_the_triggered_queue(state: PairState) -> None:
     """A pair that succeeds or fails while it is queued needs no check any more."""
     pairs = form(checklist(), [local(0)], [remote(0)])
@@ -214,10 +215,10 @@ def test_a_signalled_candidate_takes_the_place_of_a_learnt_one() -> None:
     learnt = Candidate.parse("candidate:r1 1 udp 1862270975 10.2.0.1 6000 typ prflx")
     pair = pairs.form(local(0), learnt)
     assert pair is not None
-    pairs.set_state(pair, I)
+    pairs.set_state(pair, ACTIVE)
     before = pair.priority
     pairs.replace_remote(remote(0))
-    assert (pair.state, pair.remote) == (I, remote(0))
+    assert (pair.state, pair.remote) == (ACTIVE, remote(0))
     assert pair.priority > before
     assert pairs.find(BASE, REMOTE) is pair
 

@@ -117,7 +117,8 @@ def test_an_indication_keeps_quiet() -> None:
 @pytest.mark.parametrize("controlling", [True, False])
 @pytest.mark.parametrize("theirs", ["smaller", "equal", "larger"])
 def test_the_table_of_role_conflicts(controlling: bool, theirs: str) -> None:
-    """"If the agent's tie-breaker value is larger than or equal to" theirs, a controlling agent answers 487 and a controlled one
+    """ "If the agent's tie-breaker value is larger than or equal to" theirs, a controlling agent answers 487 and a
+    controlled one
     switches; if smaller, the other way round."""
     play = Play(controlling=controlling)
     ours = play.session._context.tie_breaker
@@ -154,7 +155,9 @@ def test_a_lite_agent_stays_controlled() -> None:
 
 
 def test_a_new_address_is_learnt_with_the_priority_of_its_check() -> None:
-    """RFC 8445, 7.3.1.3: type, priority, component, a foundation unlike any other; not paired with other bases (7.3.1.4)."""
+    """RFC 8445, 7.3.1.3: type, priority, component, a foundation unlike any other; not paired with other bases
+    (7.3.1.4).
+    """
     other = TransportAddress("10.1.0.2", 5000)
     play = Play(controlling=False, bases=(BASE, other))
     assert play.check(source=STRANGER).is_success

@@ -38,7 +38,7 @@ def test_the_state_moves_along_the_table_only_and_says_so_once(old: AgentState, 
 
 def test_the_life_of_a_session() -> None:
     play = Play(controlling=False, described=False)
-    assert play.session.state is AgentState.NEW
+    assert play.state() is AgentState.NEW
     play.describe(THEIRS, [remote_candidate()])
     play.answer(play.requests()[0][2])
     play.pass_time(11.5)
@@ -52,7 +52,7 @@ def test_the_life_of_a_session() -> None:
         old=AgentState.DISCONNECTED, new=AgentState.CONNECTED, reason="the peer answers again"
     )
     play.pass_time(60.0)
-    assert play.session.state is AgentState.FAILED
+    assert play.state() is AgentState.FAILED
     assert play.session.state_reason == f"{BASE} → {REMOTE}: consent expired"
 
 
@@ -61,9 +61,9 @@ def test_silence_is_told_after_eleven_seconds_exactly() -> None:
     play = Play(controlling=False)
     play.answer(play.requests()[0][2])
     play.pass_time(10.999)
-    assert play.session.state is AgentState.CONNECTED
+    assert play.state() is AgentState.CONNECTED
     play.pass_time(0.002)
-    assert play.session.state is AgentState.DISCONNECTED
+    assert play.state() is AgentState.DISCONNECTED
 
 
 def test_it_does_not_fail_before_our_own_gathering_is_done() -> None:
@@ -71,9 +71,9 @@ def test_it_does_not_fail_before_our_own_gathering_is_done() -> None:
     play.session._status.local_done = False
     play.describe(THEIRS, [remote_candidate()])
     play.pass_time(120.0)
-    assert play.session.state is AgentState.CHECKING
+    assert play.state() is AgentState.CHECKING
     play.session.end_local_candidates(play.now)
-    assert play.session.state is AgentState.FAILED
+    assert play.state() is AgentState.FAILED
 
 
 def test_it_does_not_fail_before_the_peer_is_done() -> None:
@@ -81,9 +81,9 @@ def test_it_does_not_fail_before_the_peer_is_done() -> None:
     trickling = Description(credentials=THEIRS, options=("trickle",), candidates=(remote_candidate(),))
     play.session.set_remote_description(trickling, play.now)
     play.pass_time(120.0)
-    assert play.session.state is AgentState.CHECKING
+    assert play.state() is AgentState.CHECKING
     play.session.end_remote_candidates(play.now)
-    assert play.session.state is AgentState.FAILED
+    assert play.state() is AgentState.FAILED
 
 
 def test_the_pac_timer_starts_with_the_peers_credentials() -> None:
@@ -93,9 +93,9 @@ def test_the_pac_timer_starts_with_the_peers_credentials() -> None:
     play.describe(THEIRS, [remote_candidate()])
     play.answer(play.requests()[0][2], error=(500, "Server Error"))
     play.pass_time(39.4)
-    assert play.session.state is AgentState.CHECKING
+    assert play.state() is AgentState.CHECKING
     play.pass_time(0.2)
-    assert play.session.state is AgentState.FAILED
+    assert play.state() is AgentState.FAILED
     assert play.now == pytest.approx(139.6)
 
 
@@ -103,16 +103,16 @@ def test_a_late_candidate_or_check_brings_a_failed_session_back() -> None:
     """Also a good one after all others failed: networks change."""
     play = Play(controlling=False)
     play.pass_time(60.0)
-    assert play.session.state is AgentState.FAILED
+    assert play.state() is AgentState.FAILED
     play.session.add_remote_candidate(remote_candidate(TransportAddress("10.2.0.9", 9)), play.now)
-    assert play.session.state is AgentState.CHECKING
+    assert play.state() is AgentState.CHECKING
     play.drain()
     play.pass_time(60.0)
-    assert play.session.state is AgentState.FAILED
+    assert play.state() is AgentState.FAILED
     play.check()
-    assert play.session.state is AgentState.CHECKING
+    assert play.state() is AgentState.CHECKING
     play.answer(play.requests()[-1][2])
-    assert play.session.state is AgentState.CONNECTED
+    assert play.state() is AgentState.CONNECTED
 
 
 def test_two_components_are_connected_when_both_are() -> None:
@@ -123,13 +123,14 @@ def test_two_components_are_connected_when_both_are() -> None:
     play.session.add_remote_candidate(remote_candidate(), play.now)
     play.session.add_remote_candidate(remote_candidate(REMOTE._replace(port=6001), component=2), play.now)
     play.drain()
-    # The second component's pair has the same foundation, and is frozen until the first one succeeds (RFC 8445, 6.1.2.6).
+    # The second component's pair has the same foundation, and is frozen until the first one succeeds (RFC 8445,
+    # 6.1.2.6).
     ((_, _, one),) = play.requests()
     play.answer(one)
-    assert play.session.state is AgentState.CHECKING
+    assert play.state() is AgentState.CHECKING
     two = play.requests()[-1][2]
     play.answer(two, mapped=second, source=REMOTE._replace(port=6001), base=second)
-    assert play.session.state is AgentState.CONNECTED
+    assert play.state() is AgentState.CONNECTED
 
 
 def test_a_closed_session_says_and_does_nothing() -> None:
@@ -137,7 +138,7 @@ def test_a_closed_session_says_and_does_nothing() -> None:
     play.session.close(play.now)
     play.drain()
     before = len(play.sent)
-    assert play.session.state is AgentState.CLOSED
+    assert play.state() is AgentState.CLOSED
     assert play.session.poll_timeout() is None
     assert play.deliver(play.request()) == []
     play.session.handle_timeout(100.0)
@@ -146,4 +147,4 @@ def test_a_closed_session_says_and_does_nothing() -> None:
     play.drain()
     assert len(play.sent) == before
     assert play.session.poll_timeout() is None
-    assert play.session.state is AgentState.CLOSED
+    assert play.state() is AgentState.CLOSED

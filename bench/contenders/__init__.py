@@ -1,0 +1,81 @@
+"""Both agents behind one face, as thin as it can be.
+
+A process imports the agent it measures and not the other one: what an import leaves behind in the memory allocator
+changes what aioice's datagrams cost by a factor of two (``cases/datagrams.py``).
+
+Descriptions are text on both sides: parsing them is part of connecting. Each agent is used with its defaults; what
+differs is written where it does. Connected means what the agent itself calls so: ours has a valid pair and sends on it;
+aioice has nominated one.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from typing import Protocol, cast
+
+__all__ = ["AIOICE", "AIOICE_FIXED", "CONTENDERS", "OURS", "Contender", "contender", "pair"]
+
+OURS, AIOICE = "ours", "aioice"
+# With a repair of what makes receiving slow in asyncio: see ``AioiceContender``.
+AIOICE_FIXED = "aioice fixed"
+CONTENDERS = (OURS, AIOICE)
+
+_CLASSES = {
+    OURS: ("bench.contenders.ours", "OurContender"),
+    AIOICE: ("bench.contenders.theirs", "AioiceContender"),
+    AIOICE_FIXED: ("bench.contenders.theirs", "FixedAioiceContender"),
+}
+
+
+class Contender(Protocol):
+    """An ICE agent under measurement.
+
+    Args:
+        controlling: its role.
+        loopback_hosts: gather on these loopback addresses; empty: on all that are no loopback addresses.
+        stun: host and port of a STUN server.
+    """
+
+    def __init__(
+        self, *, controlling: bool, loopback_hosts: Sequence[str] = (), stun: tuple[str, int] | None = None
+    ) -> None: ...
+
+    async def gather(self) -> None:
+        """Find candidates, and wait until that is done."""
+
+    def description(self) -> str:
+        """What the other side is to be told."""
+
+    async def set_remote(self, description: str) -> None:
+        """Take what the other side's :meth:`description` gave, as all there is."""
+
+    async def connect(self) -> None:
+        """Wait until connected."""
+
+    async def send(self, data: bytes) -> None:
+        """Send one datagram."""
+
+    async def recv(self) -> bytes:
+        """The next datagram."""
+
+    async def close(self) -> None:
+        """Close."""
+
+
+def contender(
+    name: str, *, controlling: bool, loopback_hosts: Sequence[str] = (), stun: tuple[str, int] | None = None
+) -> Contender:
+    """An agent by the name of its make."""
+    module, class_name = _CLASSES[name]
+    make = cast(type[Contender], getattr(importlib.import_module(module), class_name))
+    return make(controlling=controlling, loopback_hosts=loopback_hosts, stun=stun)
+
+
+def pair(name: str, loopback_hosts: Sequence[str], stun: tuple[str, int] | None = None) -> tuple[Contender, Contender]:
+    """Two agents on loopback; the first is controlling."""
+    first, second = (
+        contender(name, controlling=controlling, loopback_hosts=loopback_hosts, stun=stun)
+        for controlling in (True, False)
+    )
+    return first, second
