@@ -1,19 +1,20 @@
 """How does an ``asyncio.DatagramProtocol`` run over an agent?
 
-:func:`create_datagram_endpoint` gives any protocol written for a UDP socket (aioquic's, say) a transport whose network is
-the selected path. The peer's real address changes as paths do, so the transport shows one stable alias.
+:func:`create_datagram_endpoint` gives any protocol written for a UDP socket (aioquic's, say) a transport whose network
+is the selected path. The peer's real address changes as paths do, so the transport shows one stable alias.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 from collections.abc import Callable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from iceagent.agent import Agent
-from iceagent.errors import AgentClosed, IceAgentError, NoPath, UsageError
+from iceagent.errors import AgentClosed, NoPath, UsageError
 from iceagent.events import AgentState, StateChanged
 from iceagent.eventstream import EventStream
 from iceagent.net.address import TransportAddress
@@ -80,10 +81,10 @@ class AgentTransport(asyncio.DatagramTransport):
             agent.set_data_handler(lambda data, number: _deliver(endpoints, data, number))
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
-        """Send one datagram. As over a socket, ``error_received`` hears an OSError where that is not possible:
+        """Send one datagram.
 
-        ENETUNREACH while there is no path, EMSGSIZE if it is too long. Nothing happens once the transport or the agent is
-        closed.
+        Where that is not possible, ``error_received`` hears an OSError, as over a socket: ENETUNREACH while there is no
+        path, EMSGSIZE if it is too long. Nothing happens once the transport or the agent is closed.
         """
         if self._is_closing:
             return
@@ -145,11 +146,8 @@ class AgentTransport(asyncio.DatagramTransport):
         endpoints = _endpoints[self._agent]
         del endpoints[self._component]
         if not endpoints:
-            try:
+            with contextlib.suppress(AgentClosed):
                 self._agent.set_data_handler(None)
-            except IceAgentError:
-                # The agent is closed already.
-                pass
         self._loop.call_soon(self._protocol.connection_lost, error)
 
 

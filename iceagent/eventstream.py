@@ -1,7 +1,8 @@
 """How do events reach an application that may be slow?
 
-Each iterator has its own queue of at most 1,024 events. When it is full, the oldest candidate, statistics or packet
-event goes, and is counted; state and path events are never lost: a later one is merged into the earlier one of its
+Each iterator has its own queue of at most 1,024 events. When it is full, the oldest of the least
+important ones goes, and is counted: dropped packets, which anybody in the network can cause, before candidates, and
+those before everything else. State and path events are never lost: a later one is merged into the earlier one of its
 kind instead.
 """
 
@@ -64,7 +65,7 @@ class EventStream(AsyncIterator[Event]):
         return self
 
     async def __anext__(self) -> Event:
-        while not len(self):
+        while not self._waiting:
             if self._is_closed:
                 raise StopAsyncIteration
             if self._waiter is not None and not self._waiter.cancelled():
@@ -77,16 +78,12 @@ class EventStream(AsyncIterator[Event]):
                     self._waiter = None
         return min((queue for queue in self._queues if queue), key=lambda queue: queue[0][0]).popleft()[1]
 
-    def __len__(self) -> int:
-        """Events that wait to be read."""
-        return sum(map(len, self._queues))
-
     def push(self, event: Event) -> None:
         """The agent's side: one more event."""
         if self._is_closed:
             return
         importance = _IMPORTANCE.get(type(event), _ORDINARY)
-        if len(self) >= MAX_EVENTS and not self._make_room(event, importance):
+        if self._waiting >= MAX_EVENTS and not self._make_room(event, importance):
             return
         self._pushed += 1
         self._queues[importance].append((self._pushed, event))
@@ -98,6 +95,10 @@ class EventStream(AsyncIterator[Event]):
             self._is_closed = True
             self._release(self)
             self._wake()
+
+    @property
+    def _waiting(self) -> int:
+        return sum(map(len, self._queues))
 
     def _make_room(self, event: Event, importance: int) -> bool:
         """Whether ``event`` is still to be appended."""

@@ -56,13 +56,15 @@ class CheckList:
         for pair in [p for p in self._pairs.values() if p.base == base and p.component == candidate.component]:
             self._replace(pair, candidate, pair.remote)
         for remote in list(self._remotes.get(candidate.component, {}).values()):
-            self._form(candidate, remote)
+            self._form(candidate, remote, self._preferred_host(remote.address))
 
     def add_remote(self, candidate: Candidate) -> None:
         """Pair a remote candidate with every base of ours."""
         self._remotes.setdefault(candidate.component, {})[candidate.address] = candidate
+        # One question to the kernel per remote address, not per pair.
+        preferred_host = self._preferred_host(candidate.address)
         for local in self._bases.get(candidate.component, {}).values():
-            self._form(local, candidate)
+            self._form(local, candidate, preferred_host)
 
     def replace_remote(self, candidate: Candidate) -> None:
         """An address learnt by a check is now signalled: its pairs keep their state, and take over type, priority,
@@ -146,6 +148,11 @@ class CheckList:
             self.set_state(frozen, PairState.WAITING)
         return frozen
 
+    @property
+    def has_unchecked(self) -> bool:
+        """Whether any pair is Waiting or Frozen."""
+        return any(p.state in (PairState.WAITING, PairState.FROZEN) for p in self._pairs.values())
+
     def find(self, base: TransportAddress, remote: TransportAddress) -> CandidatePair | None:
         """The pair of a five-tuple."""
         return self._pairs.get((base, remote))
@@ -169,9 +176,12 @@ class CheckList:
 
     def form(self, local: Candidate, remote: Candidate) -> CandidatePair | None:
         """The pair of a base and a remote candidate that just proved itself by a check; made if there is none."""
-        return self._pairs.get((local.base or local.address, remote.address)) or self._form(local, remote, proven=True)
+        known = self._pairs.get((local.base or local.address, remote.address))
+        return known or self._form(local, remote, self._preferred_host(remote.address), proven=True)
 
-    def _form(self, local: Candidate, remote: Candidate, *, proven: bool = False) -> CandidatePair | None:
+    def _form(
+        self, local: Candidate, remote: Candidate, preferred_host: str | None, *, proven: bool = False
+    ) -> CandidatePair | None:
         base = local.base or local.address
         keys = self._context.keys
         if keys is None or not _may_pair(base, remote.address) or (base, remote.address) in self._pairs:
@@ -182,7 +192,7 @@ class CheckList:
             local=local,
             remote=remote,
             keys=keys,
-            preferred=self._preferred_host(remote.address) == base.host,
+            preferred=preferred_host == base.host,
         )
         pair.rerank(self._context.controlling)
         if len(self._pairs) >= self._context.config.max_pairs and not self._make_room(pair, proven=proven):

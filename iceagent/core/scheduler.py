@@ -93,6 +93,10 @@ class Scheduler:
         pair = nomination or checklist.next_triggered()
         urgent = pair is not None
         if pair is None:
+            if not self._pacer.may_send(now, urgent=False) and checklist.has_unchecked:
+                # Which one it will be is decided when it may leave.
+                self._token_at = self._pacer.ready_at(now, urgent=False)
+                return False
             pair = checklist.next_ordinary(lambda p: self._is_wanted(p, now))
         if pair is None:
             self._wait_for_budget(checklist, now)

@@ -9,14 +9,21 @@ and the candidate that needed it is refused with that reason.
 from __future__ import annotations
 
 import asyncio
+import re
+import uuid
 from dataclasses import replace
-
-from aioice import mdns
+from typing import TYPE_CHECKING
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.net.address import TransportAddress
 
+if TYPE_CHECKING:
+    from aioice.mdns import MDnsProtocol
+
 __all__ = ["MdnsNames"]
+
+# One label of letters, digits and hyphens, as browsers make them; longer names are somebody's printer.
+_NAME = re.compile(r"[a-zA-Z0-9-]{1,63}\.local")
 
 # Names resolved at a time; a peer's description may hold a thousand.
 _MAX_RESOLVING = 16
@@ -29,7 +36,7 @@ class MdnsNames:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._names: dict[str, str] = {}
-        self._protocol: asyncio.Future[mdns.MDnsProtocol] | None = None
+        self._protocol: asyncio.Future[MDnsProtocol] | None = None
         self._slots = asyncio.Semaphore(_MAX_RESOLVING)
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -38,7 +45,7 @@ class MdnsNames:
         host = candidate.address.host
         if candidate.type is not CandidateType.HOST or host in self._names:
             return
-        self._names[host] = name = mdns.create_mdns_hostname()
+        self._names[host] = name = f"{uuid.uuid4()}.local"
         task = self._loop.create_task(self._publish(name, host))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -52,7 +59,7 @@ class MdnsNames:
 
     async def resolve(self, name: str) -> str | None:
         """The address of a ``.local`` name; ``None``: nobody answered within a second, or it is no such name."""
-        if not mdns.is_mdns_hostname(name):
+        if not _NAME.fullmatch(name):
             return None
         try:
             async with self._slots:
@@ -78,7 +85,10 @@ class MdnsNames:
             # No multicast here: the peer cannot resolve the name, and its other candidates have to do.
             return
 
-    async def _open(self) -> mdns.MDnsProtocol:
+    async def _open(self) -> MDnsProtocol:
         if self._protocol is None:
-            self._protocol = asyncio.ensure_future(mdns.create_mdns_protocol())
+            # Imported when needed: 55 ms that most agents never have to spend.
+            from aioice.mdns import create_mdns_protocol
+
+            self._protocol = asyncio.ensure_future(create_mdns_protocol())
         return await asyncio.shield(self._protocol)
