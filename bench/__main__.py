@@ -9,13 +9,14 @@ import sys
 import time
 
 from bench.cases import CASES, Options
+from bench.processes import WorkerFailed
 from bench.results import Metric, as_json, as_table
 
 DEFAULT_ROUNDS = 5
 
 
 def main() -> int:
-    """Run what was asked for; 1 if a target is missed, else 0."""
+    """Run what was asked for; 1 if a target is missed or a measurement failed, else 0."""
     arguments = _arguments()
     if arguments.list:
         for name, module in CASES.items():
@@ -23,12 +24,17 @@ def main() -> int:
         return 0
     options = Options(rounds=arguments.rounds, seed=arguments.seed)
     metrics: list[Metric] = []
+    failures = 0
     for name in arguments.only or CASES:
         started = time.monotonic()
-        metrics += importlib.import_module(CASES[name]).run(options)
+        try:
+            metrics += importlib.import_module(CASES[name]).run(options)
+        except WorkerFailed as error:
+            failures += 1
+            options.tell(f"{name} failed: {error}")
         options.tell(f"{name}: {time.monotonic() - started:.0f} s")
     print(json.dumps(as_json(metrics), indent=2) if arguments.json else as_table(metrics))
-    return 1 if any(metric.is_short for metric in metrics) else 0
+    return 1 if failures or any(metric.is_short for metric in metrics) else 0
 
 
 def _arguments() -> argparse.Namespace:

@@ -72,13 +72,10 @@ class AgentTransport(asyncio.DatagramTransport):
         self._is_closing = False
         self._loop = asyncio.get_running_loop()
         self._events = agent.events()
-        self._watcher = self._loop.create_task(self._watch(self._events))
-        endpoints = _endpoints.setdefault(agent, {})
-        endpoints[component] = self
+        self._watcher: asyncio.Task[None] | None = None
         protocol.connection_made(self)
         if not self._is_closing:
-            # Only now: what has been waiting comes at once.
-            agent.set_data_handler(lambda data, number: _deliver(endpoints, data, number))
+            self._attach()
 
     def sendto(self, data: bytes | bytearray | memoryview, addr: Any = None) -> None:
         """Send one datagram.
@@ -126,6 +123,12 @@ class AgentTransport(asyncio.DatagramTransport):
     def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
         """There is no buffer to limit."""
 
+    def _attach(self) -> None:
+        endpoints = _endpoints.setdefault(self._agent, {})
+        endpoints[self._component] = self
+        self._watcher = self._loop.create_task(self._watch(self._events))
+        self._agent.set_data_handler(lambda data, component: _deliver(endpoints, data, component))
+
     def _on_data(self, data: bytes) -> None:
         self._protocol.datagram_received(data, tuple(ALIAS))
 
@@ -141,14 +144,18 @@ class AgentTransport(asyncio.DatagramTransport):
         if self._is_closing:
             return
         self._is_closing = True
-        self._watcher.cancel()
         self._events.close()
+        if self._watcher is not None:
+            self._watcher.cancel()
+            self._detach()
+        self._loop.call_soon(self._protocol.connection_lost, error)
+
+    def _detach(self) -> None:
         endpoints = _endpoints[self._agent]
         del endpoints[self._component]
         if not endpoints:
             with contextlib.suppress(AgentClosed):
                 self._agent.set_data_handler(None)
-        self._loop.call_soon(self._protocol.connection_lost, error)
 
 
 def _deliver(endpoints: dict[int, AgentTransport], data: bytes, component: int) -> None:

@@ -20,9 +20,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
 
-from iceagent.candidate import Candidate, CandidateType
+from iceagent.candidate import Candidate
 from iceagent.config import Config
-from iceagent.core.admission import refusal
 from iceagent.core.checker import Check, Checker
 from iceagent.core.checklist import CheckList
 from iceagent.core.consent import Consent
@@ -30,6 +29,8 @@ from iceagent.core.context import Context, Keys
 from iceagent.core.held import Held
 from iceagent.core.pacing import CheckPacer, RemoteBudget, TokenBucket
 from iceagent.core.pair import CandidatePair, PairState, Traffic
+from iceagent.core.peers import Peers
+from iceagent.core.remotes import Remotes
 from iceagent.core.responder import IncomingCheck, Responder
 from iceagent.core.scheduler import Scheduler
 from iceagent.core.selection import Selection, as_path
@@ -38,12 +39,9 @@ from iceagent.credentials import Credentials
 from iceagent.description import Description
 from iceagent.events import (
     AgentState,
-    DataReceived,
     IceRestarted,
     LocalCandidateFound,
     Path,
-    RemoteCandidateAdded,
-    RemoteCandidateRefused,
     RoleChanged,
 )
 from iceagent.net.address import TransportAddress
@@ -52,14 +50,8 @@ from relay.stun import BadMessage, is_stun, parse
 
 __all__ = ["IceSession"]
 
-# Remote candidates signalled for one generation; each is looked at for every base.
-_MAX_REMOTE_CANDIDATES = 1000
-# Authenticated addresses per base; the peer alone can make them, by sending checks from many places.
-_MAX_PEERS_PER_BASE = 256
 # Our own candidates: bases × servers, far below.
 _MAX_LOCAL_CANDIDATES = 1000
-# Generations of the peer's whose late candidates are known as such.
-_MAX_OLD_UFRAGS = 10
 
 
 class IceSession:
@@ -89,7 +81,6 @@ class IceSession:
         self.local_credentials = credentials or Credentials.random(system_rng)
         self.remote_credentials: Credentials | None = None
         self.remote_options: tuple[str, ...] = ()
-        self._peers: dict[TransportAddress, dict[TransportAddress, Traffic]] = {}
         self._context = Context(
             config=config,
             rng=rng,
@@ -124,16 +115,15 @@ class IceSession:
         )
         self._selection.use(self._checklist)
         self._held = Held(self._context)
+        self._peers = Peers(self._context, self._held)
         # RFC 8445 leaves a process's total open; without a shared bucket only the agent's own one counts.
         pacer = CheckPacer(ceiling or TokenBucket(rate=1000, capacity=1000), burst=config.burst, ta_s=config.ta_s)
         self._scheduler = Scheduler(self._context, self._checker, self._selection, self._budget, pacer)
         self._scheduler.use(self._checklist)
         self._status = Status(self._context, self._selection)
         self._locals: list[Candidate] = []
-        self._remotes: dict[tuple[int, TransportAddress], Candidate] = {}
         self._component_of: dict[TransportAddress, int] = {}
-        self._peer_reflexive = 0
-        self._old_remote_ufrags: list[str] = []
+        self._remotes = Remotes(self._context, self._held, self._component_of)
         self._deadline: float | None = None
 
     # --- commands ------------------------------------------------------------------------------------------------
@@ -168,7 +158,7 @@ class IceSession:
         """A socket is gone, with its candidates and pairs."""
         self._locals = [c for c in self._locals if c.base != base]
         self._component_of.pop(base, None)
-        self._peers.pop(base, None)
+        self._peers.remove_base(base)
         gone = self._checklist.remove_base(base)
         gone += [pair for pair in self._selection.currents() if pair.base == base and pair not in gone]
         for pair in gone:
@@ -234,7 +224,9 @@ class IceSession:
         if self._status.state is AgentState.CLOSED:
             return
         if not is_stun(datagram.data):
-            self._on_data(datagram, now)
+            if self._peers.handle_data(datagram, now):
+                self.note_data(datagram.base, datagram.source, now)
+            self._deadline = self._next_deadline(now)
             return
         try:
             message = parse(datagram.data)
@@ -310,7 +302,7 @@ class IceSession:
 
     @property
     def remote_candidates(self) -> list[Candidate]:
-        return list(self._remotes.values())
+        return self._remotes.all()
 
     @property
     def remote_done(self) -> bool:
@@ -325,7 +317,7 @@ class IceSession:
         """Addresses that authenticated themselves on a base: data from there is the peer's. The data path reads
         this table.
         """
-        return self._peers.setdefault(base, {})
+        return self._peers.table(base)
 
     def current(self, component: int = 1) -> CandidatePair | None:
         """The pair that data goes out on."""
@@ -367,8 +359,7 @@ class IceSession:
         self.local_credentials = credentials or Credentials.random(self._context.system_rng)
         self._responder.accept(self.local_credentials)
         if self.remote_credentials is not None:
-            self._old_remote_ufrags.append(self.remote_credentials.ufrag)
-            del self._old_remote_ufrags[:-_MAX_OLD_UFRAGS]
+            self._remotes.end_generation(self.remote_credentials.ufrag)
             self._forget_remote()
         self._context.emit(IceRestarted(by_peer=by_peer))
 
@@ -388,64 +379,11 @@ class IceSession:
         self._scheduler.use(self._checklist)
         self._context.keys = None
         self.remote_credentials = None
-        self._remotes.clear()
-        self._peer_reflexive = 0
         self._status.remote_done = False
 
-    # --- remote candidates ---------------------------------------------------------------------------------------
-
     def _add_remote(self, candidate: Candidate, now: float) -> None:
-        ufrag, remote = candidate.ufrag, self.remote_credentials
-        if remote is None or (ufrag is not None and ufrag != remote.ufrag):
-            self._hold_remote(candidate)
-            return
-        known = self._remotes.get((candidate.component, candidate.address))
-        if known is not None and known.type is not CandidateType.PEER_REFLEXIVE:
-            return
-        reason = refusal(candidate, self.config, self._component_of, self.config.components)
-        if reason is None and len(self._remotes) >= _MAX_REMOTE_CANDIDATES:
-            reason = f"there are {_MAX_REMOTE_CANDIDATES} already"
-        if reason is not None:
-            self._refuse(candidate, reason)
-            return
-        if known is not None:
-            self._peer_reflexive -= 1
-            self._checklist.replace_remote(candidate)
-        self._remotes[candidate.component, candidate.address] = candidate
-        self._checklist.add_remote(candidate)
-        self._status.on_new_candidate(now)
-        self._context.emit(RemoteCandidateAdded(candidate=candidate, via="signalling"))
-
-    def _hold_remote(self, candidate: Candidate) -> None:
-        if candidate.ufrag in self._old_remote_ufrags:
-            self._refuse(candidate, "it belongs to an earlier generation")
-        elif not self._held.hold_candidate(candidate):
-            self._refuse(candidate, "too many candidates wait for a description")
-
-    def _refuse(self, candidate: Candidate, reason: str) -> None:
-        self._context.counters["remote candidates refused"] += 1
-        self._context.emit(RemoteCandidateRefused(candidate=candidate, reason=reason))
-
-    def _learn_remote(self, check: IncomingCheck, component: int) -> Candidate | None:
-        """7.3.1.3. Learning Peer-Reflexive Candidates; they are not paired with other bases of ours."""
-        if self._peer_reflexive >= self.config.max_peer_reflexive:
-            self._context.counters["peer-reflexive candidates over the limit"] += 1
-            return None
-        candidate = Candidate(
-            foundation=f"r{check.priority}x{self._peer_reflexive}",
-            component=component,
-            priority=check.priority,
-            address=check.source,
-            type=CandidateType.PEER_REFLEXIVE,
-        )
-        reason = refusal(candidate, self.config, self._component_of, self.config.components)
-        if reason is not None:
-            self._refuse(candidate, reason)
-            return None
-        self._peer_reflexive += 1
-        self._remotes[component, check.source] = candidate
-        self._context.emit(RemoteCandidateAdded(candidate=candidate, via="check"))
-        return candidate
+        if self._remotes.add(candidate, self._checklist):
+            self._status.on_new_candidate(now)
 
     def _find_local(self, component: int, base: TransportAddress, mapped: TransportAddress) -> Candidate | None:
         return next(
@@ -462,14 +400,14 @@ class IceSession:
         self._budget.answered(check.source)
         if check.own_ufrag != self.local_credentials.ufrag:
             # The peer keeps consent for the path of the generation before.
-            self._allow(check.base, check.source, component, now)
+            self._peers.allow(check.base, check.source, component, now)
             return
         keys = self._context.keys
         if keys is None:
-            self._allow(check.base, check.source, component, now)
+            self._peers.allow(check.base, check.source, component, now)
             self._held.hold_check(check)
             return
-        remote = self._remotes.get((component, check.source)) or self._learn_remote(check, component)
+        remote = self._remotes.find_or_learn(check, component)
         local = self._checklist.local(component, check.base)
         pair = self._checklist.form(local, remote) if local is not None and remote is not None else None
         if pair is None or pair.dead:
@@ -477,7 +415,7 @@ class IceSession:
             return
         pair.requests_received += 1
         pair.responses_sent += 1
-        self._allow(check.base, check.source, component, now, pair)
+        self._peers.allow(check.base, check.source, component, now, pair)
         if self.config.lite:
             self._on_check_as_lite(pair, check, now)
             return
@@ -518,7 +456,7 @@ class IceSession:
 
     def _on_check_success(self, check: Check, now: float) -> None:
         pair = check.pair
-        self._allow(pair.base, pair.destination, pair.component, now, pair)
+        self._peers.allow(pair.base, pair.destination, pair.component, now, pair)
         if pair.keys is not self._context.keys:
             return
         self._selection.on_valid(pair, now)
@@ -596,53 +534,12 @@ class IceSession:
     def _on_consent_ended(self, pair: CandidatePair, reason: str, now: float) -> None:
         """RFC 7675, 5.1: these credentials are dead on this five-tuple; what else was valid is tried again."""
         pair.dead = True
-        self.peers(pair.base).pop(pair.destination, None)
+        self._peers.forbid(pair)
         self._checker.forget(pair)
         self._checklist.set_state(pair, PairState.FAILED)
         self._status.note_failure(pair, reason)
         self._selection.on_lost(pair, reason, now)
         self._recheck(pair.component)
-
-    # --- data ----------------------------------------------------------------------------------------------------
-
-    def _on_data(self, datagram: Datagram, now: float) -> None:
-        traffic = self.peers(datagram.base).get(datagram.source)
-        if traffic is None:
-            self._held.hold_data(datagram, now)
-            self._deadline = self._next_deadline(now)
-            return
-        self._deliver(datagram, traffic, now)
-        self.note_data(datagram.base, datagram.source, now)
-
-    def _deliver(self, datagram: Datagram, traffic: Traffic, now: float) -> None:
-        traffic.packets_received += 1
-        traffic.bytes_received += len(datagram.data)
-        traffic.received_at = now
-        self._context.emit(
-            DataReceived(component=traffic.component, base=datagram.base, source=datagram.source, data=datagram.data)
-        )
-
-    def _allow(
-        self,
-        base: TransportAddress,
-        source: TransportAddress,
-        component: int,
-        now: float,
-        pair: CandidatePair | None = None,
-    ) -> None:
-        """An authenticated message came from there: its data is the peer's."""
-        peers = self.peers(base)
-        traffic = peers.get(source)
-        if traffic is None:
-            if len(peers) >= _MAX_PEERS_PER_BASE:
-                self._context.counters["five-tuples over the limit"] += 1
-                return
-            traffic = pair.traffic if pair is not None else Traffic(component)
-            peers[source] = traffic
-            for datagram in self._held.take_data(base, source):
-                self._deliver(datagram, traffic, now)
-        if pair is not None:
-            pair.traffic = traffic
 
     # --- running -------------------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def _is_usable(interface: Interface, config: Config) -> bool:
 
 def _addresses(interface: Interface, explicit: set[str]) -> Iterable[InterfaceAddress]:
     usable = [a for a in interface.addresses if not a.flags & _UNUSABLE]
-    temporary = [_prefix(a) for a in usable if AddressFlag.TEMPORARY in a.flags]
+    temporary = [_prefix(a) for a in usable if AddressFlag.TEMPORARY in a.flags and ":" in a.host]
     has_ipv4 = any(":" not in a.host and not ip_address(a.host).is_link_local for a in usable)
     for address in usable:
         ip = ip_address(address.host)

@@ -139,8 +139,9 @@ class StunQueries:
         except BadMessage:
             self._drop(datagram, "malformed STUN")
             return
-        transaction = self._table.match(message.transaction_id, datagram.base, datagram.source)
-        if transaction is None or not (message.is_success or message.is_error):
+        is_response = message.is_success or message.is_error
+        transaction = is_response and self._table.match(message.transaction_id, datagram.base, datagram.source)
+        if not transaction:
             self._drop(datagram, "response to no request of ours")
             return
         query: _Query = transaction.context

@@ -114,7 +114,7 @@ def sixteen_by_sixteen(seed: int, good: int, config: Config) -> World:
 def test_one_pair_of_sixteen_by_sixteen_addresses_works(good: int) -> None:
     """Dead addresses (a VPN that is down, containers) cost time by their number, not by its square.
 
-    DEVIATION from RFC 8445, 6.1.4.2: pairs with the base that the kernel would use come before those of higher priority.
+    DEVIATION from RFC 8445, 6.1.4.2: pairs with the base that the kernel would use come before better ones.
     """
     for seed in range(3):
         world = sixteen_by_sixteen(seed, good, Config())

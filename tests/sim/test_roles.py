@@ -122,6 +122,7 @@ def test_a_full_agent_controls_a_lite_one(controlling: bool) -> None:
     world.exchange()
     world.settle()
     assert world.a.session.controlling and not world.b.session.controlling
+    assert [event.reason for event in world.a.events(RoleChanged)] == ["the peer is a lite agent"] * (not controlling)
     assert world.is_mirrored()
     world.run(120.0)
     assert world.a.is_connected and world.b.is_connected, world

@@ -336,3 +336,63 @@ def test_a_late_response_for_a_pair_that_gave_way_moves_nothing() -> None:
     early.answer(second)
     assert early.session.current() is None
     assert early.state() is AgentState.CHECKING
+
+
+def test_a_dead_five_tuple_is_answered_and_never_checked_again() -> None:
+    """RFC 7675, 5.1, and RFC 8445, 7.3: the peer may check as it likes, its requests trigger nothing."""
+    play = Play(controlling=False)
+    play.answer(first(play))
+    play.pass_time(31.0)
+    assert play.session.current() is None
+    before = len(play.requests())
+    for _ in range(20):
+        assert play.check((USE_CANDIDATE, True), (NOMINATION, 1)).is_success
+        play.pass_time(1.0)
+    assert len(play.requests()) == before
+    assert play.session.current() is None and play.session.selected() is None
+
+
+# --- nominations ---------------------------------------------------------------------------------------------------
+
+
+def nominating(play: Play) -> list[tuple[float, TransportAddress, Message]]:
+    return [(at, transmit.destination, m) for at, transmit, m in play.requests() if m.get(USE_CANDIDATE)]
+
+
+def test_a_nomination_is_repeated_after_500_ms_however_many_checks_are_under_way() -> None:
+    """Both ends wait for it; the RTO of RFC 8445, 14.3 would make it seconds here."""
+    play = Play(NO_EARLY, remotes=[remote_candidate(a, index=i) for i, a in enumerate(remotes(40))])
+    play.answer(first(play), source=remotes(1)[0])
+    play.pass_time(4.0)
+    assert [at for at, _, _ in nominating(play)] == pytest.approx([0.0, 0.5, 1.5, 3.5])
+
+
+def two_nominations() -> tuple[Play, Message, Message]:
+    """The second pair answers first and is nominated, then the first one, which is better."""
+    good, better = remotes(2)[1], remotes(2)[0]
+    play = Play(NO_EARLY, remotes=[remote_candidate(better, index=0), remote_candidate(good, index=1)])
+    checks = {transmit.destination: message for _, transmit, message in play.requests()}
+    play.answer(checks[good], source=good)
+    play.answer(checks[better], source=better)
+    (_, old_to, old), (_, new_to, new) = nominating(play)
+    assert (old_to, new_to) == (good, better)
+    assert (old.get(NOMINATION), new.get(NOMINATION)) == (1, 2)
+    return play, old, new
+
+
+def test_a_superseded_nomination_is_not_repeated() -> None:
+    """A peer that knows USE-CANDIDATE alone would go back to where the last one came from."""
+    play, old, _ = two_nominations()
+    play.pass_time(5.0)
+    repeated = [m.transaction_id for _, _, m in nominating(play)[2:]]
+    assert repeated and old.transaction_id not in repeated
+
+
+def test_the_answer_to_a_superseded_nomination_selects_nothing() -> None:
+    """The peer has seen the later one already, or will: the ends must not stay on different pairs."""
+    play, old, new = two_nominations()
+    play.answer(old, source=remotes(2)[1])
+    assert play.session.selected() is None
+    play.answer(new, source=remotes(2)[0])
+    selected = play.session.selected()
+    assert selected is not None and selected.destination == remotes(2)[0]

@@ -1,0 +1,115 @@
+"""Which candidates of the peer are known, and how did they become so?
+
+Signalled (RFC 8838, 8) or learnt from a check (RFC 8445, 7.3.1.3). A candidate that names another generation's user
+name fragment waits for it, or is refused if that generation is over. One that was learnt and is signalled later keeps
+its pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from iceagent.candidate import Candidate, CandidateType
+from iceagent.core.admission import refusal
+from iceagent.core.checklist import CheckList
+from iceagent.core.context import Context
+from iceagent.core.held import Held
+from iceagent.core.responder import IncomingCheck
+from iceagent.events import RemoteCandidateAdded, RemoteCandidateRefused
+from iceagent.net.address import TransportAddress
+
+__all__ = ["MAX_REMOTE_CANDIDATES", "Remotes"]
+
+# Remote candidates signalled for one generation; each is looked at for every base.
+MAX_REMOTE_CANDIDATES = 1000
+# User name fragments of earlier generations that are remembered, to refuse their late candidates.
+_MAX_OLD_UFRAGS = 10
+
+
+class Remotes:
+    """The peer's candidates of the present generation.
+
+    Args:
+        own: addresses of our sockets.
+    """
+
+    def __init__(self, context: Context, held: Held, own: Container[TransportAddress]) -> None:
+        self._context = context
+        self._held = held
+        self._own = own
+        self._candidates: dict[tuple[int, TransportAddress], Candidate] = {}
+        self._old_ufrags: list[str] = []
+        self._learnt = 0
+
+    def add(self, candidate: Candidate, checklist: CheckList) -> bool:
+        """Take a signalled candidate; whether there is something new to check."""
+        keys, ufrag = self._context.keys, candidate.ufrag
+        if keys is None or (ufrag is not None and ufrag != keys.remote.ufrag):
+            self._hold(candidate)
+            return False
+        key = (candidate.component, candidate.address)
+        known = self._candidates.get(key)
+        if known is not None and known.type is not CandidateType.PEER_REFLEXIVE:
+            return False
+        reason = self._refusal(candidate)
+        if reason is not None:
+            self._refuse(candidate, reason)
+            return False
+        if known is not None:
+            self._learnt -= 1
+            checklist.replace_remote(candidate)
+        self._candidates[key] = candidate
+        checklist.add_remote(candidate)
+        self._context.emit(RemoteCandidateAdded(candidate=candidate, via="signalling"))
+        return True
+
+    def find_or_learn(self, check: IncomingCheck, component: int) -> Candidate | None:
+        """7.3.1.3. Learning Peer-Reflexive Candidates; they are not paired with other bases of ours."""
+        known = self._candidates.get((component, check.source))
+        if known is not None:
+            return known
+        if self._learnt >= self._context.config.max_peer_reflexive:
+            self._context.counters["peer-reflexive candidates over the limit"] += 1
+            return None
+        candidate = Candidate(
+            foundation=f"r{check.priority}x{self._learnt}",
+            component=component,
+            priority=check.priority,
+            address=check.source,
+            type=CandidateType.PEER_REFLEXIVE,
+        )
+        reason = self._refusal(candidate)
+        if reason is not None:
+            self._refuse(candidate, reason)
+            return None
+        self._learnt += 1
+        self._candidates[component, check.source] = candidate
+        self._context.emit(RemoteCandidateAdded(candidate=candidate, via="check"))
+        return candidate
+
+    def end_generation(self, ufrag: str) -> None:
+        """The peer's credentials with this fragment are over, and so are its candidates."""
+        self._old_ufrags = [*self._old_ufrags, ufrag][-_MAX_OLD_UFRAGS:]
+        self._candidates.clear()
+        self._learnt = 0
+
+    def all(self) -> list[Candidate]:
+        """Signalled and learnt, in that order of arrival."""
+        return list(self._candidates.values())
+
+    def _hold(self, candidate: Candidate) -> None:
+        if candidate.ufrag in self._old_ufrags:
+            self._refuse(candidate, "it belongs to an earlier generation")
+        elif not self._held.hold_candidate(candidate):
+            self._refuse(candidate, "too many candidates wait for a description")
+
+    def _refusal(self, candidate: Candidate) -> str | None:
+        config = self._context.config
+        reason = refusal(candidate, config, self._own, config.components)
+        if reason is None and len(self._candidates) >= MAX_REMOTE_CANDIDATES:
+            return f"there are {MAX_REMOTE_CANDIDATES} already"
+        return reason
+
+    def _refuse(self, candidate: Candidate, reason: str) -> None:
+        self._context.counters["remote candidates refused"] += 1
+        self._context.emit(RemoteCandidateRefused(candidate=candidate, reason=reason))
