@@ -47,6 +47,7 @@ __all__ = [
     "ServerUnusable",
     "StateChanged",
     "TransportAddress",
+    "UnsupportedCandidate",
     "UnsupportedPlatform",
     "UsageError",
     "__version__",
@@ -88,6 +89,7 @@ _MODULES = {
     "ServerUnusable": "iceagent.errors",
     "StateChanged": "iceagent.events",
     "TransportAddress": "iceagent.net.address",
+    "UnsupportedCandidate": "iceagent.errors",
     "UnsupportedPlatform": "iceagent.errors",
     "UsageError": "iceagent.errors",
     "create_datagram_endpoint": "iceagent.endpoint",
@@ -109,6 +111,7 @@ if TYPE_CHECKING:
         NoPath,
         PeerError,
         ServerUnusable,
+        UnsupportedCandidate,
         UnsupportedPlatform,
         UsageError,
     )

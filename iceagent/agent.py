@@ -69,7 +69,7 @@ T = TypeVar("T")
 _MAX_NAMED_CANDIDATES = 100
 
 _system_rng = SystemRandom()
-_ceilings: WeakKeyDictionary[Host, dict[tuple[float, int], TokenBucket]] = WeakKeyDictionary()
+_ceilings: WeakKeyDictionary[Host, TokenBucket] = WeakKeyDictionary()
 
 
 class Agent(DataPath):
@@ -102,12 +102,13 @@ class Agent(DataPath):
         self._config = config = config or Config()
         host = self._host
         rng = rng or _system_rng
+        ceiling = _ceiling(host, config)
         self._session = IceSession(
             config=config,
             controlling=controlling,
             rng=rng,
             system_rng=_system_rng,
-            ceiling=_ceiling(host, config),
+            ceiling=ceiling,
             preferred_host=host.source_host,
             credentials=credentials,
         )
@@ -127,6 +128,7 @@ class Agent(DataPath):
                 found=self._on_candidate,
                 lost=self._on_base_lost,
                 tell=self._tell,
+                ceiling=ceiling,
             )
         except ValueError as error:
             raise UsageError(str(error)) from error
@@ -136,6 +138,8 @@ class Agent(DataPath):
         self._tasks: set[asyncio.Task[None]] = set()
         self._closing: asyncio.Future[None] | None = None
         self._was_connected = False
+        self._is_concluded = False
+        self._ended_ufrag: str | None = None
 
     async def __aenter__(self) -> Agent:
         return self
@@ -184,7 +188,7 @@ class Agent(DataPath):
 
         Raises:
             InvalidDescription: it breaks the grammar.
-            InvalidCandidate: a candidate line does.
+            InvalidCandidate: a candidate line does. Those that are merely not known here are ignored (RFC 8839, 5.1).
             AgentClosed: after :meth:`aclose`.
         """
         self._check()
@@ -198,11 +202,14 @@ class Agent(DataPath):
         self._driver.command(self._session.set_remote_description, description)
         for candidate in named:
             self.add_remote_candidate(candidate)
+        if description.credentials.ufrag == self._ended_ufrag:
+            self.end_remote_candidates(self._ended_ufrag)
 
     def add_remote_candidate(self, candidate: Candidate | str) -> None:
         """Take one trickled candidate.
 
         Raises:
+            UnsupportedCandidate: the line may be ignored: its transport, type or kind of address is not known here.
             InvalidCandidate: the line breaks the grammar.
             AgentClosed: after :meth:`aclose`.
         """
@@ -214,10 +221,22 @@ class Agent(DataPath):
         else:
             self._driver.command(self._session.add_remote_candidate, candidate)
 
-    def end_remote_candidates(self) -> None:
-        """The peer will send no more candidates of this gathering."""
+    def end_remote_candidates(self, ufrag: str | None = None) -> None:
+        """The peer will send no more candidates of this gathering.
+
+        Args:
+            ufrag: the generation that this is said of, by its user name fragment; ``None``: the present one. For one
+                that is over it says nothing; for one whose description is still to come, it counts then.
+
+        Raises:
+            AgentClosed: after :meth:`aclose`.
+        """
         self._check()
-        self._driver.command(self._session.end_remote_candidates)
+        remote = self._session.remote_credentials
+        if ufrag is None or (remote is not None and ufrag == remote.ufrag):
+            self._driver.command(self._session.end_remote_candidates)
+        else:
+            self._ended_ufrag = ufrag
 
     def restart(self) -> Description:
         """Begin an ICE restart (RFC 8445, 9): new credentials, to be signalled. The present path carries data until
@@ -241,8 +260,8 @@ class Agent(DataPath):
             AgentClosed: the agent was closed meanwhile.
         """
         self.start_gathering()
-        await self._wait(lambda: self.state not in (AgentState.NEW, AgentState.CHECKING, AgentState.DISCONNECTED))
-        if self.state is AgentState.FAILED:
+        await self._wait(lambda: self._has_failed or self.state in (AgentState.CONNECTED, AgentState.CLOSED))
+        if self._has_failed:
             raise ConnectFailed(self._session.state_reason)
         path = self.path()
         if path is None:
@@ -269,7 +288,7 @@ class Agent(DataPath):
 
     @property
     def local_candidates(self) -> list[Candidate]:
-        """Found so far, as they are signalled."""
+        """Found so far, as they are signalled: each with the extension ``ufrag`` of the present generation."""
         return [self._signalled(candidate) for candidate in self._session.local_candidates]
 
     @property
@@ -318,6 +337,7 @@ class Agent(DataPath):
             self._gathering.reflexive.datagram_received(base, data, source)
         else:
             self._driver.datagram(base.address, source, data)
+            self._conclude()
 
     def data_moved(self, base: Base, source: tuple[str, int]) -> None:
         """The peer sends on another path than we do: among several nominated ones, that may decide."""
@@ -340,8 +360,13 @@ class Agent(DataPath):
     def _on_network_error(self, base: TransportAddress, destination: TransportAddress, number: int) -> None:
         self._driver.error(base, destination, number)
 
+    @property
+    def _has_failed(self) -> bool:
+        """Not so while a restart of ours waits for the peer's answer."""
+        return self.state is AgentState.FAILED and self._session.remote_credentials is not None
+
     def _end(self) -> Exception | None:
-        if self.state is not AgentState.FAILED:
+        if not self._has_failed:
             return None
         reason = self._session.state_reason
         return ConsentLost(reason) if self._was_connected else ConnectFailed(reason)
@@ -363,7 +388,9 @@ class Agent(DataPath):
         elif isinstance(event, StateChanged):
             self._on_state(event.new)
         elif isinstance(event, IceRestarted):
+            self._is_concluded = False
             self._add_late_candidates()
+            self._gathering.reflexive.begin_again()
         elif isinstance(event, LocalCandidateFound):
             event = LocalCandidateFound(candidate=self._signalled(event.candidate))
         self._tell(event)
@@ -371,9 +398,17 @@ class Agent(DataPath):
     def _on_state(self, state: AgentState) -> None:
         if state is AgentState.CONNECTED:
             self._was_connected = True
-            self._gathering.reflexive.conclude()
         if state is AgentState.FAILED:
             self._wake_receivers()
+
+    def _conclude(self) -> None:
+        """RFC 8445, 8.3: candidates are needed until every component has a nominated pair, valid ones are not
+        enough.
+        """
+        numbers = range(1, self._config.components + 1)
+        if not (self._is_concluded or self._closing) and all(self._session.selected(number) for number in numbers):
+            self._is_concluded = True
+            self._gathering.reflexive.conclude()
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, GatheringDone):
@@ -402,6 +437,8 @@ class Agent(DataPath):
         if self._gathering.is_done and not self._config.late_candidates:
             self._late.append(candidate)
             return False
+        # DEVIATION: RFC 8838, 13 ends trickling with end-of-candidates; pinned by
+        # test_aioice_follows_a_later_better_pair.
         return self._add_candidate(candidate)
 
     def _add_late_candidates(self) -> None:
@@ -423,7 +460,8 @@ class Agent(DataPath):
         """What the peer is told: with the generation's fragment, and names for addresses where so configured."""
         if self._mdns is not None and self._config.mdns:
             candidate = self._mdns.hide(candidate)
-        return candidate
+        ufrag = ("ufrag", self._session.local_credentials.ufrag)
+        return replace(candidate, extensions=(*candidate.extensions, ufrag))
 
     async def _resolve(self, candidate: Candidate) -> None:
         assert self._mdns is not None
@@ -474,6 +512,6 @@ def _this_machine() -> Host:
 
 
 def _ceiling(host: Host, config: Config) -> TokenBucket:
-    """The bucket that all agents of one host share (RFC 8445, 14.2)."""
+    """The bucket that all agents of one host share, as the first of them configured it (RFC 8445, 14.2)."""
     rate, burst = config.ceiling
-    return _ceilings.setdefault(host, {}).setdefault((rate, burst), TokenBucket(rate=rate, capacity=burst))
+    return _ceilings.setdefault(host, TokenBucket(rate=rate, capacity=burst))

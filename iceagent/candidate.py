@@ -3,7 +3,8 @@
 RFC 8445, 5.1 for the meaning, RFC 8839, 5.1 for the grammar: ``candidate:<foundation> <component> <transport>
 <priority> <address> <port> typ <type> [raddr … rport …] [name value]*``. Extension attributes survive in their order.
 ICE-TCP lines (RFC 6544) parse, and whoever adds them is told that they are ignored. A ``.local`` name may stand for
-the address (mDNS).
+the address (mDNS). The grammar is open: a line of another transport, candidate type or kind of address is a good one
+of a newer peer, which cannot be used (:class:`iceagent.UnsupportedCandidate`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from enum import Enum
+from itertools import zip_longest
 
-from iceagent.errors import InvalidCandidate
+from iceagent.errors import InvalidCandidate, UnsupportedCandidate
 from iceagent.net.address import TransportAddress, canonical_host
 
 __all__ = ["Candidate", "CandidateType"]
@@ -20,7 +22,9 @@ __all__ = ["Candidate", "CandidateType"]
 # A line longer than this is no candidate: foundation 32, name 255, a handful of extensions.
 _MAX_LINE = 1024
 _FOUNDATION = re.compile(r"[A-Za-z0-9+/]{1,32}")
-_TOKEN = re.compile(r"[\x21-\x7e]+")
+_VISIBLE = re.compile(r"[\x21-\x7e]+")
+# RFC 3261, 25.1: what transport-extension and cand-type are.
+_TOKEN = re.compile(r"[A-Za-z0-9.!%*_+`'~-]+")
 _HOST_NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?")
 
 
@@ -66,12 +70,14 @@ class Candidate:
         """Read a candidate line, with or without ``a=`` and ``candidate:`` in front.
 
         Raises:
-            InvalidCandidate: the message quotes the line and says what is wrong.
+            UnsupportedCandidate: the line is well-formed, but of a transport, type or kind of address that is not known
+                here. RFC 8839, 5.1: such lines are to be ignored.
+            InvalidCandidate: any other reason; the message quotes the line and says what is wrong.
         """
         try:
             return _parse(line)
         except InvalidCandidate as error:
-            raise InvalidCandidate(f"candidate line {line[:200]!r}: {error}") from None
+            raise type(error)(f"candidate line {line[:200]!r}: {error}") from None
 
     def to_sdp(self) -> str:
         """The line, from ``candidate:`` on."""
@@ -90,7 +96,7 @@ class Candidate:
 
     @property
     def ufrag(self) -> str | None:
-        """The user name fragment this candidate belongs to, where it says so (RFC 8838, 8.3.1 / RFC 8839)."""
+        """The user name fragment this candidate belongs to, where it says so (RFC 8838, 9 / RFC 8839)."""
         return self.extension("ufrag")
 
     @property
@@ -114,7 +120,8 @@ def _parse(line: str) -> Candidate:
     words = text.split(" ")
     if len(words) < 8:
         raise InvalidCandidate(f"{len(words)} fields, at least 8 are needed")
-    if any(not _TOKEN.fullmatch(word) for word in words):
+    # extension-att-value = *VCHAR: a value may be empty, a name may not.
+    if any(not _VISIBLE.fullmatch(word) for word in (*words[:8], *words[8::2], *filter(None, words[9::2]))):
         raise InvalidCandidate("fields are separated by one space and hold printable ASCII only")
     foundation, component, transport, priority, host, port, typ, type_name = words[:8]
     if not _FOUNDATION.fullmatch(foundation):
@@ -122,43 +129,48 @@ def _parse(line: str) -> Candidate:
     if typ != "typ":
         raise InvalidCandidate(f"{typ!r} where 'typ' belongs")
     extensions = _pairs(words[8:])
-    related = _related(extensions)
+    # All numbers before anything may be found to be unknown: a wrong one is a malformed line in any transport.
+    related_port = _related_port(extensions)
     return Candidate(
         foundation=foundation,
         component=_number(component, "component", 1, 256),
         priority=_number(priority, "priority", 1, 2**31 - 1),
-        address=TransportAddress(_host(host), _number(port, "port", 0, 65535)),
+        address=TransportAddress(port=_number(port, "port", 0, 65535), host=_host(host)),
         type=_type(type_name),
         transport=_transport(transport),
-        related_address=related,
+        related_address=_related(extensions, related_port),
         extensions=tuple((name, value) for name, value in extensions if name not in ("raddr", "rport")),
     )
 
 
 def _pairs(words: list[str]) -> list[tuple[str, str]]:
-    if len(words) % 2:
-        raise InvalidCandidate(f"extension {words[-1]!r} has no value")
-    return list(zip(words[::2], words[1::2], strict=True))
+    """Names and values; the space before an empty last value is lost where lines are stripped."""
+    return list(zip_longest(words[::2], words[1::2], fillvalue=""))
 
 
-def _related(extensions: list[tuple[str, str]]) -> TransportAddress | None:
-    found = dict(reversed(extensions))
-    if "raddr" not in found:
-        return None
+def _related_port(extensions: list[tuple[str, str]]) -> int:
     # A browser that hides its address writes "raddr 0.0.0.0 rport 0".
-    return TransportAddress(_host(found["raddr"]), _number(found.get("rport", "0"), "rport", 0, 65535))
+    return _number(dict(reversed(extensions)).get("rport", "0"), "rport", 0, 65535)
+
+
+def _related(extensions: list[tuple[str, str]], port: int) -> TransportAddress | None:
+    host = dict(reversed(extensions)).get("raddr")
+    return None if host is None else TransportAddress(_host(host), port)
 
 
 def _host(host: str) -> str:
+    if not host:
+        raise InvalidCandidate("raddr has no address")
     if _is_ip(host):
         if "%" in host:
-            raise InvalidCandidate(f"address {host!r}: a zone has no meaning to a peer")
+            raise UnsupportedCandidate(f"address {host!r}: a zone has no meaning to a peer")
         try:
             return canonical_host(host)
         except ValueError:
             raise InvalidCandidate(f"address {host!r} is no IP address") from None
     if not _HOST_NAME.fullmatch(host):
-        raise InvalidCandidate(f"address {host!r} is neither an IP address nor a host name")
+        # RFC 4566, 9: extn-addr = non-ws-string.
+        raise UnsupportedCandidate(f"address {host!r} is neither an IP address nor a host name")
     return host.lower()
 
 
@@ -166,14 +178,19 @@ def _type(name: str) -> CandidateType:
     try:
         return CandidateType(name)
     except ValueError:
-        raise InvalidCandidate(f"type {name!r} is not one of host, srflx, prflx, relay") from None
+        raise _unknown(name, f"type {name!r} is not one of host, srflx, prflx, relay") from None
 
 
 def _transport(name: str) -> str:
     transport = name.lower()
     if transport not in ("udp", "tcp"):
-        raise InvalidCandidate(f"transport {name!r} is neither udp nor tcp")
+        raise _unknown(name, f"transport {name!r} is neither udp nor tcp")
     return transport
+
+
+def _unknown(name: str, reason: str) -> InvalidCandidate:
+    """A token is a name that others may know; anything else is nobody's."""
+    return UnsupportedCandidate(reason) if _TOKEN.fullmatch(name) else InvalidCandidate(reason)
 
 
 def _number(text: str, what: str, low: int, high: int) -> int:

@@ -93,7 +93,10 @@ class Config:
     rto_s: float = 0.500
     """RFC 8445, 14.3: agents MUST NOT use an RTO smaller than 500 ms."""
     ceiling: tuple[float, int] = (200.0, 20)
-    """Checks per second, and burst, of all agents of one host together (RFC 8445, 14.2 leaves the number open)."""
+    """Checks and queries to servers per second, and burst, of all agents of one host object together. RFC 8445, 14.2:
+    all transactions of all agents MUST NOT be sent more often than once every 5 ms. The first agent's value counts for
+    all later ones of its host.
+    """
     early_checks_s: tuple[float, ...] = (0.100, 0.200, 0.400)
     """New checks on a pair that has not answered, so long after its first one; at most three. Empty: none."""
     route_order: bool = True
@@ -101,7 +104,7 @@ class Config:
     priority alone).
     """
     max_pairs: int = 100
-    """RFC 8445, 6.1.2.5: the limit SHOULD be configurable, with a default of 100."""
+    """RFC 8445, 6.1.2.5: the default limit is 100, "but the value MUST be configurable"."""
     max_peer_reflexive: int = 32
     """Remote peer-reflexive candidates; each costs a pair and needs an authenticated request."""
     remote_filter: Callable[[Candidate], bool] | None = None
@@ -118,7 +121,7 @@ class Config:
 
     # --- life ----------------------------------------------------------------------------------------------------
     pac_timeout_s: float = 39.5
-    """RFC 8863, 3: the PAC timer SHOULD be as long as all transmissions of one check take: 39.5 s."""
+    """RFC 8863, 4: RECOMMENDED for the PAC timer is the timeout of a check with all its repetitions, 39.5 s."""
     consent_interval_s: float = 5.0
     """RFC 7675, 5.1: a check every 5 s, each time varied by 0.8 … 1.2."""
     consent_timeout_s: float = 30.0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from random import Random
 
 from iceagent.errors import InvalidDescription
+from iceagent.net.address import quoted
 
 __all__ = ["Credentials"]
 
@@ -33,7 +34,9 @@ class Credentials:
 
     def __post_init__(self) -> None:
         if not _UFRAG.fullmatch(self.ufrag):
-            raise InvalidDescription(f"ice-ufrag {self.ufrag!r}: 4 to 256 of letters, digits, '+' and '/' are allowed")
+            raise InvalidDescription(
+                f"ice-ufrag {quoted(self.ufrag)}: 4 to 256 of letters, digits, '+' and '/' are allowed"
+            )
         if not _PASSWORD.fullmatch(self.password):
             raise InvalidDescription(
                 f"ice-pwd of {len(self.password)} characters: 22 to 256 of letters, digits, '+' and '/' are allowed"

@@ -2,7 +2,8 @@
 
 Lines of RFC 8839 attributes without m= lines: ``a=ice-ufrag:``, ``a=ice-pwd:``, ``a=ice-options:``, ``a=ice-pacing:``,
 ``a=ice-lite``, ``a=candidate:…`` and ``a=end-of-candidates``. The candidates that stand after ``end-of-candidates`` are
-late ones. Unknown lines are ignored (RFC 8866, 5); what is known and wrong is refused with the line and the reason.
+late ones. Unknown lines are ignored (RFC 8866, 5), and so are candidates of a transport, type or kind of address that
+is not known here (RFC 8839, 5.1); what is known and wrong is refused with the line and the reason.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 
 from iceagent.candidate import Candidate
 from iceagent.credentials import Credentials
-from iceagent.errors import InvalidDescription
+from iceagent.errors import InvalidDescription, UnsupportedCandidate
 
 __all__ = ["Description"]
 
@@ -32,6 +33,8 @@ class Description:
         lite: this side is a lite agent.
         candidates: in order.
         complete: no more candidates of this gathering will come (``end-of-candidates``).
+        ignored: candidate lines that were read and cannot be used, in order; with ``candidates`` at most
+            ``MAX_CANDIDATES``. They are not written.
     """
 
     credentials: Credentials
@@ -40,10 +43,11 @@ class Description:
     lite: bool = False
     candidates: tuple[Candidate, ...] = ()
     complete: bool = False
+    ignored: tuple[str, ...] = ()
 
     @property
     def trickles(self) -> bool:
-        """Whether this side takes and sends candidates later (RFC 8838, 4.1.1)."""
+        """Whether this side takes and sends candidates later (RFC 8838, 3)."""
         return "trickle" in self.options
 
     @classmethod
@@ -52,28 +56,30 @@ class Description:
 
         Raises:
             InvalidDescription: credentials are missing, repeated with another value, or a line is wrong.
-            InvalidCandidate: a candidate line is wrong.
+            InvalidCandidate: a candidate line is malformed.
         """
         values: dict[str, str] = {}
-        candidates: list[Candidate] = []
+        lines: list[str] = []
         for line in text.splitlines():
             name, _, value = line.strip().removeprefix("a=").partition(":")
             if name == "candidate":
-                if len(candidates) == MAX_CANDIDATES:
+                if len(lines) == MAX_CANDIDATES:
                     raise InvalidDescription(f"more than {MAX_CANDIDATES} candidates")
-                candidates.append(Candidate.parse(line))
+                lines.append(line.strip())
             elif name in _KNOWN and values.setdefault(name, value) != value:
                 raise InvalidDescription(f"{name} stands twice, with different values")
         for name in ("ice-ufrag", "ice-pwd"):
             if name not in values:
                 raise InvalidDescription(f"the line a={name}: is missing")
+        candidates, ignored = _candidates(lines)
         return cls(
             credentials=Credentials(ufrag=values["ice-ufrag"], password=values["ice-pwd"]),
             options=tuple(values.get("ice-options", "").split()),
             pacing_ms=_pacing(values.get("ice-pacing")),
             lite="ice-lite" in values,
-            candidates=tuple(candidates),
+            candidates=candidates,
             complete="end-of-candidates" in values,
+            ignored=ignored,
         )
 
     def to_sdp(self) -> str:
@@ -92,6 +98,18 @@ class Description:
 
 
 _KNOWN = frozenset({"ice-ufrag", "ice-pwd", "ice-options", "ice-pacing", "ice-lite", "end-of-candidates"})
+
+
+def _candidates(lines: list[str]) -> tuple[tuple[Candidate, ...], tuple[str, ...]]:
+    """The candidates, and the lines of those that are not supported here: one newer line costs nobody the session."""
+    candidates: list[Candidate] = []
+    ignored: list[str] = []
+    for line in lines:
+        try:
+            candidates.append(Candidate.parse(line))
+        except UnsupportedCandidate:
+            ignored.append(line)
+    return tuple(candidates), tuple(ignored)
 
 
 def _pacing(text: str | None) -> int | None:

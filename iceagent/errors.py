@@ -3,12 +3,17 @@
 ::
 
     IceAgentError
-     ├─ UsageError (ValueError)         we were called wrongly │   ├─ AgentClosed                 … after aclose() │
-     └─ NoPath                      … send() or recv() before there is a path ├─ PeerError (ValueError)          what
-     the peer signalled is nonsense │   ├─ InvalidCandidate │   └─ InvalidDescription ├─ ConnectFailed
-     (ConnectionError) no path exists, as far as could be tried ├─ ConsentLost (ConnectionError)   there was a path;
-     the peer no longer answers on it (RFC 7675) ├─ ServerUnusable (OSError)        a STUN or TURN server cannot be
-     used └─ UnsupportedPlatform (OSError)   the agent runs on Linux
+     ├─ UsageError (ValueError)             we were called wrongly
+     │   ├─ AgentClosed                     … after aclose()
+     │   └─ NoPath                          … send() or recv() before there is a path
+     ├─ PeerError (ValueError)              what the peer signalled is nonsense
+     │   ├─ InvalidCandidate
+     │   │   └─ UnsupportedCandidate        … or newer than we are
+     │   └─ InvalidDescription
+     ├─ ConnectFailed (ConnectionError)     no path exists, as far as could be tried
+     ├─ ConsentLost (ConnectionError)       there was a path; the peer no longer answers on it (RFC 7675)
+     ├─ ServerUnusable (OSError)            a STUN or TURN server cannot be used
+     └─ UnsupportedPlatform (OSError)       the agent runs on Linux
 
 Every message has the value and the limit it broke.
 """
@@ -25,6 +30,7 @@ __all__ = [
     "NoPath",
     "PeerError",
     "ServerUnusable",
+    "UnsupportedCandidate",
     "UnsupportedPlatform",
     "UsageError",
 ]
@@ -52,6 +58,10 @@ class PeerError(IceAgentError, ValueError):
 
 class InvalidCandidate(PeerError):
     """A candidate line or candidate that cannot be used; the message says why."""
+
+
+class UnsupportedCandidate(InvalidCandidate):
+    """A well-formed candidate line of a transport, type or kind of address that is not known here (RFC 8839, 5.1)."""
 
 
 class InvalidDescription(PeerError):

@@ -6,7 +6,7 @@ command line makes JSON of them. ``reason`` is always a short sentence for a per
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from iceagent.candidate import Candidate, CandidateType
@@ -196,9 +196,9 @@ class NetworkChanged(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DataReceived(Event):
-    """Data that was held until its sender was known, or that did not take the fast way."""
+    """Data that was held until its sender was known, or that did not take the fast way; not in its ``repr``."""
 
     component: int
     base: TransportAddress
     source: TransportAddress
-    data: bytes
+    data: bytes = field(repr=False)

@@ -3,10 +3,13 @@
 Candidate priority (RFC 8445, 5.1.2.1): ``2**24 * type preference + 2**8 * local preference + (256 - component)``.
 Pair priority (RFC 8445, 6.1.2.3): ``2**32 * min(G, D) + 2 * max(G, D) + (1 if G > D else 0)``.
 
-Local preferences (RFC 8445, 5.1.2.2: unique per candidate of one type) are handed out by :class:`LocalPreferences`:
-ordinary interfaces before metered ones before tunnels and containers; within a class the first batch interleaves IPv6
-and IPv4 (RFC 8421, 4); bases that come later stand above the earlier ones of their class, for what just came up is
-what the user just plugged in.
+Local preferences are handed out to bases by :class:`LocalPreferences`: ordinary interfaces before metered ones before
+tunnels and containers; within a class the first batch interleaves IPv6 and IPv4 (RFC 8421, 4); bases that come later
+stand above the earlier ones of their class, for what just came up is what the user just plugged in. Each base gets
+:data:`CANDIDATES_PER_BASE` values, one for every candidate of a type: "Each candidate for a data stream MUST have a
+unique priority" (RFC 8445, 5.1.2).
+
+A single address does not get 65535, as 5.1.2.1 recommends: the next one to come has to stand above it.
 
 Pure arithmetic; which bases exist is ``iceagent/gather/host.py``'s business.
 """
@@ -15,13 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import TypeVar
 
 from iceagent.candidate import CandidateType
 from iceagent.net.host import InterfaceKind
 
-__all__ = ["LocalPreferences", "candidate_priority", "interleave", "pair_priority"]
+__all__ = ["CANDIDATES_PER_BASE", "LocalPreferences", "candidate_priority", "interleave", "pair_priority"]
 
 T = TypeVar("T")
 
@@ -33,10 +36,15 @@ TYPE_PREFERENCE = {
     CandidateType.RELAYED: 0,
 }
 
-# Two bits of the local preference say the class, the other 14 the place in it.
+CANDIDATES_PER_BASE = 16
+"""Candidates of one type on one base that have a local preference of their own: a symmetric NAT gives one for every
+server. The base's first one has the highest."""
+
+# Two bits of the local preference say the class, the next ten the base's place in it, the last four the candidate.
 _CLASS_SIZE = 1 << 14
+_PLACES = _CLASS_SIZE // CANDIDATES_PER_BASE
 # The first base of a class stands here; later batches are placed above, later members of one batch below.
-_CLASS_MIDDLE = _CLASS_SIZE // 2
+_MIDDLE = _PLACES // 2
 _CLASS = {
     InterfaceKind.ETHERNET: 3,
     InterfaceKind.WIFI: 3,
@@ -73,10 +81,9 @@ def interleave(preferred: Sequence[T], other: Sequence[T]) -> list[T]:
 
 @dataclass(slots=True)
 class LocalPreferences:
-    """Hands out distinct local preferences, stable for as long as the agent lives."""
+    """Hands out local preferences, distinct among up to 1,024 addresses of a class at a time."""
 
-    _above: dict[int, int] = field(default_factory=dict)
-    _below: dict[int, int] = field(default_factory=dict)
+    _used: dict[int, set[int]] = field(default_factory=dict)
 
     def assign(self, bases: Iterable[tuple[str, int, InterfaceKind, bool]]) -> list[tuple[str, int]]:
         """Rank one batch of bases.
@@ -85,7 +92,8 @@ class LocalPreferences:
             bases: (host, interface index, kind of interface, metered), in the system's order; ``host`` canonical.
 
         Returns:
-            (host, local preference), best first.
+            (host, local preference of its first candidate), best first; the next ``CANDIDATES_PER_BASE - 1`` values
+            below it are the host's too.
         """
         classes: dict[int, list[str]] = {}
         for host, _index, kind, metered in bases:
@@ -95,13 +103,27 @@ class LocalPreferences:
         for rank in sorted(classes, reverse=True):
             hosts = classes[rank]
             ordered = interleave([h for h in hosts if ":" in h], [h for h in hosts if ":" not in h])
-            result += zip(ordered, self._places(rank, len(ordered)), strict=True)
+            result += zip(ordered, self._preferences(rank, len(ordered)), strict=True)
         return result
 
-    def _places(self, rank: int, count: int) -> list[int]:
-        """``count`` descending places in a class: the first batch below the middle, each later one above all."""
-        if rank not in self._above:
-            top, self._above[rank], self._below[rank] = _CLASS_MIDDLE, _CLASS_MIDDLE, _CLASS_MIDDLE - count
+    def release(self, preference: int) -> None:
+        """The address that was given ``preference`` is gone; others may have its place."""
+        rank, rest = divmod(preference, _CLASS_SIZE)
+        self._used.get(rank, set()).discard(rest // CANDIDATES_PER_BASE)
+
+    def _preferences(self, rank: int, count: int) -> list[int]:
+        """``count`` descending preferences of a class, each the highest of its place."""
+        places = self._places(self._used.setdefault(rank, set()), count)
+        return [rank * _CLASS_SIZE + place * CANDIDATES_PER_BASE + CANDIDATES_PER_BASE - 1 for place in places]
+
+    @staticmethod
+    def _places(used: set[int], count: int) -> list[int]:
+        """The first batch from the middle down, each later one above all that is used; then what is free."""
+        top = max(used) + count if used else max(_MIDDLE, count - 1)
+        if top < _PLACES:
+            places = list(range(top, top - count, -1))
         else:
-            top = self._above[rank] = min(self._above[rank] + count, _CLASS_SIZE - 1)
-        return [rank * _CLASS_SIZE + max(top - i, 0) for i in range(count)]
+            places = list(islice((place for place in range(_PLACES - 1, -1, -1) if place not in used), count))
+            places += [0] * (count - len(places))
+        used.update(places)
+        return places

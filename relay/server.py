@@ -73,8 +73,8 @@ class ServerOptions:
     """How a server behaves.
 
     Attributes:
-        behaviour_discovery: RFC 5780. Needs two listen addresses of each IP version in use, no wildcards. Where both
-            have the same port, the alternate port is the next one.
+        behaviour_discovery: RFC 5780, over UDP. Needs two listen addresses of each IP version in use, no wildcards.
+            Where both have the same port, the alternate port is the next one.
         tls: a server's context, see :func:`server_ssl_context`; ``None``: no TLS.
         tls_port: where TLS listens on each listen address; 0 takes a free one.
         max_streams: TCP and TLS streams at once, at least 1.
@@ -211,7 +211,10 @@ class Server:
         if table is not None:
             addresses = tuple(table)
         self._datagrams = StunServer(alternatives=table, limiter=limiter)
-        self._on_streams = StunServer(alternatives=table, is_stream=True, limiter=limiter)
+        # No answer on a stream can come from elsewhere. DEVIATION: RFC 5780, 6, wants a second address there too;
+        # without one there is no OTHER-ADDRESS, and 420 for a CHANGE-REQUEST. Pinned by
+        # test_behaviour_discovery_is_for_datagrams_only.
+        self._on_streams = StunServer(is_stream=True, limiter=limiter)
         streams = StreamServer(self._on_streams, limit=options.max_streams, idle_s=options.stream_idle_s)
         self._udp_driver = Driver(self._datagrams, self._host, self._send_datagram, self._on_event)
         self._stream_driver = driver = Driver(streams, self._host, self._write, self._on_event)

@@ -48,7 +48,8 @@ from relay.stun import (
 __all__ = ["CloseStream", "ErrorLimiter", "StreamServer", "StunServer", "discovery_table"]
 
 ERRORS_PER_SECOND = 10
-"""Error responses to one source network, and the burst of them. As many as coturn allows itself."""
+"""Error responses to one source network, and the burst of them. As many as coturn allows itself.
+DEVIATION: RFC 8489, 6.3.1 has no limit; pinned by test_a_flood_gets_ten_errors_a_second."""
 
 SOURCE_LIMIT = 4_096
 """Source networks whose error responses are counted; one is forgotten a second after its last error."""
@@ -61,7 +62,8 @@ OUTPUT_LIMIT = 1_024
 """Responses that wait for the shell, and events; it takes them after every input. The oldest go first."""
 
 MAX_PADDING = 1_500
-"""Bytes of PADDING in a response (RFC 5780, 6.1: the MTU of the outgoing interface); never more than in the request."""
+"""Bytes of PADDING in a response (RFC 5780, 6.1: the MTU of the outgoing interface); never more than in the request.
+DEVIATION: from the first; pinned by test_padding_is_no_longer_than_what_was_sent."""
 
 STREAM_LIMIT = 512
 """Streams at once: half of the 1,024 descriptors that a process has by default."""
@@ -188,7 +190,7 @@ class StunServer:
         return self._events.popleft() if self._events else None
 
     def _on_other(self, datagram: Datagram) -> None:
-        """Clients of RFC 3489 are answered (RFC 8489, 11 and 12), on datagram sockets: that is where they are."""
+        """Clients of RFC 3489 are answered (RFC 8489, 12), on datagram sockets: that is where they are."""
         answer = None if self._is_stream else classic_response(datagram.data, datagram.source)
         if answer is None:
             self._drop(datagram, "not STUN")

@@ -1,8 +1,8 @@
 """How is a STUN or TURN server named?
 
 ``stun:`` and ``stuns:`` are RFC 7064, ``turn:`` and ``turns:`` RFC 7065: ``scheme:host[:port][?transport=udp|tcp]``,
-the query
-for TURN only. An IPv6 address stands in brackets. Default ports: 3478, and 5349 for the ``s`` schemes (RFC 8489, 8).
+the query for TURN only. An IPv6 address stands in brackets. Default ports: 3478, and 5349 for the ``s`` schemes
+(RFC 8489, 8).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from iceagent.net.address import canonical_host
+from iceagent.net.address import canonical_host, quoted
 
 __all__ = ["BadUri", "ServerUri"]
 
@@ -19,7 +19,7 @@ _NAME = re.compile(r"(?=.{1,253}$)[A-Za-z0-9_-]{1,63}(\.[A-Za-z0-9_-]{1,63})*\.?
 
 
 class BadUri(ValueError):
-    """The text is no STUN or TURN URI; the message quotes it and says what is wrong."""
+    """The text is no STUN or TURN URI; the message quotes (the beginning of) it and says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,9 +62,9 @@ class ServerUri:
         scheme, colon, rest = text.partition(":")
         scheme = scheme.lower()
         if not colon or scheme not in _DEFAULT_PORTS:
-            raise BadUri(f"{text!r}: a server begins with stun:, stuns:, turn: or turns:")
+            raise BadUri(f"{quoted(text)}: a server begins with stun:, stuns:, turn: or turns:")
         if rest.startswith("//"):
-            raise BadUri(f"{text!r}: no // after {scheme}: (RFC 7064, 3.1)")
+            raise BadUri(f"{quoted(text)}: no // after {scheme}: (RFC 7064, 3.1)")
         rest, question, query = rest.partition("?")
         host, port = _host_and_port(text, rest)
         return cls(scheme=scheme, host=host, port=port, transport=_transport(text, scheme, query if question else None))
@@ -74,7 +74,7 @@ def _host_and_port(text: str, rest: str) -> tuple[str, int | None]:
     if rest.startswith("["):
         host, bracket, port_text = rest[1:].partition("]")
         if not bracket or (port_text and not port_text.startswith(":")):
-            raise BadUri(f"{text!r}: an IPv6 address is written [address]:port")
+            raise BadUri(f"{quoted(text)}: an IPv6 address is written [address]:port")
         port_text = port_text[1:]
     else:
         host, _, port_text = rest.partition(":")
@@ -86,7 +86,7 @@ def _host(text: str, host: str) -> str:
         return canonical_host(host)
     except ValueError:
         if not _NAME.fullmatch(host):
-            raise BadUri(f"{text!r}: {host!r} is neither a host name nor an IP address") from None
+            raise BadUri(f"{quoted(text)}: {quoted(host)} is neither a host name nor an IP address") from None
         return host.lower()
 
 
@@ -94,7 +94,7 @@ def _port(text: str, port: str) -> int | None:
     if not port:
         return None
     if not (port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536):
-        raise BadUri(f"{text!r}: {port!r} is not a port (1 to 65535)")
+        raise BadUri(f"{quoted(text)}: {quoted(port)} is not a port (1 to 65535)")
     return int(port)
 
 
@@ -103,7 +103,7 @@ def _transport(text: str, scheme: str, query: str | None) -> str | None:
         return None
     name, _, value = query.partition("=")
     if not scheme.startswith("turn"):
-        raise BadUri(f"{text!r}: {scheme}: takes no query (RFC 7064, 3.1)")
+        raise BadUri(f"{quoted(text)}: {scheme}: takes no query (RFC 7064, 3.1)")
     if name != "transport" or value.lower() not in ("udp", "tcp"):
-        raise BadUri(f"{text!r}: the query is transport=udp or transport=tcp (RFC 7065, 3.1)")
+        raise BadUri(f"{quoted(text)}: the query is transport=udp or transport=tcp (RFC 7065, 3.1)")
     return value.lower()

@@ -1,4 +1,6 @@
-"""Is ``docs/deviations.md`` true? Every switch is a field of Config, every test that pins an entry exists."""
+"""Is ``docs/deviations.md`` true? Every switch is a field of Config, every test that pins an entry exists, and a place
+in the code says DEVIATION and names it.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +18,9 @@ ROOT = Path(__file__).parents[1]
 DOCUMENT = ROOT / "docs" / "deviations.md"
 ENTRY_TITLE = re.compile(r"RFC \d{4}, \S")
 MARKED = re.compile(r"`([^`]+)`")
+PACKAGES = ("iceagent", "portmap", "relay")
+# The word, and what is said about it.
+DEVIATION = re.compile(r"DEVIATION(?s:(?!DEVIATION).){0,300}")
 
 
 class Entry(NamedTuple):
@@ -25,8 +30,10 @@ class Entry(NamedTuple):
     lines: list[str]
 
     def values(self, label: str) -> list[str]:
-        """What follows ``label:`` at the start of a line, once for each such line."""
-        return [line.removeprefix(f"{label}:").strip() for line in self.lines if line.startswith(f"{label}:")]
+        """What follows ``label:`` at the start of a line, to the end of the paragraph."""
+        paragraphs = "\n".join(self.lines).split("\n\n")
+        labelled = [text.strip() for text in paragraphs if text.strip().startswith(f"{label}:")]
+        return [text.removeprefix(f"{label}:").strip() for text in labelled]
 
 
 def entries() -> list[Entry]:
@@ -46,7 +53,14 @@ def names_in(path: Path) -> set[str]:
     return {name for name in found if name.rpartition("::")[2].startswith("test")}
 
 
+def deviations_in_code() -> str:
+    """What the code says wherever it says DEVIATION."""
+    files = (path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
+    return "\n".join(mark for path in files for mark in DEVIATION.findall(path.read_text(encoding="utf-8")))
+
+
 ENTRIES = entries()
+CODE = deviations_in_code()
 by_entry = pytest.mark.parametrize("entry", ENTRIES, ids=[entry.title for entry in ENTRIES])
 
 
@@ -80,3 +94,10 @@ def test_every_entry_is_pinned_by_a_test_that_exists(entry: Entry) -> None:
         path, _, function = name.partition("::")
         assert (ROOT / path).is_file(), f"{path} does not exist"
         assert function in names_in(ROOT / path), f"{path} has no {function}"
+
+
+@by_entry
+def test_a_place_in_the_code_says_so_and_names_the_test(entry: Entry) -> None:
+    (pinned,) = entry.values("Pinned by")
+    names = [name.rpartition("::")[2] for name in MARKED.findall(pinned)]
+    assert any(re.search(rf"\b{name}\b", CODE) for name in names), f"{entry.title}: no DEVIATION names {names}"

@@ -50,6 +50,7 @@ PUBLIC = [
     "ServerUnusable",
     "StateChanged",
     "TransportAddress",
+    "UnsupportedCandidate",
     "UnsupportedPlatform",
     "UsageError",
     "__version__",

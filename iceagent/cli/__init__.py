@@ -27,6 +27,7 @@ from importlib import import_module
 import click
 
 from iceagent import __version__
+from iceagent.cli.text import escaped, escaped_lines, tolerate
 from iceagent.errors import UnsupportedPlatform, UsageError
 
 __all__ = [
@@ -46,6 +47,9 @@ EXIT_USAGE = 2
 EXIT_RELAY = 3
 EXIT_NO_PATH = 4
 EXIT_INTERRUPTED = 130
+
+# Of a refusal this much is shown: what a command line is refused with may quote all of it.
+_MAX_REFUSAL = 600
 
 # Subcommand → where its click command lives, and its line in the list of commands (which must not import it).
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -100,6 +104,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code. Does not return where a thread is stuck, in a name server's silence for instance: the process
         ends at once instead of waiting for it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        tolerate(stream)
     code = _run(arguments)
     for stream in (sys.stdout, sys.stderr):
         _flush(stream)
@@ -124,7 +130,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         return EXIT_INTERRUPTED
     except Exception:
         # The last resort of a process: whatever comes here is a bug, and the exit code has to say so.
-        traceback.print_exc()
+        print(escaped_lines(traceback.format_exc()), end="", file=sys.stderr)
         return EXIT_BUG
     return code if isinstance(code, int) else EXIT_DIRECT
 
@@ -132,7 +138,10 @@ def _run(arguments: Sequence[str] | None) -> int:
 def _refuse(message: str, ctx: click.Context | None) -> int:
     """One line: what is wrong, and where to read how to mend it."""
     path = ctx.command_path if ctx is not None else "iceagent"
-    line = " ".join(message.split()).rstrip(".")
+    line = escaped(" ".join(message.split())).rstrip(".")
+    if len(line) > _MAX_REFUSAL:
+        # What is wrong stands at the front, how to mend it at the end.
+        line = f"{line[: _MAX_REFUSAL // 2]} … {line[-_MAX_REFUSAL // 2 :]}"
     hint = f" (see {path} --help)" if ctx is not None else ""
     click.echo(f"{path}: {line}{hint}", err=True)
     return EXIT_USAGE

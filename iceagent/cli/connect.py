@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
@@ -12,7 +13,7 @@ import click
 
 from iceagent.agent import Agent
 from iceagent.cli import EXIT_DIRECT, EXIT_NO_PATH, EXIT_RELAY
-from iceagent.cli.options import listen_options, output_options, seed_option, server_options
+from iceagent.cli.options import FiniteFloat, listen_options, output_options, seed_option, server_options
 from iceagent.cli.output import Output
 from iceagent.cli.run import run
 from iceagent.config import Config, IceServer
@@ -48,11 +49,15 @@ register(
 @click.option("--role", type=click.Choice(["controlling", "controlled"]), required=True, help="One end each.")
 @click.option("--out", "mine", required=True, metavar="MINE", help="Where our description is written; - to copy it.")
 @click.option("--in", "theirs", required=True, metavar="THEIRS", help="Where the peer's appears; - to paste it.")
-@click.option("--ping", "ping_s", type=click.FloatRange(min=0.001), metavar="S", help="Send a ping every S seconds.")
+@click.option("--ping", "ping_s", type=FiniteFloat(min=0.001), metavar="S", help="Send a ping every S seconds.")
 @click.option("--echo", is_flag=True, help="Return every datagram that is no ping; the same bytes once.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N pings.")
 @click.option(
-    "--duration", "duration_s", type=click.FloatRange(min=0), metavar="S", help="End S seconds after connecting."
+    "--duration",
+    "duration_s",
+    type=FiniteFloat(min=0, min_open=True),
+    metavar="S",
+    help="End S seconds after connecting.",
 )
 @server_options
 @listen_options
@@ -82,7 +87,7 @@ def connect(
     """
     if count is not None and ping_s is None:
         raise click.UsageError("--count counts pings: add --ping S")
-    if mine == theirs != _PASTE:
+    if _PASTE not in (mine, theirs) and _is_same_file(mine, theirs):
         raise click.UsageError("--out and --in are the same file: each end writes one and reads the other's")
     outbox: Outbox = PasteOutbox(lambda text: _show_block(output, text)) if mine == _PASTE else FileOutbox(mine)
     inbox: Inbox = PasteInbox() if theirs == _PASTE else FileInbox(theirs, time.monotonic)
@@ -104,6 +109,17 @@ def connect(
         return await _run_session(session, output)
 
     return run(main())
+
+
+def _is_same_file(one: str, other: str) -> bool:
+    """Whether two paths lead to one file, by links of either kind or another spelling; it need not exist yet."""
+    if os.path.realpath(one) == os.path.realpath(other):
+        return True
+    try:
+        return os.path.samefile(one, other)
+    except OSError:
+        # One of them is missing, or cannot be looked at; who opens it says why.
+        return False
 
 
 async def _run_session(session: PeerSession, output: Output) -> int:

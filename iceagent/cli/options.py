@@ -2,13 +2,14 @@
 
 Each decorator adds options to a click command and hands it one finished value in their place:
 
-==========================  ================================================================================ decorator
-keyword argument of the command ==========================
-================================================================================ :func:`output_options`
-``output``: :class:`~iceagent.cli.output.Output` (logs are configured on the way) :func:`server_options`
-``servers``: tuple of :class:`~iceagent.config.IceServer` :func:`listen_options`      ``config``:
-:class:`~iceagent.config.Config` :func:`seed_option`         ``rng``: :class:`random.Random`
-==========================  ================================================================================
+=======================  ======================================================================================
+decorator                keyword argument of the command
+=======================  ======================================================================================
+:func:`output_options`   ``output``: :class:`~iceagent.cli.output.Output` (logs are configured on the way)
+:func:`server_options`   ``servers``: tuple of :class:`~iceagent.config.IceServer`
+:func:`listen_options`   ``config``: :class:`~iceagent.config.Config`
+:func:`seed_option`      ``rng``: :class:`random.Random`
+=======================  ======================================================================================
 
 Whatever cannot be used is refused with :class:`click.UsageError`: one line, exit code 2.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import random
 import socket
@@ -27,18 +29,41 @@ from typing import Any
 import click
 
 from iceagent.cli.output import Output, Redactor, configure_logs
+from iceagent.cli.text import escaped, shortened
 from iceagent.config import Config, IceServer
 from iceagent.net.address import canonical_host, ip_address
 from iceagent.net.host import Interface
 from relay.uri import BadUri, ServerUri
 
-__all__ = ["SERVERS_VARIABLE", "listen_options", "output_options", "parse_servers", "seed_option", "server_options"]
+__all__ = [
+    "SERVERS_VARIABLE",
+    "FiniteFloat",
+    "listen_options",
+    "output_options",
+    "parse_servers",
+    "seed_option",
+    "server_options",
+]
 
 SERVERS_VARIABLE = "ICEAGENT_SERVERS"
 # A list of servers is a few hundred bytes.
 _MAX_SERVERS_FILE = 1 << 20
+# 65535; what is longer is no port, and of thousands of digits Python makes no number at all.
+_MAX_PORT_DIGITS = 5
+# Of a server that is left out; longer than any real one.
+_MAX_SHOWN_URI = 100
 
 Command = Callable[..., int]
+
+
+class FiniteFloat(click.FloatRange):
+    """A number within limits. ``nan``, which no limit keeps out, and ``inf`` are none."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{shortened(str(value))!r} is not a finite number.", param, ctx)
+        return number
 
 
 # --- output ------------------------------------------------------------------------------------------------------
@@ -89,7 +114,7 @@ def server_options(command: Command) -> Command:
 
 def _usable_uri(uri: str) -> str:
     if _scheme(uri) in _LATER_SCHEMES:
-        raise click.UsageError(f"--server {uri}: only stun: servers can be used by this version")
+        raise click.UsageError(f"--server {shortened(uri)}: only stun: servers can be used by this version")
     return _checked_uri(uri, "--server")
 
 
@@ -115,7 +140,8 @@ def _read_servers_file(file: str, where: str) -> str:
 def _announced(found: tuple[tuple[IceServer, ...], tuple[str, ...]]) -> tuple[IceServer, ...]:
     servers, ignored = found
     for uri in ignored:
-        click.echo(f"{uri} is ignored: only stun: servers can be used by this version", err=True)
+        shown = shortened(escaped(uri), _MAX_SHOWN_URI)
+        click.echo(f"{shown} is ignored: only stun: servers can be used by this version", err=True)
     return servers
 
 
@@ -142,7 +168,7 @@ def parse_servers(text: str, where: str) -> tuple[tuple[IceServer, ...], tuple[s
         raise click.UsageError(f'{where}: a list like [{{"urls": "stun:host:3478"}}] is expected')
     uris = [uri for entry in value for uri in _urls(entry, where)]
     ignored = tuple(uri for uri in uris if _scheme(uri) in _LATER_SCHEMES)
-    servers = tuple(IceServer(urls=(_checked_uri(uri, where),)) for uri in uris if uri not in ignored)
+    servers = tuple(IceServer(urls=(_checked_uri(uri, where),)) for uri in uris if _scheme(uri) not in _LATER_SCHEMES)
     return servers, ignored
 
 
@@ -225,7 +251,9 @@ def _interface_filter(names: Iterable[str]) -> Callable[[Interface], bool] | Non
         return None
     present = [name for _, name in socket.if_nameindex()]
     for name in sorted(wanted.difference(present)):
-        raise click.UsageError(f"--interface {name}: there is none of this name; there are {', '.join(present)}")
+        raise click.UsageError(
+            f"--interface {shortened(name)}: there is none of this name; there are {', '.join(present)}"
+        )
     return lambda interface: interface.name in wanted
 
 
@@ -233,15 +261,15 @@ def _host(text: str, where: str) -> str:
     try:
         return canonical_host(text)
     except ValueError:
-        raise click.UsageError(f"{where} {text}: an IPv4 or IPv6 address is expected") from None
+        raise click.UsageError(f"{where} {shortened(text)}: an IPv4 or IPv6 address is expected") from None
 
 
 def _port_range(text: str) -> tuple[int, int]:
     low, dash, high = text.partition("-")
     if not (dash and low.isascii() and low.isdigit() and high.isascii() and high.isdigit()):
-        raise click.UsageError(f"--port-range {text}: two ports like 40000-40100 are expected")
-    if not 1 <= int(low) <= int(high) <= 65535:
-        raise click.UsageError(f"--port-range {text}: 1 ≤ LO ≤ HI ≤ 65535 is expected")
+        raise click.UsageError(f"--port-range {shortened(text)}: two ports like 40000-40100 are expected")
+    if max(len(low), len(high)) > _MAX_PORT_DIGITS or not 1 <= int(low) <= int(high) <= 65535:
+        raise click.UsageError(f"--port-range {shortened(text)}: 1 ≤ LO ≤ HI ≤ 65535 is expected")
     return int(low), int(high)
 
 
@@ -252,7 +280,9 @@ def _external_addresses(texts: Iterable[str]) -> dict[str, str | None]:
         public = _host(public_text, "--external-address")
         local = _host(local_text, "--external-address") if equals else None
         if local is not None and ip_address(local).version != ip_address(public).version:
-            raise click.UsageError(f"--external-address {text}: both must be IPv4, or both IPv6")
+            raise click.UsageError(f"--external-address {shortened(text)}: both must be IPv4, or both IPv6")
         if found.setdefault(public, local) != local:
-            raise click.UsageError(f"--external-address {text}: {public} was given with another local address before")
+            raise click.UsageError(
+                f"--external-address {shortened(text)}: {public} was given with another local address before"
+            )
     return found

@@ -2,7 +2,8 @@
 
 Results go to stdout through :class:`Output`: JSON Lines where that is asked for (``{"t": …, "event": …, …}``), else one
 plain line per event, coloured on a terminal. Logs go to stderr (:func:`configure_logs`). With ``--redact`` both hide IP
-addresses behind names that stay the same for one run, so that a report can still be followed.
+addresses behind names that stay the same for one run, so that a report can still be followed. What a terminal would
+obey instead of showing is escaped in all of them (``text.py``).
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 from iceagent.candidate import Candidate
+from iceagent.cli.text import escaped, escaped_lines, is_utf8, json_line, tolerate
 from iceagent.net.address import TransportAddress
 
 if TYPE_CHECKING:
@@ -81,6 +83,7 @@ class Output:
     ) -> None:
         self.as_json = as_json
         self._stream = sys.stdout if stream is None else stream
+        tolerate(self._stream)
         self.is_terminal = not as_json and self._stream.isatty()
         self._redactor = redactor
         self._clock = clock
@@ -110,9 +113,9 @@ class Output:
         self._tell(event, {name: plain(value) for name, value in fields.items()})
 
     def text(self, text: str) -> None:
-        """Write text for a person; nothing where JSON was asked for. Not redacted."""
+        """Write text for a person, one or several lines; nothing where JSON was asked for. Not redacted."""
         if not self.as_json:
-            self._write(text)
+            self._write(escaped_lines(text))
 
     @contextmanager
     def live(self, view: Callable[[], RenderableType]) -> Iterator[None]:
@@ -132,12 +135,13 @@ class Output:
     def _tell(self, event: str, values: dict[str, Any]) -> None:
         t = round(self._clock() - self._started, 6)
         if self.as_json:
-            self._write(json.dumps({"t": t, "event": event, **values}, ensure_ascii=False))
+            self._write(json_line({"t": t, "event": event, **values}, ascii_only=not is_utf8(self._stream)))
         else:
-            self._write_styled(f"{t:9.3f}  {event}{_as_words(values)}", _COLOURS.get(event.partition(".")[0], ""))
+            line = escaped(f"{t:9.3f}  {event}{_as_words(values)}")
+            self._write_styled(line, _COLOURS.get(event.partition(".")[0], ""))
 
     def _redact(self, value: Any) -> Any:
-        return value if self._redactor is None else _redacted(self._redactor, value)
+        return value if self._redactor is None else _mapped(self._redactor, value)
 
     def _write_styled(self, line: str, style: str) -> None:
         if self.is_terminal:
@@ -230,17 +234,23 @@ def configure_logs(*, verbosity: int = 0, as_json: bool = False, redactor: Redac
     import structlog
 
     def redact(_logger: Any, _name: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-        return line if redactor is None else {key: _redacted(redactor, value) for key, value in line.items()}
+        return line if redactor is None else {key: _mapped(redactor, value) for key, value in line.items()}
 
-    last: Any = structlog.processors.JSONRenderer(ensure_ascii=False)
+    def escape(_logger: Any, _name: str, line: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+        return {key: _mapped(escaped, value) for key, value in line.items()}
+
+    def as_text(line: Mapping[str, Any], **options: Any) -> str:
+        return json_line(line, ascii_only=not is_utf8(sys.stderr), **options)
+
+    last: list[Any] = [structlog.processors.JSONRenderer(as_text)]
     if not as_json:
-        last = structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        last = [escape, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             redact,
-            last,
+            *last,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[min(verbosity, len(_LEVELS) - 1)]),
         logger_factory=structlog.WriteLoggerFactory(_Stderr()),  # type: ignore[arg-type]
@@ -251,12 +261,12 @@ def configure_logs(*, verbosity: int = 0, as_json: bool = False, redactor: Redac
 _LEVELS = (logging.WARNING, logging.INFO, logging.DEBUG)
 
 
-def _redacted(redactor: Redactor, value: Any) -> Any:
-    """``value`` with every text in it redacted; of the forms that :func:`plain` makes."""
+def _mapped(change: Callable[[str], str], value: Any) -> Any:
+    """``value`` with every text in it changed; of the forms that :func:`plain` makes."""
     if isinstance(value, str):
-        return redactor(value)
+        return change(value)
     if isinstance(value, dict):
-        return {key: _redacted(redactor, item) for key, item in value.items()}
+        return {key: _mapped(change, item) for key, item in value.items()}
     if isinstance(value, list):
-        return [_redacted(redactor, item) for item in value]
+        return [_mapped(change, item) for item in value]
     return value

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import click
 
 from iceagent.cli import EXIT_DIRECT, EXIT_NO_PATH, EXIT_RELAY
-from iceagent.cli.options import listen_options, output_options, seed_option, server_options
+from iceagent.cli.options import FiniteFloat, listen_options, output_options, seed_option, server_options
 from iceagent.cli.output import Output
 from iceagent.cli.run import run
+from iceagent.cli.text import escaped
 from iceagent.config import Config, IceServer
 from iceagent.net.local import local_host
 from iceagent.probe.changes import changes
@@ -35,7 +36,7 @@ EXIT_CODES = {Outlook.DIRECT: EXIT_DIRECT, Outlook.RELAY: EXIT_RELAY, Outlook.NO
 @click.option(
     "--timeout",
     "timeout_s",
-    type=click.FloatRange(0.1, 600),
+    type=FiniteFloat(0.1, 600),
     default=5.0,
     show_default=True,
     metavar="S",
@@ -44,7 +45,7 @@ EXIT_CODES = {Outlook.DIRECT: EXIT_DIRECT, Outlook.RELAY: EXIT_RELAY, Outlook.NO
 @click.option(
     "--every",
     "every_s",
-    type=click.FloatRange(1, 86_400),
+    type=FiniteFloat(1, 86_400),
     metavar="S",
     help="Probe again every S seconds, and print what changed, until Ctrl-C.",
 )
@@ -108,7 +109,7 @@ class _Prober:
 
     def _show(self, report: Report) -> None:
         if self.output.is_terminal:
-            self.output.console.print(tables(report), soft_wrap=False)
+            self.output.console.print(tables(report, escaped), soft_wrap=False)
         elif self.output.as_json:
             self.output.event("probe.report", **report.as_json())
         else:
@@ -130,6 +131,8 @@ def _progress() -> Iterator[Callable[[str], None]]:
         yield lambda _: None
         return
     from rich.console import Console
+    from rich.text import Text
 
     with Console(stderr=True).status("probing") as status:
-        yield lambda text: status.update(text)
+        # As a Text: the brackets of an IPv6 address in a plain one would be taken for markup.
+        yield lambda text: status.update(Text(escaped(text)))

@@ -6,6 +6,7 @@ talk to ourselves or to a whole network, are refused, each with its reason.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Container
 
 from iceagent.candidate import Candidate
@@ -32,7 +33,7 @@ def refusal(candidate: Candidate, config: Config, own: Container[TransportAddres
         return "its port is 0"
     if candidate.address in own:
         return "it is one of our own sockets"
-    reason = _address_refusal(candidate.address.ip, config)
+    reason = _address_refusal(candidate.address.ip, config) or _family_refusal(candidate.address.ip, config)
     if reason is None and config.remote_filter is not None and not config.remote_filter(candidate):
         return "the remote filter refuses it"
     return reason
@@ -43,13 +44,30 @@ def _address_refusal(ip: IPAddress, config: Config) -> str | None:
         return "its address is unspecified"
     if ip.is_multicast:
         return "its address is multicast"
-    # 240.0.0.0/4 is reserved; 255.255.255.255 in it is the limited broadcast address.
-    if ip.version == 4 and int(ip) >> 24 in (0, 255):
-        return "its address is broadcast" if int(ip) == 0xFFFFFFFF else "its address is reserved"
+    if ip.version == 4 and int(ip) == 0xFFFFFFFF:
+        return "its address is broadcast"
+    # RFC 1122, 3.2.1.3 and RFC 1112, 4: 0.0.0.0/8 and 240.0.0.0/4.
+    if ip.version == 4 and (int(ip) >> 24 == 0 or int(ip) >> 28 == 15):
+        return "its address is reserved"
+    embedded = _embedded(ip)
+    if embedded is not None and _address_refusal(embedded, config) is not None:
+        return "the IPv4 address in it cannot be a peer's"
     if ip.is_loopback and not config.loopback:
         return "its address is loopback, which was not asked for"
+    return None
+
+
+def _family_refusal(ip: IPAddress, config: Config) -> str | None:
     if ip.version == 6 and not config.ipv6:
         return "IPv6 is switched off"
     if ip.version == 4 and not config.ipv4:
         return "IPv4 is switched off"
     return None
+
+
+def _embedded(ip: IPAddress) -> IPAddress | None:
+    """The IPv4 address that a translator would send to (RFC 6052), or that an old tunnel would (RFC 4291, 2.5.5.1)."""
+    if ip.version == 4 or ip.is_loopback or ip.is_unspecified:
+        return None
+    is_translated = int(ip) >> 32 in (0, 0x0064FF9B << 64)
+    return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if is_translated else None

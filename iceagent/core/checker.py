@@ -6,8 +6,8 @@ local peer-reflexive candidate where it is new, 7.2.5.3.1), or a role conflict (
 
 One pair may have several transactions under way. The *main* one is repeated on RFC 8489's schedule and decides about
 failure; *single* ones (early checks, consent) are sent once, and any late response to them still counts. DEVIATION:
-early new checks (RFC 8445, 7.2.5.2.5 and 14.3 know one transaction with an RTO of at least 500 ms), pinned by
-``tests/unit/core/test_checker.py``.
+early new checks (RFC 8445, 6.1.4.2 and 14.3 know one transaction with an RTO of at least 500 ms), pinned by
+test_an_unanswered_pair_gets_new_checks_after_100_200_and_400_ms.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = ["Check", "Checker", "Purpose"]
 
 # RFC 8445, 7.2.5.1.
 ROLE_CONFLICT = 487
-# A consent check or early check is answered within this time or not at all: consent expires after 30 s.
+# So long an answer to a consent check or early check is waited for; consent itself lasts no longer (RFC 7675, 5.1).
 _SINGLE_LIFETIME_S = 30.0
 # RFC 7675, 5.2: an authenticated 403 ends consent at once.
 FORBIDDEN = 403
@@ -138,6 +138,11 @@ class Checker:
             pair.check_started_at = now
         self._open.setdefault(pair, []).append(transaction)
 
+    def indicate(self, pair: CandidatePair) -> None:
+        """Send a Binding indication, which keeps NAT bindings alive and asks for nothing (RFC 8445, 11)."""
+        message = build(Method.BINDING, MessageClass.INDICATION, self._context.transaction_id())
+        self._context.transmit(pair.base, pair.destination, message.encode())
+
     def _make_room(self, pair: CandidatePair) -> None:
         transactions = self._open.get(pair, [])
         if len(transactions) >= _MAX_PER_PAIR:
@@ -174,7 +179,11 @@ class Checker:
             self._context.drop(datagram, "response with wrong integrity")
             return
         symmetric = datagram.source == transaction.destination and datagram.base == transaction.base
-        if not symmetric:
+        if not symmetric and (check.pair.is_valid or check.purpose in (Purpose.CONSENT, Purpose.EARLY)):
+            # 7.2.5.2.1 is about connectivity checks. Whoever sees a response can repeat it from elsewhere, and be
+            # faster.
+            self._context.drop(datagram, "response from another address")
+        elif not symmetric:
             self._finish(transaction)
             # 7.2.5.2.1. Non-Symmetric Transport Addresses
             self._fail(check, "the response came from another address than the request went to", now)

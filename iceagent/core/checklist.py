@@ -6,6 +6,9 @@ trickle RFC 8838, 12), the triggered-check queue (6.1.4.1) and the choice (6.1.4
 Candidates of ours that share a base form one pair per remote address: the pair of the base's best candidate. Pairs
 are found by (base, remote address); the list holds at most ``Config.max_pairs``, the lowest unchecked ones give way.
 
+DEVIATION from 6.1.4.2, which goes by priority alone: pairs of the base that the kernel routes the remote address from
+come first; pinned by test_one_pair_of_sixteen_by_sixteen_addresses_works.
+
 Knows nothing of STUN, pacing or time.
 """
 
@@ -30,15 +33,23 @@ class CheckList:
     Args:
         context: role, keys and limits.
         preferred_host: the local host that the kernel routes a remote address from, if known.
+        on_discarded: called with every pair that leaves the list.
     """
 
-    def __init__(self, context: Context, preferred_host: Callable[[TransportAddress], str | None]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        preferred_host: Callable[[TransportAddress], str | None],
+        on_discarded: Callable[[CandidatePair], None] = lambda pair: None,
+    ) -> None:
         self._context = context
+        self._on_discarded = on_discarded
         self._preferred_host = preferred_host
         self._bases: dict[int, dict[TransportAddress, Candidate]] = {}
         self._remotes: dict[int, dict[TransportAddress, Candidate]] = {}
         self._pairs: dict[_Key, CandidatePair] = {}
         self._foundations: dict[tuple[str, str], int] = {}
+        self._failed: dict[CandidatePair, None] = {}
         self._triggered: deque[CandidatePair] = deque()
         self._count = 0
         self._lowest: CandidatePair | None = None
@@ -81,6 +92,13 @@ class CheckList:
         pair.rerank(self._context.controlling)
         self._lowest = None
 
+    def remove_remote(self, candidate: Candidate) -> None:
+        """Forget a remote candidate and its pairs."""
+        self._remotes.get(candidate.component, {}).pop(candidate.address, None)
+        for pair in [p for p in self._pairs.values() if p.destination == candidate.address]:
+            if pair.component == candidate.component:
+                self._discard(pair)
+
     def remove_base(self, base: TransportAddress) -> list[CandidatePair]:
         """Forget a socket that is gone, and return the pairs that used it."""
         for bases in self._bases.values():
@@ -110,6 +128,10 @@ class CheckList:
         if state not in TRANSITIONS[pair.state]:
             raise AssertionError(f"{pair} cannot become {state.value}")
         pair.state = state
+        if state is PairState.FAILED:
+            self._failed[pair] = None
+        else:
+            self._failed.pop(pair, None)
         if state is not PairState.WAITING:
             self.untrigger(pair)
         if state is PairState.SUCCEEDED:
@@ -216,25 +238,29 @@ class CheckList:
         """Let the lowest pair that was never checked give way (6.1.2.5); one that a peer's check proved needs no
         higher order.
         """
+        failed = next((p for p in self._failed if not p.dead), None)
+        if failed is not None:
+            # RFC 8838, 10 and 11: "SHOULD discard any pairs in the Failed state to make room". A dead one is kept: it
+            # must be remembered that its credentials are (RFC 7675, 5.1).
+            self._discard(failed)
+            return True
         lowest = self._lowest
         if lowest is None or lowest.key not in self._pairs or lowest.state not in (PairState.FROZEN, PairState.WAITING):
             unchecked = (p for p in self._pairs.values() if p.state in (PairState.FROZEN, PairState.WAITING))
             lowest = self._lowest = min(unchecked, key=lambda p: p.order, default=None)
-        if lowest is None:
-            lowest = next((p for p in self._pairs.values() if p.state is PairState.FAILED), None)
-            if lowest is None:
-                return False
-        elif not proven and pair.order <= lowest.order:
+        if lowest is None or (not proven and pair.order <= lowest.order):
             return False
         self._discard(lowest)
         return True
 
     def _discard(self, pair: CandidatePair) -> None:
         self._pairs.pop(pair.key, None)
+        self._failed.pop(pair, None)
         self.untrigger(pair)
         self._uncount(pair.foundation)
         if self._lowest is pair:
             self._lowest = None
+        self._on_discarded(pair)
 
     def _uncount(self, foundation: tuple[str, str]) -> None:
         self._foundations[foundation] -= 1

@@ -6,14 +6,17 @@ peer's own requests do not. After 30 s without one, transmission stops and these
 five-tuple.
 
 Whenever it leaves, one leaves on each standby pair too, so that their NAT bindings and their consent are fresh when
-the pair in use fails (DEVIATION from RFC 8445, 8.3.1, pinned by ``tests/sim/test_nomination.py``).
+the pair in use fails (DEVIATION from RFC 8445, 8.1.2, 8.3.1 and 11, pinned by
+test_pairs_that_were_not_selected_are_kept_alive_and_take_over).
 
-Being checks, they also keep NAT bindings alive (DEVIATION from RFC 8445, 11, which sends indications; some carriers
-drop a heartbeat that nobody answers) and measure the round trip.
+Being checks, they also keep NAT bindings alive, for some carriers drop a heartbeat that nobody answers, and measure
+the round trip (DEVIATION from RFC 8445, 11, which sends indications; pinned by
+test_consent_checks_are_sent_once_with_new_ids_and_do_not_nominate).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -25,8 +28,11 @@ __all__ = ["Consent"]
 
 # RFC 7675, 5.1: "each interval MUST be randomized from between 0.8 and 1.2 times the basic period".
 _SHORTEST, _LONGEST = 0.8, 1.2
-# A path in doubt is checked at once, but a stream of ICMP errors asks for no more than two checks a second.
-_DOUBT_INTERVAL_S = 0.5
+# A path in doubt is checked before its turn, but RFC 7675, 5.1, also holds for whoever can forge ICMP errors:
+# "Implementations MUST NOT set the period between checks to less than 4 seconds".
+_DOUBT_INTERVAL_S = 4.0
+# RFC 8445, 11: Tr, for a lite agent, which asks nobody for consent and keeps its bindings alive by indications.
+_LITE_KEEPALIVE_S = 15.0
 
 
 @dataclass(slots=True)
@@ -75,25 +81,36 @@ class Consent:
     def handle_timeout(self, now: float) -> None:
         """Send what is due, and report what expired."""
         for pair, watch in list(self._watched.items()):
-            if now >= self._expires_at(pair):
+            if self._context.config.lite:
+                self._keep_alive(pair, watch, now)
+            elif now >= self._expires_at(pair):
                 del self._watched[pair]
                 self._on_expired(pair, now)
             elif now >= watch.next_at:
                 self._check(pair, watch, now)
-                for other in self._standby(pair):
-                    self._checker.check(other, Purpose.CONSENT, now)
 
     def poll_timeout(self) -> float | None:
         """The next check or expiry."""
         return min((min(w.next_at, self._expires_at(p)) for p, w in self._watched.items()), default=None)
 
+    def _keep_alive(self, pair: CandidatePair, watch: _Watch, now: float) -> None:
+        """11: "All endpoints MUST send keepalives for each data session"."""
+        if now >= watch.next_at:
+            watch.next_at = now + _LITE_KEEPALIVE_S
+            self._checker.indicate(pair)
+
     def _check(self, pair: CandidatePair, watch: _Watch, now: float) -> None:
         watch.next_at = now + self._interval()
         watch.checked_at = now
-        self._checker.check(pair, Purpose.CONSENT, now)
+        for each in (pair, *self._standby(pair)):
+            self._checker.check(each, Purpose.CONSENT, now)
 
     def _expires_at(self, pair: CandidatePair) -> float:
+        if self._context.config.lite:
+            return math.inf
         return (pair.responded_at or 0.0) + self._context.config.consent_timeout_s
 
     def _interval(self) -> float:
+        if self._context.config.lite:
+            return _LITE_KEEPALIVE_S
         return self._context.config.consent_interval_s * self._context.rng.uniform(_SHORTEST, _LONGEST)

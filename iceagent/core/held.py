@@ -4,12 +4,13 @@
   most 100.
 - Data from an address that has not authenticated itself yet: a peer may be connected one round trip before us, and a
   lost first DTLS flight costs a second. At most 16 datagrams for 1 s; what is not claimed is dropped and counted.
-- Candidates that name credentials which have not arrived (RFC 8838, 8.3.1). At most 100.
+  DEVIATION from RFC 8445, 12.2, pinned by test_data_of_a_stranger_is_dropped_after_a_second_exactly.
+- Candidates that name credentials which have not arrived (RFC 8838, 9). At most 100.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 
 from iceagent.candidate import Candidate
 from iceagent.core.context import Context
@@ -52,10 +53,21 @@ class Held:
 
     def hold_data(self, datagram: Datagram, now: float) -> None:
         """Keep data of a stranger who may turn out to be the peer."""
-        if len(self._data) >= MAX_HELD_DATAGRAMS:
+        if len(self._data) >= MAX_HELD_DATAGRAMS and not self._make_room(datagram):
             self._context.drop(datagram, "data from an address that never authenticated")
             return
         self._data.append((now + HOLD_S, datagram))
+
+    def _make_room(self, datagram: Datagram) -> bool:
+        """A stranger who sends much gives way to one who sends little."""
+        counts = Counter(held.source for _, held in self._data)
+        noisiest, count = counts.most_common(1)[0]
+        if noisiest == datagram.source or count <= counts[datagram.source] + 1:
+            return False
+        victim = next(item for item in self._data if item[1].source == noisiest)
+        self._data.remove(victim)
+        self._context.drop(victim[1], "data from an address that never authenticated")
+        return True
 
     def take_data(self, base: TransportAddress, source: TransportAddress) -> list[Datagram]:
         """The held data of an address that just authenticated itself, in order."""
@@ -66,12 +78,10 @@ class Held:
             self._data = deque(item for item in self._data if item[1] not in taken)
         return taken
 
-    def hold_candidate(self, candidate: Candidate) -> bool:
-        """Keep a candidate for later; false when there are too many."""
-        if len(self._candidates) >= MAX_HELD_CANDIDATES:
-            return False
+    def hold_candidate(self, candidate: Candidate) -> Candidate | None:
+        """Keep a candidate for later; returns the oldest one when there are too many, which is forgotten."""
         self._candidates.append(candidate)
-        return True
+        return self._candidates.popleft() if len(self._candidates) > MAX_HELD_CANDIDATES else None
 
     def take_candidates(self) -> list[Candidate]:
         """All held candidates, in order."""

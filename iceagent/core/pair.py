@@ -55,6 +55,7 @@ class Traffic:
         component: 1 … 256.
         received_at: when data last came in, seconds; 0.0: never.
         sent_at: when data last went out, seconds; 0.0: never.
+        has_answered: a check of ours was answered from there.
     """
 
     component: int
@@ -65,6 +66,7 @@ class Traffic:
     packets_discarded: int = 0
     received_at: float = 0.0
     sent_at: float = 0.0
+    has_answered: bool = False
 
 
 @dataclass(slots=True, eq=False, kw_only=True)

@@ -39,19 +39,33 @@ class Peers:
         component: int,
         now: float,
         pair: CandidatePair | None = None,
+        *,
+        is_answer: bool = False,
     ) -> None:
-        """An authenticated message came from there: its data is the peer's, also what was held."""
+        """An authenticated message came from there: its data is the peer's, also what was held.
+
+        A request can be replayed from anywhere, an answer to ours cannot: in a full table, an answer takes a
+        request's place.
+        """
         table = self.table(base)
         traffic = table.get(source)
         if traffic is None:
-            if len(table) >= MAX_PEERS_PER_BASE:
+            if len(table) >= MAX_PEERS_PER_BASE and not (is_answer and self._make_room(table)):
                 self._context.counters["five-tuples over the limit"] += 1
                 return
             traffic = table[source] = pair.traffic if pair is not None else Traffic(component)
             for datagram in self._held.take_data(base, source):
                 self._deliver(datagram, traffic, now)
+        traffic.has_answered |= is_answer
         if pair is not None:
             pair.traffic = traffic
+
+    @staticmethod
+    def _make_room(table: dict[TransportAddress, Traffic]) -> bool:
+        victim = next((source for source, traffic in table.items() if not traffic.has_answered), None)
+        if victim is not None:
+            del table[victim]
+        return victim is not None
 
     def forbid(self, pair: CandidatePair) -> None:
         """Consent is gone: data from there is a stranger's again."""

@@ -7,7 +7,7 @@ its pairs.
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.core.admission import refusal
@@ -31,15 +31,25 @@ class Remotes:
 
     Args:
         own: addresses of our sockets.
+        has_answered: whether a check of ours was ever answered from an address.
     """
 
-    def __init__(self, context: Context, held: Held, own: Container[TransportAddress]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        held: Held,
+        own: Container[TransportAddress],
+        has_answered: Callable[[TransportAddress], bool],
+    ) -> None:
         self._context = context
         self._held = held
         self._own = own
+        self._has_answered = has_answered
         self._candidates: dict[tuple[int, TransportAddress], Candidate] = {}
         self._old_ufrags: list[str] = []
         self._learnt = 0
+        self._count = 0
+        self._forgotten = 0
 
     def add(self, candidate: Candidate, checklist: CheckList) -> bool:
         """Take a signalled candidate; whether there is something new to check."""
@@ -63,45 +73,73 @@ class Remotes:
         self._context.emit(RemoteCandidateAdded(candidate=candidate, via="signalling"))
         return True
 
-    def find_or_learn(self, check: IncomingCheck, component: int) -> Candidate | None:
+    def find_or_learn(self, check: IncomingCheck, component: int, checklist: CheckList) -> Candidate | None:
         """7.3.1.3. Learning Peer-Reflexive Candidates; they are not paired with other bases of ours."""
         known = self._candidates.get((component, check.source))
         if known is not None:
             return known
-        if self._learnt >= self._context.config.max_peer_reflexive:
-            self._context.counters["peer-reflexive candidates over the limit"] += 1
-            return None
-        candidate = Candidate(
-            foundation=f"r{check.priority}x{self._learnt}",
-            component=component,
-            priority=check.priority,
-            address=check.source,
-            type=CandidateType.PEER_REFLEXIVE,
-        )
+        candidate = self._candidate(check, component)
         reason = self._refusal(candidate)
         if reason is not None:
             self._refuse(candidate, reason)
             return None
+        if self._learnt >= self._context.config.max_peer_reflexive and not self._make_room(checklist):
+            self._context.counters["peer-reflexive candidates over the limit"] += 1
+            return None
         self._learnt += 1
+        self._count += 1
         self._candidates[component, check.source] = candidate
         self._context.emit(RemoteCandidateAdded(candidate=candidate, via="check"))
         return candidate
+
+    def refuses(self, check: IncomingCheck, component: int) -> bool:
+        """Whether no candidate can be made of a check's source."""
+        if (component, check.source) in self._candidates:
+            return False
+        return self._refusal(self._candidate(check, component)) is not None
 
     def end_generation(self, ufrag: str) -> None:
         """The peer's credentials with this fragment are over, and so are its candidates."""
         self._old_ufrags = [*self._old_ufrags, ufrag][-_MAX_OLD_UFRAGS:]
         self._candidates.clear()
-        self._learnt = 0
+        self._learnt = self._forgotten = 0
 
     def all(self) -> list[Candidate]:
         """Signalled and learnt, in that order of arrival."""
         return list(self._candidates.values())
 
+    def _candidate(self, check: IncomingCheck, component: int) -> Candidate:
+        return Candidate(
+            foundation=f"r{check.priority}x{self._count}",
+            component=component,
+            priority=check.priority,
+            address=check.source,
+            type=CandidateType.PEER_REFLEXIVE,
+        )
+
     def _hold(self, candidate: Candidate) -> None:
         if candidate.ufrag in self._old_ufrags:
             self._refuse(candidate, "it belongs to an earlier generation")
-        elif not self._held.hold_candidate(candidate):
-            self._refuse(candidate, "too many candidates wait for a description")
+            return
+        forgotten = self._held.hold_candidate(candidate)
+        if forgotten is not None:
+            self._refuse(forgotten, "too many candidates wait for a description")
+
+    def _make_room(self, checklist: CheckList) -> bool:
+        """Forget the oldest learnt candidate that never answered: it may come from a replayed request.
+
+        Not without end: behind two NATs that map every destination anew, each check shows another address.
+        """
+        if self._forgotten >= self._context.config.max_peer_reflexive:
+            return False
+        for key, candidate in self._candidates.items():
+            if candidate.type is CandidateType.PEER_REFLEXIVE and not self._has_answered(candidate.address):
+                del self._candidates[key]
+                self._learnt -= 1
+                self._forgotten += 1
+                checklist.remove_remote(candidate)
+                return True
+        return False
 
     def _refusal(self, candidate: Candidate) -> str | None:
         config = self._context.config

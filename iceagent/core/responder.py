@@ -2,10 +2,12 @@
 
 RFC 8445, 7.3: authenticate (RFC 8489, 9.1.3), settle a role conflict (7.3.1.1), answer, and report an
 :class:`IncomingCheck`, from which the session learns peer-reflexive candidates and queues triggered checks. Answers
-leave at once, also before the peer's credentials are known (7.3: "as early checks").
+leave at once, also before the peer's credentials are known (7.3: "the agent MUST immediately generate a response").
 
 Strangers are told what the RFC wants them to be told (400, 401), but at most ten a second: nobody is amplified
-through us.
+through us (DEVIATION from RFC 8489, 9.1.3, pinned by test_strangers_get_ten_answers_a_second). A check without
+FINGERPRINT is answered: its integrity says more (DEVIATION from 7.3, pinned by
+test_a_check_without_a_fingerprint_is_answered_all_the_same).
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ __all__ = ["IncomingCheck", "Responder"]
 
 # Answers to requests that prove nothing, per second.
 _STRANGER_ANSWERS = 10
+# A conflict is settled by one switch; a peer that goes on has something else in mind.
+_MAX_ROLE_SWITCHES = 100
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +66,17 @@ class Responder:
 
     Args:
         switch_role: called when our role gives way (7.3.1.1).
+        refusal: asked before an authenticated check is answered with success: a code and its reason instead.
     """
 
-    def __init__(self, context: Context, switch_role: Callable[[bool, str, float], None]) -> None:
+    def __init__(
+        self,
+        context: Context,
+        switch_role: Callable[[bool, str, float], None],
+        refusal: Callable[[IncomingCheck], tuple[int, str] | None] = lambda check: None,
+    ) -> None:
         self._context = context
+        self._refusal = refusal
         self._switch_role = switch_role
         self._keys: dict[str, IntegrityKey] = {}
         self._strangers = TokenBucket(rate=_STRANGER_ANSWERS, capacity=_STRANGER_ANSWERS)
@@ -82,27 +93,28 @@ class Responder:
             self._context.drop(datagram, "request of another method than Binding")
             return None
         username = message.get(USERNAME)
-        if username is None or not message.has_integrity:
+        is_sha256 = message.has_integrity_sha256
+        if username is None or not (message.has_integrity or is_sha256):
             self._refuse(message, datagram, 400, "Bad Request", now)
             return None
         own_ufrag, _, ufrag = username.partition(":")
         key = self._keys.get(own_ufrag)
-        if key is None or not message.verify(key):
+        # RFC 8489, 9.1.3: where both are there, MESSAGE-INTEGRITY-SHA256 decides, and the answer uses it too.
+        if key is None or not (message.verify_sha256(key) if is_sha256 else message.verify(key)):
             self._refuse(message, datagram, 401, "Unauthenticated", now)
             return None
         if message.unknown_required:
-            self._answer(datagram, message.unknown_attributes_response().encode(key))
+            self._answer(datagram, message.unknown_attributes_response().encode(key, sha256=is_sha256))
             return None
         priority = message.get(PRIORITY)
         if priority is None or not 0 < priority < 2**31:
             # 7.1.1: "The PRIORITY attribute MUST be included in a Binding request".
-            self._answer(datagram, message.error_response(400, "Bad Request").encode(key))
+            self._answer(datagram, message.error_response(400, "Bad Request").encode(key, sha256=is_sha256))
             return None
         if not self._settle_roles(message, now):
-            self._answer(datagram, message.error_response(487, "Role Conflict").encode(key))
+            self._answer(datagram, message.error_response(487, "Role Conflict").encode(key, sha256=is_sha256))
             return None
-        self._answer(datagram, message.success((XOR_MAPPED_ADDRESS, datagram.source)).encode(key))
-        return IncomingCheck(
+        check = IncomingCheck(
             base=datagram.base,
             source=datagram.source,
             priority=priority,
@@ -110,6 +122,13 @@ class Responder:
             ufrag=ufrag,
             own_ufrag=own_ufrag,
         )
+        refusal = self._refusal(check)
+        if refusal is not None:
+            self._context.counters[f"checks refused with {refusal[0]}"] += 1
+            self._answer(datagram, message.error_response(*refusal).encode(key, sha256=is_sha256))
+            return None
+        self._answer(datagram, message.success((XOR_MAPPED_ADDRESS, datagram.source)).encode(key, sha256=is_sha256))
+        return check
 
     def _settle_roles(self, message: Message, now: float) -> bool:
         """7.3.1.1. Detecting and Repairing Role Conflicts: whether the request may be answered with success."""
@@ -118,11 +137,12 @@ class Responder:
         if theirs is None:
             return True
         we_win = context.tie_breaker >= theirs
-        if context.controlling == we_win:
+        if context.controlling == we_win or context.counters["role switches"] >= _MAX_ROLE_SWITCHES:
             # Controlling with the larger tie-breaker, or controlled with the smaller: they have to switch.
             return False
         if context.config.lite:
             return True
+        context.counters["role switches"] += 1
         self._switch_role(not context.controlling, "the peer has the same role and wins the tie-break", now)
         return True
 

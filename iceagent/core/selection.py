@@ -2,12 +2,18 @@
 
 Data flows on the first valid pair at once ("connected"); nomination settles it. Controlling (RFC 8445, 8.1.1, regular
 nomination): the best valid pair is nominated when nothing better can still arrive, or after a short wait by type
-(``Config.nomination_wait_s``). A better pair that becomes valid later is nominated again (DEVIATION from 8.1.1,
-pinned by ``tests/sim/test_nomination.py``), with USE-CANDIDATE and a rising NOMINATION value together.
+(``Config.nomination_wait_s``). A better pair that becomes valid later is nominated again, with USE-CANDIDATE and a
+rising NOMINATION value together (DEVIATION from 8.1.1, pinned by
+test_a_better_pair_that_becomes_valid_later_is_nominated_again).
 
 Controlled: the highest NOMINATION wins. From a peer that sends none, USE-CANDIDATE counts once per pair, and among
 several nominated pairs the one that last carried the peer's data wins, else the one of highest priority (aggressive
-nomination).
+nomination; DEVIATION from 8.1.1, which knows the priority only, pinned by
+test_report_03_a_renomination_without_value_is_followed_with_the_data).
+
+When the selected pair is lost, data goes on over the best valid pair whose consent is fresh, before that is nominated
+(DEVIATION from 12.1, pinned by
+test_a_socket_that_goes_takes_its_pairs_and_the_next_one_takes_over_at_once).
 
 Carries out; *whether* a working path should be left for another one of the same standing is ``relay/upgrade.py``'s
 question.
@@ -47,6 +53,9 @@ class _Component:
         nominating: our nomination that is not answered yet.
         due: it has not been sent yet.
         valid_since: when the first valid pair appeared.
+        is_concluded: a pair was agreed by nomination once.
+        answered: the highest NOMINATION of ours that the peer accepted; one without a value counts as -1.
+        highest_seen: the highest NOMINATION of the peer's; 0: none.
     """
 
     current: CandidatePair | None = None
@@ -55,6 +64,9 @@ class _Component:
     nominated_at: float = 0.0
     due: bool = False
     valid_since: float | None = None
+    is_concluded: bool = False
+    answered: int = -1
+    highest_seen: int = 0
 
 
 class Selection:
@@ -63,6 +75,7 @@ class Selection:
     Args:
         on_current: called with (old, new, now) when data moves.
         on_unanswered: called with a pair whose nomination was not answered in time.
+        on_selected: called with a pair that was agreed by nomination.
         on_superseded: called with a pair whose nomination must not be repeated: a peer without NOMINATION would obey
             it.
     """
@@ -74,26 +87,22 @@ class Selection:
         on_current: Callable[[CandidatePair | None, CandidatePair | None, float], None],
         on_unanswered: Callable[[CandidatePair, float], None],
         on_superseded: Callable[[CandidatePair], None],
+        on_selected: Callable[[CandidatePair], None],
     ) -> None:
         self._context = context
         self._on_current = on_current
         self._on_unanswered = on_unanswered
         self._on_superseded = on_superseded
+        self._on_selected = on_selected
         self._checklist: CheckList | None = None
         self._components: dict[int, _Component] = {}
         self._counter = 0
-        self._answered = -1
-        self._highest_seen = 0
 
     def use(self, checklist: CheckList) -> None:
         """A new generation begins; the paths in use stay until it has found one (RFC 8445, 9)."""
         self._checklist = checklist
-        self._counter = self._highest_seen = 0
-        # A nomination without a value counts as -1.
-        self._answered = -1
-        for component in self._components.values():
-            component.selected = component.nominating = component.valid_since = None
-            component.due = False
+        self._counter = 0
+        self._components = {number: _Component(current=c.current) for number, c in self._components.items()}
 
     # --- what happened -------------------------------------------------------------------------------------------
 
@@ -116,21 +125,27 @@ class Selection:
     def on_nomination_answered(self, pair: CandidatePair, value: int, now: float) -> None:
         """Controlling: the peer accepted."""
         component = self._component(pair)
-        if not self._context.controlling or value < self._answered or component.nominating not in (pair, None):
+        if not self._context.controlling or value < component.answered or component.nominating not in (pair, None):
             # The peer has seen a later nomination, or will: it is that one's answer which counts.
             return
         component.nominating = None
-        self._answered = max(value, self._answered)
+        component.answered = max(value, component.answered)
         self._select(component, pair, "nominated", now)
 
-    def on_nominated(self, pair: CandidatePair, value: int, now: float) -> None:
-        """Controlled: a check of the peer's nominates (7.3.1.5); -1: USE-CANDIDATE alone."""
+    def on_nominated(self, pair: CandidatePair, value: int, now: float) -> bool:
+        """Controlled: a check of the peer's nominates (7.3.1.5); -1: USE-CANDIDATE alone.
+
+        Returns:
+            Whether the pair needs a check of ours first: data may not go where consent is stale (RFC 7675, 5.1).
+        """
         if self._context.controlling:
-            return
-        if pair.is_valid and pair.state is PairState.SUCCEEDED:
+            return False
+        if pair.state is PairState.SUCCEEDED and self._has_consent(pair, now):
             self._accept(pair, value, now)
-        elif pair.nominate_with is None or value > pair.nominate_with:
+            return False
+        if pair.nominate_with is None or value > pair.nominate_with:
             pair.nominate_with = value
+        return True
 
     def on_failed(self, pair: CandidatePair, now: float) -> None:
         """A check of this pair failed: it is valid no more; of the pair in use, only a failed nomination says so."""
@@ -159,8 +174,9 @@ class Selection:
 
     def on_data(self, pair: CandidatePair, now: float) -> None:
         """Data came in on another path than ours goes out on."""
-        if not self._context.controlling and not self._highest_seen and pair.nominated:
-            self._follow(self._component(pair), now)
+        component = self._component(pair)
+        if not self._context.controlling and not component.highest_seen and pair.nominated:
+            self._follow(component, now)
 
     def on_role(self) -> None:
         """Our role changed: what we were about to nominate is the peer's business now, or ours anew."""
@@ -247,10 +263,12 @@ class Selection:
             return
         if nominating is not None:
             wanted = best.rank > nominating.rank
+        elif component.is_concluded and not self._context.config.renomination:
+            wanted = False
         elif component.selected is None:
             wanted = self._is_time(number, component, best, now)
         else:
-            wanted = self._context.config.renomination and best.rank > component.selected.rank
+            wanted = best.rank > component.selected.rank
         if wanted:
             self._nominate(component, best, now)
 
@@ -287,16 +305,16 @@ class Selection:
         """7.3.1.5, with and without NOMINATION."""
         component = self._component(pair)
         if value >= 0:
-            if value > self._highest_seen:
-                self._highest_seen = value
+            if value > component.highest_seen:
+                component.highest_seen = value
                 self._select(component, pair, "nominated by the peer", now)
-        elif not self._highest_seen and not pair.nominated:
+        elif not component.highest_seen and not pair.nominated:
             pair.nominated = True
             self._follow(component, now)
 
     def _follow(self, component: _Component, now: float) -> None:
         """Among several pairs nominated without NOMINATION, go where the peer's data comes from."""
-        nominated = [p for p in self._checklist or () if p.nominated and p.is_valid]
+        nominated = [p for p in self._checklist or () if p.nominated and self._has_consent(p, now)]
         mine = [p for p in nominated if self._component(p) is component]
         if mine:
             chosen = max(mine, key=lambda p: (p.traffic.received_at, p.rank))
@@ -304,10 +322,17 @@ class Selection:
 
     def _select(self, component: _Component, pair: CandidatePair, reason: str, now: float) -> None:
         pair.nominated = True
+        component.is_concluded = True
         if component.selected is pair and component.current is pair:
             return
         component.selected = pair
-        self._move(component, pair, reason, now)
+        if not self._context.config.lite:
+            self._move(component, pair, reason, now)
+        elif all(self.selected(number) for number in range(1, self._context.config.components + 1)):
+            # 12.1.1: a lite agent sends once its valid list has a pair for each component.
+            for each in self._components.values():
+                self._move(each, each.selected, reason, now)
+        self._on_selected(pair)
 
     def _move(self, component: _Component, pair: CandidatePair | None, reason: str, now: float) -> None:
         old, either = component.current, pair or component.current
@@ -327,9 +352,12 @@ class Selection:
         """The best pair that may carry data at once: its last response is no older than consent may be (RFC 7675,
         5.1).
         """
-        since = now - self._context.config.consent_timeout_s
-        fresh = (p for p in self.valid_pairs(number) if p.responded_at is not None and p.responded_at > since)
+        fresh = (p for p in self.valid_pairs(number) if self._has_consent(p, now))
         return max(fresh, key=lambda p: p.rank, default=None)
+
+    def _has_consent(self, pair: CandidatePair, now: float) -> bool:
+        since = now - self._context.config.consent_timeout_s
+        return pair.is_valid and pair.responded_at is not None and pair.responded_at > since
 
     def _component(self, pair: CandidatePair) -> _Component:
         return self._components.setdefault(pair.component, _Component())

@@ -16,11 +16,12 @@ deadline.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
 
-from iceagent.candidate import Candidate
+from iceagent.candidate import Candidate, CandidateType
 from iceagent.config import Config
 from iceagent.core.checker import Check, Checker
 from iceagent.core.checklist import CheckList
@@ -50,8 +51,14 @@ from relay.stun import BadMessage, is_stun, parse
 
 __all__ = ["IceSession"]
 
+# Credentials that change again within this time, before any check came of them, belong to one exchange.
+_SETTLING_S = 5.0
+# Generations of the peer's that were used and are over.
+_MAX_SPENT_UFRAGS = 10
 # Our own candidates: bases × servers, far below.
 _MAX_LOCAL_CANDIDATES = 1000
+# Of one type on one base: every server behind a symmetric NAT sees another address.
+_MAX_REFLEXIVE_PER_BASE = 16
 
 
 class IceSession:
@@ -85,13 +92,13 @@ class IceSession:
             config=config,
             rng=rng,
             system_rng=system_rng,
-            controlling=controlling and not config.lite,
+            controlling=controlling,
             tie_breaker=system_rng.getrandbits(64),
             ta_s=config.ta_s,
         )
         self._preferred_host = preferred_host if config.route_order else (lambda remote: None)
         self._budget = RemoteBudget()
-        self._checklist = CheckList(self._context, self._preferred_host)
+        self._checklist = CheckList(self._context, self._preferred_host, self._on_discarded)
         self._checker = Checker(
             self._context,
             self._checklist,
@@ -102,13 +109,14 @@ class IceSession:
             on_revoked=self._on_consent_revoked,
             find_local=self._find_local,
         )
-        self._responder = Responder(self._context, self._switch_role)
+        self._responder = Responder(self._context, self._switch_role, self._check_refusal)
         self._responder.accept(self.local_credentials)
         self._selection = Selection(
             self._context,
             on_current=self._on_current,
             on_unanswered=self._on_nomination_unanswered,
             on_superseded=self._checker.quiet,
+            on_selected=self._on_selected,
         )
         self._consent = Consent(
             self._context, self._checker, on_expired=self._on_consent_expired, standby=self._selection.standby
@@ -116,14 +124,19 @@ class IceSession:
         self._selection.use(self._checklist)
         self._held = Held(self._context)
         self._peers = Peers(self._context, self._held)
-        # RFC 8445 leaves a process's total open; without a shared bucket only the agent's own one counts.
+        # RFC 8445, 14.2: one transaction per 5 ms, of all agents together; without a shared bucket there is but this
+        # one.
         pacer = CheckPacer(ceiling or TokenBucket(rate=1000, capacity=1000), burst=config.burst, ta_s=config.ta_s)
         self._scheduler = Scheduler(self._context, self._checker, self._selection, self._budget, pacer)
         self._scheduler.use(self._checklist)
         self._status = Status(self._context, self._selection)
         self._locals: list[Candidate] = []
         self._component_of: dict[TransportAddress, int] = {}
-        self._remotes = Remotes(self._context, self._held, self._component_of)
+        self._remotes = Remotes(self._context, self._held, self._component_of, self._budget.has_answered)
+        self._spent_ufrags: deque[str] = deque(maxlen=_MAX_SPENT_UFRAGS)
+        self._began_at = 0.0
+        self._is_used = False
+        self._is_answer = False
         self._deadline: float | None = None
 
     # --- commands ------------------------------------------------------------------------------------------------
@@ -132,19 +145,22 @@ class IceSession:
         """Use a candidate of ours.
 
         Returns:
-            False if it is redundant (RFC 8445, 5.1.3: same address and base as a better one) or one too many.
+            False if it is redundant (RFC 8838, 9: address and base of an earlier one, whatever the priorities) or one
+            too many.
         """
         base = candidate.base or candidate.address
         redundant = any(
             c.address == candidate.address and c.base == base and c.component == candidate.component
             for c in self._locals
         )
-        if redundant or len(self._locals) >= _MAX_LOCAL_CANDIDATES:
+        if redundant or self._is_one_too_many(candidate, base):
             return False
         candidate = replace(candidate, base=base)
         self._locals.append(candidate)
         self._component_of[base] = candidate.component
         self._context.emit(LocalCandidateFound(candidate=candidate))
+        # DEVIATION: RFC 8838, 10 pairs it when the peer was told; pinned by
+        # test_a_candidate_is_paired_before_the_peer_was_told.
         self._checklist.add_local(candidate)
         self._run(now)
         return True
@@ -173,10 +189,14 @@ class IceSession:
         :class:`IceRestarted`), unless ours changed since theirs last did (RFC 8445, 9).
         """
         credentials = description.credentials
+        if credentials.ufrag in self._spent_ufrags:
+            # Said again, late, while we wait for the answer to our own restart.
+            self._context.counters["descriptions of an earlier generation"] += 1
+            return
         if self.remote_credentials is not None and self.remote_credentials != credentials:
             # After a restart of our own, the peer's credentials are unknown: these are the answer then, no second
             # restart.
-            self._restart(None, by_peer=True)
+            self._on_new_credentials(now)
         if self.remote_credentials != credentials:
             self._begin(description, now)
         for candidate in description.candidates:
@@ -246,7 +266,10 @@ class IceSession:
         self._run(now)
 
     def handle_error(self, base: TransportAddress, destination: TransportAddress, errno: int, now: float) -> None:
-        """The network said no. It may lie (ICMP is easily forged), or be early: doubt, never death."""
+        """The network said no. It may lie (ICMP is easily forged), or be early: doubt, never death.
+
+        DEVIATION: RFC 8445, 7.2.5.2.2 fails the pair; pinned by test_an_icmp_error_asks_for_a_check_and_kills_nothing.
+        """
         pair = self._checklist.find(base, destination)
         for candidate in (pair, *self._selection.currents()):
             if candidate is not None and candidate.key == (base, destination):
@@ -345,9 +368,15 @@ class IceSession:
         context.ta_s = min(context.ta_s, 60.0)
         self._scheduler.set_ta(context.ta_s)
         if description.lite and not config.lite and not context.controlling:
-            # 6.1.1: "the full agent MUST take on the controlling role".
+            # 6.1.1: "The full agent MUST take the controlling role".
             self._switch_role(True, "the peer is a lite agent", now)
+        elif config.lite and context.controlling:
+            self._switch_role(False, "we are a lite agent", now)
         self._status.begin(now)
+        self._began_at, self._is_used = now, False
+        if description.lite and config.lite:
+            # 6.1.1 and 8.2 pair two lite agents without any check; nothing of that is worth having.
+            self._status.move(AgentState.FAILED, "both agents are lite")
         for local in self._locals:
             self._checklist.add_local(local)
         for candidate in self._held.take_candidates():
@@ -355,11 +384,25 @@ class IceSession:
         for check in self._held.take_checks():
             self._on_check(check, now)
 
+    def _on_new_credentials(self, now: float) -> None:
+        """The peer's credentials changed: a restart, to be answered by new ones of ours.
+
+        Two of its restarts in a row are answered once: with two offers under way, the answer to the first would look
+        like
+        a restart to the peer, its answer to that like one to us, and so on for ever. So while ours are such an answer,
+        a moment old and not used yet, they answer the newer ones too.
+        """
+        is_settling = self._is_answer and not self._is_used and now < self._began_at + _SETTLING_S
+        if not is_settling:
+            self._restart(None, by_peer=True)
+        else:
+            self._forget_remote()
+
     def _restart(self, credentials: Credentials | None, *, by_peer: bool) -> None:
         self.local_credentials = credentials or Credentials.random(self._context.system_rng)
+        self._is_answer = by_peer
         self._responder.accept(self.local_credentials)
         if self.remote_credentials is not None:
-            self._remotes.end_generation(self.remote_credentials.ufrag)
             self._forget_remote()
         self._context.emit(IceRestarted(by_peer=by_peer))
 
@@ -367,13 +410,18 @@ class IceSession:
         """Pairs of the old generation go, but for those in use: they carry data, and keep their consent (RFC 7675,
         5.1).
         """
+        if self.remote_credentials is not None:
+            self._remotes.end_generation(self.remote_credentials.ufrag)
+            if self._is_used:
+                # A peer that never used ours may not have seen them, and answers our restart with the same of its own.
+                self._spent_ufrags.append(self.remote_credentials.ufrag)
         in_use = self._selection.currents()
         for pair in self._checklist:
             if pair not in in_use:
                 self._checker.forget(pair)
             else:
                 self._checker.quiet(pair)
-        self._checklist = CheckList(self._context, self._preferred_host)
+        self._checklist = CheckList(self._context, self._preferred_host, self._on_discarded)
         self._checker.checklist = self._checklist
         self._selection.use(self._checklist)
         self._scheduler.use(self._checklist)
@@ -382,8 +430,17 @@ class IceSession:
         self._status.remote_done = False
 
     def _add_remote(self, candidate: Candidate, now: float) -> None:
-        if self._remotes.add(candidate, self._checklist):
+        if self._status.remote_done and not self.config.late_candidates:
+            self._context.counters["late candidates ignored"] += 1
+        elif self._remotes.add(candidate, self._checklist):
             self._status.on_new_candidate(now)
+
+    def _is_one_too_many(self, candidate: Candidate, base: TransportAddress) -> bool:
+        """A server that sees another address every time must not fill the list; a new interface always finds room."""
+        if candidate.type is CandidateType.HOST:
+            return False
+        of_base = sum(c.base == base and c.type is candidate.type for c in self._locals)
+        return of_base >= _MAX_REFLEXIVE_PER_BASE or len(self._locals) >= _MAX_LOCAL_CANDIDATES
 
     def _find_local(self, component: int, base: TransportAddress, mapped: TransportAddress) -> Candidate | None:
         return next(
@@ -397,20 +454,22 @@ class IceSession:
         component = self._component_of.get(check.base)
         if component is None:
             return
-        self._budget.answered(check.source)
         if check.own_ufrag != self.local_credentials.ufrag:
             # The peer keeps consent for the path of the generation before.
-            self._peers.allow(check.base, check.source, component, now)
             return
-        keys = self._context.keys
-        if keys is None:
+        self._budget.asked(check.source, now)
+        if self._context.keys is None:
             self._peers.allow(check.base, check.source, component, now)
             self._held.hold_check(check)
             return
-        remote = self._remotes.find_or_learn(check, component)
+        # Only who has our credentials can send this; responses prove less, they come before the peer knows them.
+        self._is_used = True
+        if self._is_freed(check, component):
+            return
+        remote = self._remotes.find_or_learn(check, component, self._checklist)
         local = self._checklist.local(component, check.base)
         pair = self._checklist.form(local, remote) if local is not None and remote is not None else None
-        if pair is None or pair.dead:
+        if pair is None:
             self._context.counters["checks without a pair"] += 1
             return
         pair.requests_received += 1
@@ -419,18 +478,38 @@ class IceSession:
         if self.config.lite:
             self._on_check_as_lite(pair, check, now)
             return
-        if check.nomination is not None:
-            self._selection.on_nominated(pair, check.nomination, now)
-        self._trigger(pair, now)
+        needs_check = check.nomination is not None and self._selection.on_nominated(pair, check.nomination, now)
+        self._trigger(pair, now, again=needs_check)
 
-    def _trigger(self, pair: CandidatePair, now: float) -> None:
-        """7.3.1.4. Triggered Checks."""
-        if pair.state is PairState.SUCCEEDED:
+    def _is_freed(self, check: IncomingCheck, component: int) -> bool:
+        """8.3.1: what was not selected is gone, where it is not kept; the check was answered, and that is all."""
+        if self.config.keep_pairs or self._selection.selected(component) is None:
+            return False
+        return self._checklist.find(check.base, check.source) is None
+
+    def _check_refusal(self, check: IncomingCheck) -> tuple[int, str] | None:
+        """What an authenticated check is answered with instead of success."""
+        component = self._component_of.get(check.base)
+        if component is None or check.own_ufrag != self.local_credentials.ufrag:
+            return None
+        pair = self._checklist.find(check.base, check.source)
+        if pair is not None and pair.dead:
+            # RFC 7675, 5.1 and 5.2: the peer had better know that these credentials are of no use here any more.
+            return 403, "Forbidden"
+        if check.nomination is not None and pair is None and self._remotes.refuses(check, component):
+            # 7.3.1.5: "MUST reject the nomination request with an appropriate error code response (e.g., 400)".
+            return 400, "Bad Request"
+        return None
+
+    def _trigger(self, pair: CandidatePair, now: float, *, again: bool = False) -> None:
+        """7.3.1.4. Triggered Checks; ``again``: also of a pair that succeeded long ago."""
+        if pair.state is PairState.SUCCEEDED and not again:
             return
         if pair.state is PairState.IN_PROGRESS:
             # Two ends that answer each other's checks with checks would go on at the rate of the round trip, and the
             # response to ours may be on its way; or a firewall ate ours, because the peer had not sent yet. So:
-            # again, but one per Ta.
+            # again, but one per Ta. DEVIATION: 7.3.1.4 queues it at once; pinned by
+            # test_checks_of_the_peer_that_come_at_once_trigger_one_check_per_ta.
             at = (pair.check_started_at or 0.0) + self._context.ta_s
             if now < at:
                 self._scheduler.trigger_at(pair, at)
@@ -456,14 +535,12 @@ class IceSession:
 
     def _on_check_success(self, check: Check, now: float) -> None:
         pair = check.pair
-        self._peers.allow(pair.base, pair.destination, pair.component, now, pair)
+        self._peers.allow(pair.base, pair.destination, pair.component, now, pair, is_answer=True)
         if pair.keys is not self._context.keys:
             return
         self._selection.on_valid(pair, now)
         if check.nomination is not None:
             self._selection.on_nomination_answered(pair, check.nomination, now)
-            if not self.config.keep_pairs:
-                self._free_others(pair)
 
     def _on_check_failure(self, check: Check, reason: str, now: float) -> None:
         pair = check.pair
@@ -499,6 +576,21 @@ class IceSession:
         self._selection.on_role()
         self._context.emit(RoleChanged(controlling=controlling, reason=reason))
 
+    def _on_selected(self, selected: CandidatePair) -> None:
+        """8.1.2: checks that can improve nothing any more are not repeated; the valid pairs are kept (or not,
+        8.3.1).
+        """
+        if not self.config.keep_pairs:
+            self._free_others(selected)
+        for pair in self._checklist:
+            is_idle = pair.state is not PairState.IN_PROGRESS or pair is selected
+            if pair.component == selected.component and not is_idle and not self._selection.wants(pair):
+                self._checker.quiet(pair)
+                self._checklist.set_state(pair, PairState.WAITING)
+
+    def _on_discarded(self, pair: CandidatePair) -> None:
+        self._checker.forget(pair)
+
     def _free_others(self, selected: CandidatePair) -> None:
         """8.3.1: free what was not selected."""
         for pair in list(self._checklist):
@@ -515,7 +607,7 @@ class IceSession:
                 self._checker.forget(old)
         if new is None and old is not None:
             self._recheck(old.component)
-        elif new is not None and not self.config.lite:
+        elif new is not None:
             self._consent.watch(new, now)
 
     def _recheck(self, component: int) -> None:

@@ -1,7 +1,7 @@
 """Is the agent connected, and if not, can it still become so?
 
 Connected: every component has a path. Failed only when nothing can change it any more: all pairs failed, gathering is
-done on both sides (RFC 8838, 8.2: a check list that trickles does not fail before end-of-candidates), and the PAC
+done on both sides (RFC 8838, 8: a check list that trickles does not fail before end-of-candidates), and the PAC
 timer of RFC 8863 ran out, for the peer may reach us although we cannot reach it. A candidate or a check that comes
 later brings a failed agent back.
 """

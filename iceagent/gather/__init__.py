@@ -9,7 +9,7 @@ candidate (``host.py`` decides which addresses). Every further gatherer turns ba
         def close(self) -> None: ...
         is_done: bool                             # nothing more is expected for now
 
-It reports through the callbacks it was made with: ``found(candidate)``, ``failed(event)`` and ``done()``. To add one:
+It reports through the callbacks it was made with: ``found(candidate)``, ``tell(event)`` and ``changed()``. To add one:
 write its file here, and make it in ``Gathering`` (``gathering.py``), which calls it done when all gatherers are or
 after ``Config.gather_timeout_s``. None may hold up another: host candidates are out before anything was asked of the
 network.

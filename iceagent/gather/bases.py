@@ -19,7 +19,7 @@ from iceagent.core.pair import Traffic
 from iceagent.gather.host import HostAddress
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.host import DatagramSocket, Host, SocketOptions
-from iceagent.priority import candidate_priority
+from iceagent.priority import CANDIDATES_PER_BASE, candidate_priority
 from relay.stun import is_stun
 
 __all__ = ["Base", "BaseListener", "foundation", "open_base"]
@@ -48,7 +48,7 @@ class Base:
     Attributes:
         component: 1 … 256.
         host_address: the interface's address it stands on.
-        local_preference: 0 … 65535, shared by all candidates of this base.
+        local_preference: 15 … 65535, of the first candidate of each type; the 15 values below are this base's too.
         sink: called with (data, component) for the peer's data.
         peers: authenticated addresses, whose data is the peer's; the session's own table.
         expected: the five-tuple that our data goes out on.
@@ -63,6 +63,7 @@ class Base:
     peers: dict[TransportAddress, Traffic] = field(default_factory=dict)
     expected: Traffic | None = None
     socket: DatagramSocket = field(init=False)
+    _found: dict[CandidateType, list[TransportAddress]] = field(init=False, default_factory=dict)
 
     @property
     def address(self) -> TransportAddress:
@@ -96,18 +97,25 @@ class Base:
         origin: str,
         server: TransportAddress | None = None,
     ) -> Candidate:
-        """A candidate of this base."""
+        """A candidate of this base; the same for the same address, whoever found it."""
         is_host = candidate_type is CandidateType.HOST
         return Candidate(
             foundation=foundation(candidate_type, self.address.host, server),
             component=self.component,
-            priority=candidate_priority(candidate_type, self.component, self.local_preference),
+            priority=candidate_priority(candidate_type, self.component, self._preference(candidate_type, address)),
             address=address,
             type=candidate_type,
             related_address=None if is_host else self.address,
             base=self.address,
             origin=origin,
         )
+
+    def _preference(self, candidate_type: CandidateType, address: TransportAddress) -> int:
+        """RFC 8445, 5.1.2: unique; but from the sixteenth on, they share one."""
+        found = self._found.setdefault(candidate_type, [])
+        if address not in found and len(found) < CANDIDATES_PER_BASE - 1:
+            found.append(address)
+        return self.local_preference - (found.index(address) if address in found else CANDIDATES_PER_BASE - 1)
 
 
 def foundation(candidate_type: CandidateType, base_host: str, server: TransportAddress | None = None) -> str:

@@ -2,8 +2,9 @@
 
 :class:`Gathering` keeps one base per selected address and component, in step with the interface table: new addresses
 are gathered as they appear, and a base goes when its address does (not when it is merely deprecated: what works is
-left alone). Each base is handed to every gatherer. The first round is done when all gatherers are, or after
-``Config.gather_timeout_s``; what comes later is reported all the same.
+left alone). Each base is handed to every gatherer. Gathering is done once per agent: when all gatherers are for the
+first time, or after ``Config.gather_timeout_s``. What comes later, of a new interface or after an ICE restart, is
+reported all the same.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from random import Random
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.config import Config
+from iceagent.core.pacing import TokenBucket
 from iceagent.core.pair import Traffic
 from iceagent.events import BaseFailed, Event, GatheringDone, NetworkChanged
 from iceagent.gather import Gatherer
@@ -38,6 +40,10 @@ class Gathering:
         found: called with every candidate; false: it adds nothing to those there are.
         lost: called with a base whose address is gone.
         tell: called with events for the application.
+        ceiling: what all transactions of the process share (RFC 8445, 14.2).
+
+    Attributes:
+        is_done: the first round is over; never false again.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class Gathering:
         found: Callable[[Candidate], bool],
         lost: Callable[[Base], None],
         tell: Callable[[Event], None],
+        ceiling: TokenBucket | None = None,
     ) -> None:
         self._config = config
         self._host = host
@@ -72,7 +79,7 @@ class Gathering:
         self.bases: dict[TransportAddress, Base] = {}
         self.is_done = False
         self.reflexive = ServerReflexive(
-            config, host, system_rng, found=self._on_found, tell=tell, changed=self._check_done
+            config, host, system_rng, found=self._on_found, tell=tell, changed=self._check_done, ceiling=ceiling
         )
         self._gatherers: tuple[Gatherer, ...] = (External(config, self._on_found), self.reflexive)
         self._subscription: Subscription | None = None
@@ -121,7 +128,11 @@ class Gathering:
         except OSError as error:
             self._tell(BaseFailed(host="", interface="", reason=f"the interfaces cannot be read: {error}"))
             interfaces = ()
-        self._on_interfaces(interfaces)
+        try:
+            self._on_interfaces(interfaces)
+        except Exception as error:  # A filter of the application's that raises must not keep it waiting, nor hide.
+            context = {"message": "Choosing addresses raised", "exception": error}
+            asyncio.get_running_loop().call_exception_handler(context)
         self._is_ready = True
         self._check_done()
 
@@ -152,6 +163,10 @@ class Gathering:
             for component in range(1, self._config.components + 1)
             if (base := self._open(by_host[host], component, preference)) is not None
         ]
+        opened = {base.local_preference for base in bases}
+        for _host, preference in ranked:
+            if preference not in opened:
+                self._preferences.release(preference)
         # All host candidates first: they need nobody's answer.
         for base in bases:
             origin = f"interface {base.host_address.interface}"
@@ -176,6 +191,7 @@ class Gathering:
 
     def _remove(self, base: Base) -> None:
         del self.bases[base.address]
+        self._preferences.release(base.local_preference)
         for gatherer in self._gatherers:
             gatherer.stop(base)
         self._lost(base)

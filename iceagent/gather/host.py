@@ -1,9 +1,11 @@
 """Which of this machine's addresses become host candidates?
 
-RFC 8445, 5.1.1.1, pure: no loopback unless asked for; no deprecated IPv6 forms (IPv4-compatible, site-local,
+RFC 8445, 5.1.1.1, pure: no loopback unless asked for (DEVIATION: on request, where that section has MUST NOT; pinned by
+test_without_loopback_no_loopback_address_is_gathered); no deprecated IPv6 forms (IPv4-compatible, site-local,
 IPv4-mapped); where an interface has temporary IPv6 addresses (RFC 8981), its stable ones of the same prefix and its
 link-local ones are left out, so that they are not disclosed; tentative and deprecated addresses, and interfaces
-without carrier, are of no use.
+without carrier, are of no use. DEVIATION: of "each IP address that the host has" deprecated ones are left out, and
+169.254/16 beside a real one; pinned by test_ipv4_link_local_only_where_there_is_nothing_else.
 """
 
 from __future__ import annotations

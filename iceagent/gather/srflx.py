@@ -13,6 +13,7 @@ from random import Random
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.config import Config
+from iceagent.core.pacing import TokenBucket
 from iceagent.events import ServerFailed
 from iceagent.gather.bases import Base
 from iceagent.gather.stun_queries import MappedAddress, QueryFailed, StunQueries
@@ -37,6 +38,7 @@ class ServerReflexive:
         found: called with each candidate.
         tell: called with what went wrong: ServerFailed, PacketDropped.
         changed: called when ``is_done`` may have changed.
+        ceiling: what all transactions of the process share (RFC 8445, 14.2).
 
     Raises:
         BadUri: a server's URI is wrong.
@@ -51,6 +53,7 @@ class ServerReflexive:
         found: Callable[[Candidate], object],
         tell: Callable[[Event], None],
         changed: Callable[[], None],
+        ceiling: TokenBucket | None = None,
     ) -> None:
         self._host = host
         self._found = found
@@ -59,9 +62,12 @@ class ServerReflexive:
         self._uris = [(url, ServerUri.parse(url)) for server in config.servers for url in server.urls]
         self._bases: dict[TransportAddress, Base] = {}
         self._servers: dict[TransportAddress, str] = {}
-        self.queries = StunQueries(system_rng, ta_s=config.ta_s, burst=config.burst, rto_s=config.rto_s)
+        self.queries = StunQueries(
+            system_rng, ta_s=config.ta_s, burst=config.burst, rto_s=config.rto_s, ceiling=ceiling
+        )
         self._driver = Driver(self.queries, host, self._send, self._on_event)
         self._tasks: set[asyncio.Task[None]] = set()
+        self._is_closed = False
 
     @property
     def is_done(self) -> bool:
@@ -85,11 +91,19 @@ class ServerReflexive:
         self._driver.command(self.queries.forget_base, base.address)
 
     def conclude(self) -> None:
-        """Connected: the reflexive addresses need no more refreshing."""
+        """ICE has completed: the reflexive addresses need no more refreshing (RFC 8445, 5.1.1.4)."""
         self._driver.command(self.queries.stop_refreshing)
+
+    def begin_again(self) -> None:
+        """ICE restarts: ask every known server from every base anew, also who did not answer, and refresh."""
+        self._driver.command(self.queries.resume_refreshing)
+        for base in self._bases.values():
+            for server in self._servers:
+                self._ask(base, server)
 
     def close(self) -> None:
         """Stop everything at once."""
+        self._is_closed = True
         for task in self._tasks:
             task.cancel()
         self._driver.close()
@@ -130,7 +144,7 @@ class ServerReflexive:
 
     def _on_resolved(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
-        if not task.cancelled():
+        if not self._is_closed:
             self._changed()
 
     def _add(self, url: str, server: TransportAddress) -> None:

@@ -1,9 +1,10 @@
 """What do STUN servers say our addresses are?
 
 A sans-IO core (``iceagent/net/core.py``): Binding requests from every base to every server of its family, side by
-side. RFC 8445, 14.2 paces them by Ta like checks, with the same burst; 14.3 gives the RTO. A success is repeated
-every 15 s until :meth:`StunQueries.stop_refreshing` (5.1.1.4: candidates are kept alive until ICE concludes; the
-answer keeps bindings that a one-way heartbeat does not, and shows a new mapping).
+side. RFC 8445, 14.2 paces them by Ta like checks, with the same burst and under the same ceiling. The RTO is 500 ms
+or more, and grows with what still waits to be sent (14.3 counts all candidates, but permits "other mechanisms"). A
+success is repeated every 15 s until :meth:`StunQueries.stop_refreshing` (5.1.1.4: candidates are kept
+alive until ICE concludes; the answer keeps bindings that a one-way heartbeat does not, and shows a new mapping).
 """
 
 from __future__ import annotations
@@ -34,6 +35,10 @@ _REFRESH_S = 15.0
 # Sends at 0, 0.5, 1.5 and 3.5 s: what fits into a gathering's 5 s.
 _SENDS = 4
 _LAST_WAIT_RTOS = 3
+# RFC 8489, 18.3.1, "was … prior to [RFC5389]": RESPONSE-ADDRESS, SOURCE-ADDRESS, CHANGED-ADDRESS, PASSWORD and
+# REFLECTED-FROM, which later RFCs do
+# not know. Beside a plain MAPPED-ADDRESS they say nothing that we would have to understand.
+_CLASSIC_ATTRIBUTES = frozenset({0x0002, 0x0004, 0x0005, 0x0007, 0x000B})
 # Bases × servers; a hundred interfaces and a handful of servers stay below.
 MAX_QUERIES = 1000
 
@@ -76,16 +81,20 @@ class StunQueries:
 
     Args:
         ta_s: seconds between two new queries, once the burst is used up.
+        ceiling: what all transactions of the process share (RFC 8445, 14.2); ``None``: there are no others.
 
     Attributes:
         counters: datagrams that were of no use, by reason.
     """
 
-    def __init__(self, system_rng: Random, *, ta_s: float, burst: int, rto_s: float) -> None:
+    def __init__(
+        self, system_rng: Random, *, ta_s: float, burst: int, rto_s: float, ceiling: TokenBucket | None = None
+    ) -> None:
         self._system_rng = system_rng
         self._rto_s = rto_s
         self._ta_s = ta_s
-        self._bucket = TokenBucket(rate=1 / ta_s, capacity=burst)
+        own = TokenBucket(rate=1 / ta_s, capacity=burst)
+        self._buckets = (own,) if ceiling is None else (own, ceiling)
         self._table = TransactionTable(limit=MAX_QUERIES)
         self._queries: dict[tuple[TransportAddress, TransportAddress], _Query] = {}
         self._waiting: deque[_Query] = deque()
@@ -120,6 +129,17 @@ class StunQueries:
         """ICE concluded: consent keeps the paths that are used (5.1.1.4)."""
         self._refreshing = False
         self._waiting = deque(query for query in self._waiting if not query.has_answered)
+
+    def resume_refreshing(self, now: float) -> None:
+        """ICE begins anew (RFC 8445, 9): who answered is asked again at once, and then every 15 s."""
+        self._refreshing = True
+        waiting = set(self._waiting)
+        for query in self._queries.values():
+            is_open = query in waiting or self._table.pending(query.base, query.server)
+            if not is_open:
+                query.refresh_at = None
+                self._waiting.append(query)
+        self._send_waiting(now)
 
     @property
     def pending(self) -> int:
@@ -198,13 +218,14 @@ class StunQueries:
 
     def _send_waiting(self, now: float) -> None:
         self._wait_until = None
-        # 14.3: MAX(500 ms, Ta * number of candidates to be gathered).
+        # 14.3: "MAX (500ms, Ta * (Num-Of-Cands))"; those that were sent already need no room before a repetition.
         rto = max(self._rto_s, self._ta_s * len(self._waiting))
         while self._waiting:
-            if self._bucket.tokens(now) < 1:
-                self._wait_until = self._bucket.ready_at(1, now)
+            if any(bucket.tokens(now) < 1 for bucket in self._buckets):
+                self._wait_until = max(bucket.ready_at(1, now) for bucket in self._buckets)
                 return
-            self._bucket.take(now)
+            for bucket in self._buckets:
+                bucket.take(now)
             query = self._waiting.popleft()
             identity = self._system_rng.getrandbits(96).to_bytes(12, "big")
             request = build(Method.BINDING, MessageClass.REQUEST, identity).encode(fingerprint=False)
@@ -229,9 +250,13 @@ class StunQueries:
 
 def _mapped(message: Message) -> TransportAddress | None:
     """XOR-MAPPED-ADDRESS, or what servers of RFC 3489 send instead."""
-    if not message.is_success or message.unknown_required:
+    if not message.is_success:
         return None
-    mapped = message.get(XOR_MAPPED_ADDRESS) or message.get(MAPPED_ADDRESS)
+    mapped, unknown = message.get(XOR_MAPPED_ADDRESS), set(message.unknown_required)
+    if mapped is None:
+        mapped, unknown = message.get(MAPPED_ADDRESS), unknown - _CLASSIC_ATTRIBUTES
+    if unknown:
+        return None
     return None if mapped is None or mapped.port == 0 or mapped.ip.is_unspecified else mapped
 
 

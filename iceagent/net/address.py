@@ -13,7 +13,12 @@ import ipaddress
 from functools import lru_cache
 from typing import NamedTuple
 
-__all__ = ["TransportAddress", "canonical_host", "ip_address", "parse_address"]
+__all__ = ["TransportAddress", "canonical_host", "ip_address", "parse_address", "quoted"]
+
+# Of a text that is refused; whoever wrote it recognizes it, and nobody can fill a log with it.
+_MAX_QUOTED = 40
+# 65535.
+_MAX_PORT_DIGITS = 5
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -69,28 +74,34 @@ def canonical_host(host: str) -> str:
     return str(ip)
 
 
+def quoted(text: str) -> str:
+    """A text in quotes, for messages: what cannot be printed is escaped; after 40 characters comes ``…``."""
+    return f"{text[:_MAX_QUOTED]!r}{'…' if len(text) > _MAX_QUOTED else ''}"
+
+
 def parse_address(text: str, default_port: int | None = None) -> TransportAddress:
     """Read ``host:port``, ``[host]:port``, and, where ``default_port`` is given, a bare IP address.
 
     Raises:
-        ValueError: with a message that quotes ``text`` and says what is wrong.
+        ValueError: with a message that quotes (the beginning of) ``text`` and says what is wrong.
     """
     host, port_text = text, ""
     if text.startswith("["):
         host, bracket, rest = text[1:].partition("]")
         if not bracket or (rest and not rest.startswith(":")):
-            raise ValueError(f"{text!r}: an IPv6 address with a port is written [address]:port")
+            raise ValueError(f"{quoted(text)}: an IPv6 address with a port is written [address]:port")
         port_text = rest[1:]
     elif text.count(":") == 1:
         host, _, port_text = text.partition(":")
     try:
         canonical = canonical_host(host)
     except ValueError as error:
-        raise ValueError(f"{text!r}: {host!r} is not an IP address") from error
+        raise ValueError(f"{quoted(text)}: {quoted(host)} is not an IP address") from error
     if not port_text:
         if default_port is None:
-            raise ValueError(f"{text!r}: the port is missing")
+            raise ValueError(f"{quoted(text)}: the port is missing")
         return TransportAddress(canonical, default_port)
-    if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
-        raise ValueError(f"{text!r}: {port_text!r} is not a port (0 to 65535)")
+    is_number = port_text.isascii() and port_text.isdigit() and len(port_text) <= _MAX_PORT_DIGITS
+    if not is_number or int(port_text) > 65535:
+        raise ValueError(f"{quoted(text)}: {quoted(port_text)} is not a port (0 to 65535)")
     return TransportAddress(canonical, int(port_text))

@@ -31,6 +31,10 @@ class Datagram(NamedTuple):
     source: TransportAddress
     data: bytes
 
+    def __repr__(self) -> str:
+        """Without the payload, which has no business in a log."""
+        return f"Datagram({self.base} from {self.source}, {len(self.data)} bytes)"
+
 
 class Transmit(NamedTuple):
     """A datagram to send.
@@ -46,6 +50,10 @@ class Transmit(NamedTuple):
     destination: TransportAddress
     data: bytes
     ttl: int | None = None
+
+    def __repr__(self) -> str:
+        """Without the payload, which has no business in a log."""
+        return f"Transmit({self.base} to {self.destination}, {len(self.data)} bytes, ttl={self.ttl})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

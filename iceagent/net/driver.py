@@ -3,6 +3,9 @@
 One input goes in (a datagram, an error, a command, the time), then everything the core has to say comes out, then one
 timer is armed. There is no task and one timer per core; the timer is only moved when the deadline comes nearer, because
 a core does not mind being called early. The timer that comes early then finds the later deadline.
+
+A core that raises has a bug. It costs that one input: the loop's exception handler is told, whoever received the input
+hears nothing, what the core has to say comes out, and the timer goes on.
 """
 
 from __future__ import annotations
@@ -23,6 +26,9 @@ T = TypeVar("T")
 MAX_STEPS = 1_000
 # uvloop keeps time in whole milliseconds and may call up to half of one early; waiting for the rest takes this long.
 TIMER_GRAIN_S = 0.0005
+# After a core raised, its timer fires this long after the last time at the earliest: one that raises every time, and so
+# never moves its deadline, must not spin.
+RETRY_S = 0.01
 
 
 class Clock(Protocol):
@@ -41,7 +47,7 @@ class Driver:
         core: the state machine.
         clock: whose ``now`` it hears: the host.
         send: sends one datagram at once; returns 0 or an errno. ``EAGAIN`` is a loss like any other, everything else is
-            told to the core.
+            told to the core. If it raises, the loop's exception handler is told; the datagram counts as lost.
         on_event: takes one event. If it raises, the loop's exception handler is told, and the pump goes on.
     """
 
@@ -55,6 +61,8 @@ class Driver:
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._armed_at = 0.0
+        self._fired_at = float("-inf")
+        self._has_failed = False
         self._is_draining = False
         self._is_closed = False
 
@@ -64,7 +72,10 @@ class Driver:
             return
         address = source if isinstance(source, TransportAddress) else TransportAddress._make(source)
         now = self._clock.now()
-        self._core.handle_datagram(Datagram(base, address, data), now)
+        try:
+            self._core.handle_datagram(Datagram(base, address, data), now)
+        except Exception as error:  # A bug of the core, whatever it raises: the socket's reader is not to blame.
+            self._report("Handling a datagram", error)
         self._drain(now)
 
     def error(self, base: TransportAddress, destination: TransportAddress, number: int) -> None:
@@ -72,7 +83,7 @@ class Driver:
         if self._is_closed:
             return
         now = self._clock.now()
-        self._core.handle_error(base, destination, number, now)
+        self._refuse(base, destination, number, now)
         self._drain(now)
 
     def command(self, method: Callable[..., T], *args: object, **options: object) -> T:
@@ -101,14 +112,18 @@ class Driver:
         if self._is_draining:
             return
         self._is_draining = True
+        is_stuck, is_empty = False, True
         try:
             is_empty = self._take_outputs(now)
+        except Exception as error:  # A bug of the core, whatever it raises: its clock must not stop.
+            self._report("Asking for output", error)
+            is_stuck = True
         finally:
             self._is_draining = False
         if self._is_closed:
             return
         if is_empty:
-            self._arm()
+            self._arm(self._deadline(now, is_stuck=is_stuck))
         else:
             self._loop.call_soon(self._go_on)
 
@@ -124,9 +139,7 @@ class Driver:
                 return True
             transmit = core.poll_transmit()
             if transmit is not None:
-                number = self._send(transmit)
-                if number and number != errno.EAGAIN:
-                    core.handle_error(transmit.base, transmit.destination, number, now)
+                self._put(transmit, now)
                 continue
             event = core.poll_event()
             if event is None:
@@ -134,27 +147,66 @@ class Driver:
             self._tell(event)
         return False
 
+    def _put(self, transmit: Transmit, now: float) -> None:
+        try:
+            number = self._send(transmit)
+        except Exception as error:  # The shell's bug must not stop the core's clock.
+            self._report("Sending a datagram", error)
+            return
+        if number and number != errno.EAGAIN:
+            self._refuse(transmit.base, transmit.destination, number, now)
+
+    def _refuse(self, base: TransportAddress, destination: TransportAddress, number: int, now: float) -> None:
+        try:
+            self._core.handle_error(base, destination, number, now)
+        except Exception as error:  # A bug of the core, whatever it raises: its clock must not stop.
+            self._report("Handling an error of the network", error)
+
     def _tell(self, event: Event) -> None:
         try:
             self._on_event(event)
         except Exception as error:  # The shell's or the application's bug must not stop the core's clock.
-            self._loop.call_exception_handler({"message": f"Handling {event!r} raised", "exception": error})
+            # The type alone: an event may hold what the peer sent.
+            self._report(f"Handling {type(event).__name__}", error, is_core=False)
 
-    def _arm(self, grain: float = 0.0) -> None:
-        deadline = self._core.poll_timeout()
-        if deadline is None or (self._timer is not None and self._armed_at <= deadline):
+    def _report(self, what: str, error: Exception, *, is_core: bool = True) -> None:
+        self._has_failed |= is_core
+        self._loop.call_exception_handler({"message": f"{what} raised", "exception": error})
+
+    def _deadline(self, now: float, *, is_stuck: bool = False) -> float | None:
+        """When the core wants to be called; where it cannot say, or has output that it did not give, soon."""
+        try:
+            deadline = self._core.poll_timeout()
+        except Exception as error:  # A bug of the core, whatever it raises: its clock must not stop.
+            self._report("Asking for the deadline", error)
+            return now
+        if is_stuck:
+            return now if deadline is None else min(deadline, now)
+        return deadline
+
+    def _arm(self, deadline: float | None) -> None:
+        if deadline is None:
             return
+        if self._has_failed:
+            deadline = max(deadline, self._fired_at + RETRY_S)
         if self._timer is not None:
+            if self._armed_at <= deadline:
+                return
             self._timer.cancel()
-        self._armed_at = deadline + grain
-        self._timer = self._loop.call_at(self._armed_at, self._on_timer)
+        self._armed_at = deadline
+        self._timer = self._loop.call_at(deadline, self._on_timer)
 
     def _on_timer(self) -> None:
         self._timer = None
         now = self._clock.now()
-        deadline = self._core.poll_timeout()
+        deadline = self._deadline(now)
         if deadline is not None and now < min(deadline, self._armed_at):
-            self._arm(TIMER_GRAIN_S)
+            self._arm(deadline + TIMER_GRAIN_S)
             return
-        self._core.handle_timeout(now)
+        self._fired_at = now
+        self._has_failed = False
+        try:
+            self._core.handle_timeout(now)
+        except Exception as error:  # A bug of the core, whatever it raises: its clock must not stop.
+            self._report("Handling a timeout", error)
         self._drain(now)

@@ -3,20 +3,31 @@
 asyncio's transports, behind :class:`iceagent.net.host.Stream`: what is written waits in a queue of at most 1 MiB, and a
 peer that lets it fill is cut off, so that nobody can make us hold more. TLS verifies the server's name and chain.
 
+Connections are accepted here, not by asyncio's server, which counts nothing before a TLS handshake is over and writes a
+hundred tracebacks at once when descriptors run out. Here the handshakes under way have a bound and 3 s, some
+descriptors stay free for the rest of the process, and where there are none at all, accepting pauses.
+
 No framing: whoever listens cuts the bytes into messages.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import functools
+import socket
 import ssl
+import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol, cast
 
 from iceagent.net.address import TransportAddress, canonical_host
 from iceagent.net.host import Stream, StreamListener
+
+if sys.platform != "win32":
+    import resource
 
 __all__ = ["TcpListener", "TcpStream", "connect_tcp", "listen_tcp"]
 
@@ -26,6 +37,21 @@ MAX_WRITE_QUEUE = 1 << 20
 CONNECT_TIMEOUT_S = 10.0
 # How long a closed stream may take to get rid of what is queued; then it is aborted.
 CLOSE_TIMEOUT_S = 1.0
+
+# Connections that a listener has accepted and that are not usable yet; one more costs the oldest. A client's handshake
+# takes two round trips; at 500 connections a second that do not go on, this leaves it 250 ms.
+MAX_HANDSHAKES = 128
+HANDSHAKE_TIMEOUT_S = 3.0
+# Connections taken in one go before other work of the loop gets its turn.
+ACCEPT_BATCH = 16
+# What the kernel keeps for us between two turns.
+BACKLOG = 128
+# How long nothing is accepted when the kernel has no descriptor or memory for another connection.
+ACCEPT_PAUSE_S = 0.1
+# Descriptors that no accepted connection may take (but at most a quarter of all): UDP sockets and resolvers need some.
+SPARE_DESCRIPTORS = 64
+
+_EXHAUSTED = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 
 
 async def connect_tcp(
@@ -87,24 +113,51 @@ async def listen_tcp(
     Raises:
         OSError: the address cannot be bound.
     """
-    is_tls = ssl_context is not None
-    server = await asyncio.get_running_loop().create_server(
-        lambda: TcpStream(accept),
-        local.host,
-        local.port,
-        ssl=ssl_context,
-        ssl_handshake_timeout=CONNECT_TIMEOUT_S if is_tls else None,
-        ssl_shutdown_timeout=CLOSE_TIMEOUT_S if is_tls else None,
-    )
-    return TcpListener(server)
+    listening = socket.socket(socket.AF_INET6 if local.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listening.setblocking(False)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if local.version == 6:
+            listening.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        listening.bind((local.host, local.port))
+        listening.listen(BACKLOG)
+    except BaseException:
+        listening.close()
+        raise
+    return TcpListener(listening, accept, ssl_context)
 
 
 class TcpListener:
-    """A bound TCP socket that accepts streams; implements :class:`iceagent.net.host.Listener`."""
+    """Accepts streams on a listening socket; implements :class:`iceagent.net.host.Listener`.
 
-    def __init__(self, server: asyncio.Server) -> None:
-        self._server = server
-        self._address = _address_of(server.sockets[0].getsockname())
+    Args:
+        listening: not blocking; belongs to the listener.
+        accept: as in :func:`listen_tcp`.
+        ssl_context: as in :func:`listen_tcp`.
+
+    Attributes:
+        counters: ``accepted`` connections, and of them ``handshakes failed`` (those that were given up or took too long
+            as well), ``given up`` (the oldest, for a newer one) and ``no descriptor`` (closed at once); ``pauses``.
+    """
+
+    def __init__(
+        self,
+        listening: socket.socket,
+        accept: Callable[[Stream], StreamListener],
+        ssl_context: ssl.SSLContext | None,
+    ) -> None:
+        self.counters: Counter[str] = Counter()
+        self._listening = listening
+        self._accept = accept
+        self._ssl_context = ssl_context
+        self._address = _address_of(listening.getsockname())
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        # Connections that are not usable yet, the oldest first.
+        self._arriving: dict[socket.socket, None] = {}
+        # The loop itself remembers no task.
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop.add_reader(listening.fileno(), self._on_readable)
 
     @property
     def address(self) -> TransportAddress:
@@ -112,8 +165,82 @@ class TcpListener:
         return self._address
 
     def close(self) -> None:
-        """Accept no more; idempotent. Streams accepted before stay open."""
-        self._server.close()
+        """Accept no more; idempotent. Streams accepted before stay open; handshakes under way are given up."""
+        if self._listening.fileno() < 0:
+            return
+        if self._pause is None:
+            self._loop.remove_reader(self._listening.fileno())
+        else:
+            self._pause.cancel()
+        self._listening.close()
+        while self._arriving:
+            self._give_up_oldest()
+
+    def _on_readable(self) -> None:
+        for _ in range(ACCEPT_BATCH):
+            try:
+                connection, _ = self._listening.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in _EXHAUSTED:
+                    self._wait()
+                    return
+                # accept(2): an error that the new connection already has; the next one may be fine.
+                continue
+            self._take(connection)
+
+    def _wait(self) -> None:
+        self.counters["pauses"] += 1
+        self._loop.remove_reader(self._listening.fileno())
+        self._pause = self._loop.call_later(ACCEPT_PAUSE_S, self._go_on)
+
+    def _go_on(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._listening.fileno(), self._on_readable)
+
+    def _take(self, connection: socket.socket) -> None:
+        self.counters["accepted"] += 1
+        # The kernel gives the lowest number that is free.
+        is_too_many = connection.fileno() >= _descriptor_limit()
+        if self._arriving and (is_too_many or len(self._arriving) >= MAX_HANDSHAKES):
+            self.counters["given up"] += 1
+            self._give_up_oldest()
+        if is_too_many:
+            self.counters["no descriptor"] += 1
+            connection.close()
+            return
+        self._arriving[connection] = None
+        task = self._loop.create_task(self._receive(connection))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _give_up_oldest(self) -> None:
+        """The transport finds its connection at its end, whatever it was doing, and closes it."""
+        connection = next(iter(self._arriving))
+        del self._arriving[connection]
+        with contextlib.suppress(OSError):
+            connection.shutdown(socket.SHUT_RDWR)
+
+    async def _receive(self, connection: socket.socket) -> None:
+        def usable(stream: Stream) -> StreamListener:
+            self._arriving.pop(connection, None)
+            return self._accept(stream)
+
+        is_tls = self._ssl_context is not None
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: TcpStream(usable),
+                connection,
+                ssl=self._ssl_context,
+                ssl_handshake_timeout=HANDSHAKE_TIMEOUT_S if is_tls else None,
+                ssl_shutdown_timeout=CLOSE_TIMEOUT_S if is_tls else None,
+            )
+        except OSError:
+            # No TLS, a refused certificate, no answer in time: the other side's affair.
+            self.counters["handshakes failed"] += 1
+        finally:
+            self._arriving.pop(connection, None)
 
 
 class TcpStream(asyncio.Protocol):
@@ -215,6 +342,14 @@ def _client_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
+
+
+def _descriptor_limit() -> int:
+    """The lowest descriptor that no accepted connection may have."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft - min(SPARE_DESCRIPTORS, soft // 4)
 
 
 def _address_of(name: tuple[str, int]) -> TransportAddress:

@@ -3,7 +3,8 @@
 Ours is replaced by rename, so that a reader sees the old text or the new one and never a half. Theirs may not exist
 yet, may be replaced, appended to or overwritten by any tool at any time, and is looked at every 15 ms: its status, and
 while that is new, its text. A text that may be half of one (no newline at its end, or no candidate yet) is believed
-when it is the same a look later; one that cannot be parsed is looked at again for half a second before anybody is told.
+when it is the same a look later; one that cannot be parsed has half a second to become another before anybody is told,
+and is not read again before the status changes.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from iceagent.description import Description
-from iceagent.errors import PeerError, UsageError
+from iceagent.errors import InvalidDescription, PeerError, UsageError
+from iceagent.net.address import quoted
 from iceagent.rendezvous.exchange import Refusal
 
 __all__ = ["LOOK_EVERY_S", "FileInbox", "FileOutbox"]
@@ -40,13 +42,19 @@ class FileOutbox:
         path: replaced whenever the description changes; a link is followed.
 
     Raises:
-        UsageError: it cannot be a file of ours: its folder is missing, or it is something else than a file.
+        UsageError: it cannot be a file of ours: its folder is missing, its name is too long, or it is something else
+            than a file.
     """
 
     def __init__(self, path: str | Path) -> None:
         self._path = Path(os.path.realpath(path))
         self._text = ""
-        if self._path.exists() and not self._path.is_file():
+        try:
+            # ENAMETOOLONG is what exists() does not take for a no.
+            is_there = self._path.exists()
+        except OSError as error:
+            raise UsageError(f"{quoted(str(path))} cannot be written: {error.strerror}") from error
+        if is_there and not self._path.is_file():
             raise UsageError(f"{path} is no file, and is not going to be replaced by one")
         if not self._path.parent.is_dir():
             raise UsageError(f"the folder of {path} does not exist")
@@ -68,7 +76,8 @@ class FileOutbox:
 
 def _replace(path: Path, text: str) -> None:
     # mkstemp makes it readable for its owner only: there is a password in it.
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    # The name does not contain the file's own, which may be as long as names can be.
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".ice-")
     try:
         with os.fdopen(handle, "w", encoding="ascii") as file:
             file.write(text)
@@ -93,6 +102,9 @@ class FileInbox:
         self._changed_at = 0.0
         self._text: bytes | None = None
         self._taken: bytes | None = None
+        # The last text that made no sense, and why.
+        self._refused: bytes | None = None
+        self._why = ""
         self._wrong_since: float | None = None
         self._told: str | None = None
 
@@ -108,35 +120,48 @@ class FileInbox:
         """Look once; ``None`` where there is nothing new (yet)."""
         now = self._now()
         try:
-            if not self._is_to_be_read(now):
-                return None
-            text = _read(self._path)
+            is_stable = not self._is_to_be_read(now) or not self._has_changed(_read(self._path))
         except FileNotFoundError:
-            self._wrong_since = None
+            self._signature = self._wrong_since = None
             return None
         except OSError as error:
+            # Whatever the status says, its text is not known: to be read at the next look.
+            self._signature = None
             return self._doubt(f"{self._path} cannot be read: {error.strerror or error}", now)
-        is_stable, self._text = text == self._text, text
-        if text == self._taken or not (is_stable or _is_whole(text)):
+        return None if self._text is None else self._judge(self._text, is_stable, now)
+
+    def _judge(self, text: bytes, is_stable: bool, now: float) -> Description | Refusal | None:
+        if text == self._taken:
+            self._wrong_since = self._told = None
             return None
-        return self._parse(text, now)
+        if text == self._refused:
+            return self._doubt(self._why, now)
+        return self._parse(text, now) if is_stable or _is_whole(text) else None
+
+    def _has_changed(self, text: bytes) -> bool:
+        """Remember what was read; whether it is something else than before."""
+        if text == self._text:
+            return False
+        self._text = text
+        return True
 
     def _is_to_be_read(self, now: float) -> bool:
-        """Whether the file's status is new, or too new to be trusted, or its text made no sense so far."""
+        """Whether the file's status is new, or too new to be trusted, or its text is still to be judged."""
         status = os.stat(self._path)
         if not stat.S_ISREG(status.st_mode):
             raise OSError("it is no file")
         signature = (status.st_ino, status.st_mtime_ns, status.st_ctime_ns, status.st_size)
         if signature != self._signature:
             self._signature, self._changed_at = signature, now
-        return self._text != self._taken or now - self._changed_at < _RACY_S
+        return self._text not in (self._taken, self._refused) or now - self._changed_at < _RACY_S
 
     def _parse(self, text: bytes, now: float) -> Description | Refusal | None:
         try:
-            description = Description.parse(text.decode("utf-8-sig", errors="replace"))
+            description = _description(text)
         except PeerError as error:
-            return self._doubt(f"{self._path}: {error}", now)
-        self._taken, self._wrong_since, self._told = text, None, None
+            self._refused, self._why = text, f"{self._path}: {error}"
+            return self._doubt(self._why, now)
+        self._taken, self._refused, self._wrong_since, self._told = text, None, None, None
         return description
 
     def _doubt(self, reason: str, now: float) -> Refusal | None:
@@ -155,14 +180,17 @@ def _is_whole(text: bytes) -> bool:
 
 
 def _read(path: Path) -> bytes:
-    """The text of a file.
+    """The text of a file; of one that is too long, one byte more than may be.
 
     Raises:
-        OSError: it is none, or too long.
+        OSError: it cannot be read.
     """
     # Without O_NONBLOCK, a pipe that took the file's place since it was looked at would hold us for ever.
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        text = file.read(_MAX_FILE + 1)
+        return file.read(_MAX_FILE + 1)
+
+
+def _description(text: bytes) -> Description:
     if len(text) > _MAX_FILE:
-        raise OSError(f"it has more than {_MAX_FILE} bytes")
-    return text
+        raise InvalidDescription(f"it has more than {_MAX_FILE} bytes")
+    return Description.parse(text.decode("utf-8-sig", errors="replace"))

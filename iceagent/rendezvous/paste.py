@@ -2,7 +2,8 @@
 
 Ours is shown as a block when its gathering is done, so that one paste is enough; candidates found later are shown as
 single lines. Theirs is read line by line: a block ends with ``end-of-candidates``, with an empty line once the password
-is known, or with the end of input. A candidate line between blocks belongs to the block before.
+is known, or with the end of input. A candidate line between blocks belongs to the block before, and is parsed alone:
+whatever is pasted, the work grows with its length only.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import asyncio
 import os
 import threading
 from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
 
-from iceagent.description import Description
+from iceagent.description import MAX_CANDIDATES, Description
 from iceagent.errors import PeerError
 from iceagent.rendezvous.exchange import Refusal
 
@@ -23,49 +25,65 @@ _MAX_BLOCK = 1 << 20
 
 
 class Blocks:
-    """Cuts lines into descriptions."""
+    """Cuts lines into descriptions, and parses them."""
 
     def __init__(self) -> None:
         self._lines: list[str] = []
         self._size = 0
-        self._last: list[str] = []
+        # Those of _NEEDED that stand in the lines.
+        self._names: set[str] = set()
+        self._before: Description | Refusal | None = None
+        self._is_full = False
 
-    def feed(self, line: str) -> str | None:
+    def feed(self, line: str) -> Description | Refusal | None:
         """Take a line.
 
         Returns:
-            The whole description, where the line completes one or adds to the one before.
+            The whole description, where the line completes one or adds to the one before; why not, where it should.
         """
-        name, _, _ = line.strip().removeprefix("a=").partition(":")
-        if name == "candidate" and self._last and not self._has("ice-ufrag"):
-            self._last.append(line)
-            return _text(self._last)
+        name, colon, _ = line.strip().removeprefix("a=").partition(":")
+        if name == "candidate" and self._before is not None and "ice-ufrag" not in self._names:
+            return self._add(line, self._before)
         if not line.strip():
-            return self.finish() if self._has("ice-pwd") else None
+            return self.finish() if "ice-pwd" in self._names else None
         if self._size + len(line) > _MAX_BLOCK:
             self._clear()
         self._lines.append(line)
         self._size += len(line)
+        if colon and name in _NEEDED:
+            self._names.add(name)
         return self.finish() if name == "end-of-candidates" else None
 
-    def finish(self) -> str | None:
+    def finish(self) -> Description | Refusal | None:
         """The input ended: what there is, is the description."""
         if not self._lines:
             return None
-        self._last = list(self._lines)
+        self._before, self._is_full = _parse("\n".join(self._lines)), False
         self._clear()
-        return _text(self._last)
+        return self._before
 
-    def _has(self, name: str) -> bool:
-        return any(line.strip().removeprefix("a=").startswith(name + ":") for line in self._lines)
+    def _add(self, line: str, before: Description | Refusal) -> Description | Refusal | None:
+        """Add a candidate line to a description; to one that was refused, and to one that is full, nothing is added."""
+        if isinstance(before, Refusal) or self._is_full:
+            return None
+        if len(before.candidates) + len(before.ignored) >= MAX_CANDIDATES:
+            self._is_full = True
+            return Refusal(reason=f"more than {MAX_CANDIDATES} candidates")
+        found = _parse_late(line, before)
+        if isinstance(found, Refusal):
+            return found
+        candidates, ignored = before.candidates + found.candidates, before.ignored + found.ignored
+        self._before = replace(before, candidates=candidates, ignored=ignored)
+        return self._before
 
     def _clear(self) -> None:
         self._lines.clear()
+        self._names.clear()
         self._size = 0
 
 
-def _text(lines: list[str]) -> str:
-    return "\n".join(lines) + "\n"
+# What a description is nothing without.
+_NEEDED = frozenset({"ice-ufrag", "ice-pwd"})
 
 
 class PasteOutbox:
@@ -106,23 +124,25 @@ class PasteInbox:
         """Every block; ends with the input."""
         blocks = Blocks()
         async for line in self._lines():
-            text = blocks.feed(line)
-            if text is not None:
-                yield _parse(text)
-        text = blocks.finish()
-        if text is not None:
-            yield _parse(text)
+            found = blocks.feed(line)
+            if found is not None:
+                yield found
+        found = blocks.finish()
+        if found is not None:
+            yield found
 
     async def _lines(self) -> AsyncIterator[str]:
-        """Lines as they come; the last one may lack its newline."""
-        rest = b""
+        """Lines as they come; the last one may lack its newline, and one that is too long its end."""
+        line = bytearray()
         async for chunk in self._chunks():
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
+            *heads, tail = chunk.split(b"\n")
+            for head in heads:
+                line += head[: _MAX_BLOCK - len(line)]
                 yield line.decode(errors="replace")
-            rest = rest[-_MAX_BLOCK:]
-        if rest:
-            yield rest.decode(errors="replace")
+                line.clear()
+            line += tail[: _MAX_BLOCK - len(line)]
+        if line:
+            yield line.decode(errors="replace")
 
     async def _chunks(self) -> AsyncIterator[bytes]:
         chunks: asyncio.Queue[bytes] = asyncio.Queue()
@@ -157,3 +177,9 @@ def _parse(text: str) -> Description | Refusal:
         return Description.parse(text)
     except PeerError as error:
         return Refusal(reason=str(error))
+
+
+def _parse_late(line: str, before: Description) -> Description | Refusal:
+    """A description with the credentials of the one before, and one candidate line."""
+    mine = before.credentials
+    return _parse(f"a=ice-ufrag:{mine.ufrag}\na=ice-pwd:{mine.password}\n{line}")

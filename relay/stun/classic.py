@@ -1,8 +1,9 @@
 """How is a client of RFC 3489 answered?
 
-RFC 8489, 11: such a client is known by the missing magic cookie; its 16 bytes of transaction id are copied, and it
-gets a MAPPED-ADDRESS instead of an XOR-MAPPED-ADDRESS. libnice asks STUN servers like this in its RFC 5245 mode too,
-and gets no server-reflexive candidate otherwise.
+RFC 8489, 12: stand-alone servers "SHOULD support backwards compatibility with clients using [RFC3489]". How is said
+in RFC 5389, 12.2, to which RFC 8489, 11 refers: such a client is known by the missing magic cookie; its 16 bytes of
+transaction id are copied, and it gets a MAPPED-ADDRESS instead of an XOR-MAPPED-ADDRESS. libnice asks STUN servers
+like this in its RFC 5245 mode too, and gets no server-reflexive candidate otherwise.
 
 A CHANGE-REQUEST that asks for an answer from elsewhere gets none: an answer from the same address would make the
 client believe that it stands behind a full cone NAT. Pure.

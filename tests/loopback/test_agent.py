@@ -409,7 +409,7 @@ class TestGathering:
         async with Agent(options, controlling=True) as agent:
             host, reflexive = (await agent.gather()).candidates
             assert host.address.host.endswith(".local")
-            assert reflexive.related_address == ("0.0.0.0", 0)
+            assert reflexive.related_address == ("0.0.0.0", 9)
             assert "127.0.0.1" not in agent.local_description.to_sdp()
 
 

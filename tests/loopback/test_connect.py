@@ -145,7 +145,7 @@ async def test_two_ends_connect(tmp_path: Path) -> None:
         assert states == [("new", "checking"), ("checking", "connected"), ("connected", "closed")]
         (local,) = command.of("candidate.local")
         assert local["type"] == "host" and local["address"].startswith("127.0.0.1:")
-        assert local["candidate"].endswith(" typ host")
+        assert " typ host ufrag " in local["candidate"]
         (done,) = command.of("gathering.done")
         assert done["count"] == 1 and done["elapsed_ms"] > 0
         assert {event["via"] for event in command.of("candidate.remote")} <= {"signalling", "check"}
@@ -399,3 +399,21 @@ async def test_wrong_usage(tmp_path: Path) -> None:
     assert command.lines == []
     (line,) = command.errors
     assert "does not exist" in line
+
+
+@pytest.mark.parametrize("option", ["--ping", "--duration"])
+async def test_a_number_that_is_none(tmp_path: Path, option: str) -> None:
+    """NaN is neither below nor above any limit: with it, pings would leave as fast as the machine can."""
+    async with connect(*ends(tmp_path)[0], option, "nan") as command:
+        assert await command.ended() == 2
+    (line,) = command.errors
+    assert "'nan' is not a finite number" in line
+
+
+async def test_a_name_of_250_characters(tmp_path: Path) -> None:
+    """The file that is written before the rename has room beside it."""
+    mine = tmp_path / ("a" * 250)
+    async with connect("--role", "controlled", "--out", str(mine), "--in", str(tmp_path / "b"), "--json") as command:
+        await command.until(lambda: command.of("gathering.done"))
+        await changed(mine, "")
+    assert command.errors == []

@@ -259,6 +259,32 @@ def test_answers_come_from_the_socket_that_was_asked_for(loop_factory: LoopFacto
     run(loop_factory, main())
 
 
+@on_both_loops
+def test_behaviour_discovery_is_for_datagrams_only(loop_factory: LoopFactory) -> None:
+    """RFC 5780, 6, of a server that cannot: no OTHER-ADDRESS "in any Response", 420 to "any Request with a
+    CHANGE-REQUEST".
+    """
+
+    async def main() -> None:
+        listen = [ANY_PORT, TransportAddress("127.0.0.2", 0)]
+        change = build(Method.BINDING, MessageClass.REQUEST, bytes(12), (CHANGE_REQUEST, ChangeRequest(False, False)))
+        async with Server(LocalHost(), listen, options=ServerOptions(behaviour_discovery=True)) as server:
+            address = next(each.address for each in server.listeners if each.transport == "tcp")
+            ear = Ear()
+            stream = await connect_tcp(address, ear)
+            (answer,) = await ask_stream(stream, ear)
+            assert [code for code, _ in parse(answer).attributes] == [XOR_MAPPED_ADDRESS.code]
+            ear.data = b""
+            stream.write(change.encode())
+            await ear.until(lambda: len(ear.data) > 20 and len(ear.data) == 20 + int.from_bytes(ear.data[2:4], "big"))
+            error = parse(ear.data).error
+            assert error is not None
+            assert error.code == 420
+            stream.close()
+
+    run(loop_factory, main())
+
+
 @pytest.mark.parametrize("hosts", [["127.0.0.1"], ["0.0.0.0", "127.0.0.2"], ["127.0.0.1", "127.0.0.2", "127.0.0.3"]])
 def test_behaviour_discovery_needs_two_concrete_addresses(hosts: list[str]) -> None:
     options = ServerOptions(behaviour_discovery=True)

@@ -235,7 +235,7 @@ def test_report_21_thirty_junk_addresses_cost_less_than_the_round_trip_again(jun
 
 
 def test_report_25_a_list_stays_running_while_the_peer_trickles() -> None:
-    """rawrtc#64: failed while candidates were still to come. RFC 8838, 8.2 and RFC 8863, 4."""
+    """rawrtc#64: failed while candidates were still to come. RFC 8838, 8 and RFC 8863, 4."""
     world = make_world()
     world.gather()
     world.signal(world.a)

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from iceagent.config import Config
+from iceagent.credentials import Credentials
 from iceagent.events import AgentState, IceRestarted, RemoteCandidateRefused
 from iceagent.net.core import Transmit
 from tests.sim.world import Side, World, make_world
@@ -179,7 +180,7 @@ def test_ten_restarts_in_a_row() -> None:
 
 
 def test_candidates_of_a_later_generation_wait_for_its_credentials() -> None:
-    """RFC 8838, 8.3.1: they are tagged with the user name fragment, and may overtake the description."""
+    """RFC 8838, 9: they are tagged with the user name fragment, and may overtake the description."""
     world = make_world()
     world.gather()
     connected(world)
@@ -231,3 +232,53 @@ def test_a_restart_revives_a_session_whose_components_lost_their_paths() -> None
     negotiate_restart(world, world.a)
     world.settle(10.0)
     assert all(world.is_mirrored(number) for number in (1, 2))
+
+
+# --- restarts that cross each other --------------------------------------------------------------------------------
+
+
+def known(world: World) -> dict[Side, Credentials]:
+    """What each side's application has signalled."""
+    return {side: side.session.local_credentials for side in (world.a, world.b)}
+
+
+def gossip(world: World, seen: dict[Side, Credentials], rounds: int = 20) -> tuple[int, int]:
+    """Each side signals its credentials when they changed, 100 ms later; returns how often each did."""
+    counts = dict.fromkeys(seen, 0)
+    for _ in range(rounds):
+        changed = [side for side in seen if side.session.local_credentials != seen[side]]
+        for side in changed:
+            seen[side] = side.session.local_credentials
+            counts[side] += 1
+        world.run(0.1)
+        for side in changed:
+            world.signal(side)
+    return counts[world.a], counts[world.b]
+
+
+def test_two_restarts_in_a_row_are_answered_once() -> None:
+    """Both offers are under way when the first answer leaves: without care, every answer looks like a restart, for
+    ever.
+    """
+    world = make_world()
+    world.gather()
+    connected(world)
+    seen = known(world)
+    first = world.a.session.restart(world.now)
+    world.signal(world.a)
+    assert world.a.session.restart(world.now) != first
+    assert gossip(world, seen) == (1, 1)
+    assert world.run_until(lambda: is_on_new_generation(world), 10.0), world
+
+
+def test_credentials_that_are_over_are_no_answer_to_a_restart() -> None:
+    """The peer signals its old description once more, for a late candidate, before it heard of the restart."""
+    world = make_world()
+    world.gather()
+    connected(world)
+    seen = known(world)
+    world.a.session.restart(world.now)
+    world.signal(world.b)
+    assert world.a.session.remote_credentials is None
+    assert gossip(world, seen) == (1, 1)
+    assert world.run_until(lambda: is_on_new_generation(world), 10.0), world

@@ -135,7 +135,9 @@ def test_a_lite_agent_answers_and_never_asks() -> None:
     world.settle()
     world.run(60.0)
     messages = [parse(transmit.data) for _, transmit in world.b.peer.transmits]
-    assert messages and all(message.is_success for message in messages)
+    assert messages and all(message.is_success or message.is_indication for message in messages)
+    # RFC 8445, 11: "All endpoints MUST send keepalives"; a minute has four.
+    assert sum(message.is_indication for message in messages) == 4
     assert world.b.states() == [AgentState.CHECKING, AgentState.CONNECTED]
 
 

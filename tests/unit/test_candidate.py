@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from iceagent.candidate import Candidate, CandidateType
-from iceagent.errors import InvalidCandidate
+from iceagent.errors import InvalidCandidate, UnsupportedCandidate
 from iceagent.net.address import TransportAddress, canonical_host
 
 HOST = "candidate:1 1 udp 2130706431 192.0.2.1 5000 typ host"
@@ -25,7 +25,10 @@ ice_chars = st.text("ABCXYZabcxyz0189+/", min_size=1, max_size=32)
 hosts = st.one_of(st.ip_addresses(v=4).map(str), st.ip_addresses(v=6).map(str)).map(canonical_host)
 addresses = st.builds(TransportAddress, hosts, st.integers(0, 65535))
 tokens = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E), min_size=1, max_size=12)
-extensions = st.lists(st.tuples(tokens.filter(lambda name: name not in ("raddr", "rport")), tokens), max_size=4)
+# RFC 8839, 5.1: extension-att-value = *VCHAR.
+extensions = st.lists(
+    st.tuples(tokens.filter(lambda name: name not in ("raddr", "rport")), tokens | st.just("")), max_size=4
+)
 candidates = st.builds(
     Candidate,
     foundation=ice_chars,
@@ -101,7 +104,8 @@ def test_addresses_become_canonical() -> None:
         ("candidate:" + "f" * 33 + " 1 udp 1 192.0.2.1 5000 typ host", "1 to 32"),
         ("candidate:1 0 udp 1 192.0.2.1 5000 typ host", "component '0' is not a number from 1 to 256"),
         ("candidate:1 257 udp 1 192.0.2.1 5000 typ host", "component '257'"),
-        ("candidate:1 1 sctp 1 192.0.2.1 5000 typ host", "transport 'sctp'"),
+        ("candidate:1 1 s(p 1 192.0.2.1 5000 typ host", "transport 's(p'"),
+        ("candidate:1 1 sctp 0 192.0.2.1 5000 typ host", "priority '0'"),
         # libnice 0.1.23 refuses it too: a pair of priority 0 could never be told from none.
         ("candidate:1 1 udp 0 192.0.2.1 5000 typ host", "priority '0' is not a number from 1 to 2147483647"),
         ("candidate:1 1 udp 2147483648 192.0.2.1 5000 typ host", "priority '2147483648'"),
@@ -109,22 +113,56 @@ def test_addresses_become_canonical() -> None:
         ("candidate:1 1 udp ١ 192.0.2.1 5000 typ host", "printable ASCII"),
         ("candidate:1 1 udp 1 192.0.2.256 5000 typ host", "is no IP address"),
         ("candidate:1 1 udp 1 192.0.2 5000 typ host", "is no IP address"),
-        ("candidate:1 1 udp 1 fe80::1%eth0 5000 typ host", "a zone has no meaning"),
-        ("candidate:1 1 udp 1 no_{name} 5000 typ host", "neither an IP address nor a host name"),
         ("candidate:1 1 udp 1 192.0.2.1 65536 typ host", "port '65536' is not a number from 0 to 65535"),
         ("candidate:1 1 udp 1 192.0.2.1 5000 is host", "'is' where 'typ' belongs"),
-        ("candidate:1 1 udp 1 192.0.2.1 5000 typ mapped", "type 'mapped'"),
-        ("candidate:1 1 udp 1 192.0.2.1 5000 typ host generation", "extension 'generation' has no value"),
-        ("candidate:1 1 udp 1 192.0.2.1 5000 typ srflx raddr x! rport 1", "'x!'"),
+        ('candidate:1 1 udp 1 192.0.2.1 5000 typ "host"', "type '\"host\"'"),
+        ("candidate:1 1 udp 1 fe80::1%eth0 65536 typ mapped", "port '65536'"),
+        ("candidate:1 1 udp 1 192.0.2.1 5000 typ host  generation", "separated by one space"),
+        ("candidate:1 1 udp 1 192.0.2.1 5000 typ srflx raddr", "raddr has no address"),
         ("candidate:1 1 udp 1 192.0.2.1 5000 typ srflx raddr 10.0.0.1 rport x", "rport 'x'"),
+        ("candidate:1 1 sctp 1 192.0.2.1 5000 typ srflx raddr 10.0.0.1 rport", "rport ''"),
         ("candidate:1 1 udp 1 192.0.2.1 5000 typ host x " + "y" * 1000, "at most 1024 are read"),
     ],
 )
 def test_what_breaks_the_grammar_is_refused_with_line_and_reason(line: str, complaint: str) -> None:
     with pytest.raises(InvalidCandidate) as caught:
         Candidate.parse(line)
+    assert type(caught.value) is InvalidCandidate
     assert complaint in str(caught.value)
     assert repr(line[:200]) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("candidate:1 1 sctp 1 192.0.2.1 5000 typ host", "transport 'sctp'"),
+        ("candidate:1 1 TLS-TCP 1 192.0.2.1 9 typ host tcptype active", "transport 'TLS-TCP'"),
+        ("candidate:1 1 udp 1 192.0.2.1 5000 typ mapped", "type 'mapped'"),
+        ("candidate:1 1 udp 1 fe80::1%eth0 5000 typ host", "a zone has no meaning"),
+        ("candidate:1 1 udp 1 no_{name} 5000 typ host", "neither an IP address nor a host name"),
+        ("candidate:1 1 udp 1 192.0.2.1 5000 typ srflx raddr x! rport 1", "'x!'"),
+    ],
+)
+def test_what_the_grammar_leaves_open_is_told_apart(line: str, complaint: str) -> None:
+    """RFC 8839, 5.1: "transport-extension = token", 'candidate-types = "host" / … / token'; others may know them."""
+    with pytest.raises(UnsupportedCandidate) as caught:
+        Candidate.parse(line)
+    assert complaint in str(caught.value)
+    assert repr(line) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("end", "extensions"),
+    [
+        ("generation", (("generation", ""),)),
+        ("generation ", (("generation", ""),)),
+        ("ufrag EsAw generation", (("ufrag", "EsAw"), ("generation", ""))),
+        ("generation  ufrag EsAw", (("generation", ""), ("ufrag", "EsAw"))),
+    ],
+)
+def test_an_extension_may_have_an_empty_value(end: str, extensions: tuple[tuple[str, str], ...]) -> None:
+    """RFC 8839, 5.1: extension-att-value = *VCHAR."""
+    assert Candidate.parse(f"{HOST} {end}").extensions == extensions
 
 
 @given(candidates)

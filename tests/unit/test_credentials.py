@@ -34,6 +34,14 @@ def test_other_fragments_are_refused(ufrag: str) -> None:
         Credentials(ufrag=ufrag, password=PASSWORD)
 
 
+def test_a_long_fragment_is_not_quoted_whole() -> None:
+    """A message says what is wrong, whatever the peer sent; what a terminal would obey is escaped."""
+    with pytest.raises(InvalidDescription) as caught:
+        Credentials(ufrag="\x1b[2J" + "\xff" * 900_000, password=PASSWORD)
+    assert len(str(caught.value)) < 140
+    assert "\\x1b[2J" in str(caught.value) and "\x1b" not in str(caught.value)
+
+
 @pytest.mark.parametrize("password", ["", "p" * 21, "p" * 257, PASSWORD + "\n", PASSWORD + "_"])
 def test_other_passwords_are_refused_and_not_shown(password: str) -> None:
     with pytest.raises(InvalidDescription, match="ice-pwd") as caught:

@@ -83,6 +83,30 @@ def test_a_wrong_candidate_is_named_as_such() -> None:
         Description.parse(HEAD + "a=candidate:1 0 udp 1 192.0.2.1 5000 typ host")
 
 
+NEWER = (
+    "a=candidate:2 1 sctp 2130706431 192.0.2.1 5000 typ host",
+    "a=candidate:3 1 udp 2130706431 192.0.2.1 5000 typ mapped",
+    "a=candidate:4 1 udp 2130706431 fe80::1%eth0 5000 typ host",
+)
+
+
+def test_candidates_of_a_newer_peer_are_ignored_one_by_one() -> None:
+    """RFC 8839, 5.1: an agent "MUST ignore "candidate" lines" of addresses that are "not supported or recognized"."""
+    text = HEAD + "\r\n".join([NEWER[0], f"a={LINE}", *NEWER[1:]])
+    description = Description.parse(text)
+    assert description.candidates == (Candidate.parse(LINE),)
+    assert description.ignored == NEWER
+    assert description.to_sdp() == HEAD + f"a={LINE}\n"
+
+
+def test_ignored_candidates_count_too() -> None:
+    half = f"a={LINE}\n{NEWER[0]}\n" * (MAX_CANDIDATES // 2)
+    description = Description.parse(HEAD + half)
+    assert (len(description.candidates), len(description.ignored)) == (MAX_CANDIDATES // 2, MAX_CANDIDATES // 2)
+    with pytest.raises(InvalidDescription, match=f"more than {MAX_CANDIDATES} candidates"):
+        Description.parse(HEAD + half + NEWER[0])
+
+
 @given(st.text(max_size=300))
 def test_text_gives_a_description_or_one_of_two_errors(text: str) -> None:
     try:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from iceagent.candidate import CandidateType
 from iceagent.net.host import InterfaceKind
-from iceagent.priority import LocalPreferences, candidate_priority, interleave, pair_priority
+from iceagent.priority import CANDIDATES_PER_BASE, LocalPreferences, candidate_priority, interleave, pair_priority
 
 Base = tuple[str, int, InterfaceKind, bool]
 
@@ -103,7 +103,7 @@ def test_what_comes_later_stands_above_what_was_there_in_its_class() -> None:
     )
 )
 def test_all_preferences_are_distinct_and_fit(batches: list[list[tuple[InterfaceKind, bool, bool]]]) -> None:
-    """RFC 8445, 5.1.2.2: unique for each candidate of one type."""
+    """RFC 8445, 5.1.2: unique for each candidate; every base has sixteen of its own."""
     preferences = LocalPreferences()
     given_out: list[int] = []
     count = 0
@@ -115,9 +115,46 @@ def test_all_preferences_are_distinct_and_fit(batches: list[list[tuple[Interface
         result = preferences.assign(bases)
         assert sorted(host for host, _ in result) == sorted(host for host, _, _, _ in bases)
         assert all(x > y for (_, x), (_, y) in pairwise(result))
-        given_out += [preference for _, preference in result]
+        given_out += [preference - nth for _, preference in result for nth in range(CANDIDATES_PER_BASE)]
     assert len(set(given_out)) == len(given_out)
     assert all(0 <= preference <= 65535 for preference in given_out)
+
+
+def test_an_address_that_comes_and_goes_uses_nothing_up() -> None:
+    """A roaming machine: the new one stands above the one that stays, ten thousand times."""
+    preferences = LocalPreferences()
+    ((_, stays),) = preferences.assign([base("10.0.0.1")])
+    seen = set()
+    for _ in range(10_000):
+        ((_, comes),) = preferences.assign([base("10.0.0.2")])
+        assert comes > stays
+        seen.add(comes)
+        preferences.release(comes)
+    assert len(seen) == 1
+
+
+def test_a_class_that_is_used_up_to_the_top_gives_what_is_free() -> None:
+    """Each new one comes before the old one goes: in the end there is no place above, but there is always one."""
+    preferences = LocalPreferences()
+    ((_, last),) = preferences.assign([base("10.0.0.1")])
+    for _ in range(2000):
+        ((_, comes),) = preferences.assign([base("10.0.0.2")])
+        assert abs(comes - last) >= CANDIDATES_PER_BASE and 49152 <= comes - 15 < comes <= 65535
+        preferences.release(last)
+        last = comes
+
+
+def test_a_thousand_addresses_of_a_class_are_distinct_and_the_next_class_is_not_touched() -> None:
+    preferences = LocalPreferences()
+    many = [base(f"10.0.{index // 256}.{index % 256}", InterfaceKind.VPN) for index in range(1100)]
+    first, second, third = many[:600], many[600:1024], many[1024:]
+    found = preferences.assign(first) + preferences.assign(second)
+    assert len({preference for _, preference in found}) == 1024
+    assert {preference // 16384 for _, preference in found} == {1}
+    # Beyond that they share the last one.
+    assert {preference for _, preference in preferences.assign(third)} == {16384 + 15}
+    preferences.release(99999)
+    preferences.release(0)
 
 
 def test_interleave() -> None:

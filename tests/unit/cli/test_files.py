@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import os
 import stat
 from collections.abc import Callable
@@ -137,6 +138,22 @@ def test_what_cannot_be_a_file_of_ours_is_refused(
         FileOutbox(make(tmp_path))
 
 
+@pytest.mark.parametrize("length", [250, 255])
+def test_a_name_may_be_as_long_as_names_can_be(tmp_path: Path, length: int) -> None:
+    """What is written before the rename has a name of its own."""
+    path = tmp_path / ("a" * length)
+    FileOutbox(path).publish(MINE)
+    assert path.read_text() == TEXT
+    assert len(os.listdir(tmp_path)) == 1
+
+
+@pytest.mark.parametrize("name", ["a" * 256, "a" * 300, "é" * 128, "a/" * 3000])
+def test_a_name_that_is_too_long_is_refused_at_the_start(tmp_path: Path, name: str) -> None:
+    with pytest.raises(UsageError, match="File name too long") as caught:
+        FileOutbox(tmp_path / name)
+    assert len(str(caught.value)) < 120
+
+
 # --- theirs ------------------------------------------------------------------------------------------------------
 
 
@@ -244,6 +261,59 @@ def test_any_bytes_are_refused_in_words(inbox: FileInbox, path: Path, clock: Clo
     path.write_bytes(text)
     (refusal,) = looks(inbox, clock, 2.0)
     assert isinstance(refusal, Refusal) and str(path) in refusal.reason
+
+
+def calls(profile: cProfile.Profile, name: str) -> int:
+    """How often something of this name was called."""
+    return sum(each.callcount for each in profile.getstats() if name in getattr(each.code, "co_qualname", each.code))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"a=ice-ufrag:abcd\n",
+        b"a=ice-ufrag:" + b"\xff" * 900_000 + b"\na=ice-pwd:0123456789abcdefghijklmn\n",
+        TEXT.encode() + b"a=candidate:bad\n",
+        b"x" * (2 << 20),
+    ],
+    ids=["no password", "bad user name", "bad candidate", "too long"],
+)
+def test_nonsense_is_parsed_once(inbox: FileInbox, path: Path, clock: Clock, text: bytes) -> None:
+    """Whoever can write the file cannot keep us busy with one text; the next one is seen as fast as ever."""
+    path.write_bytes(text)
+    with cProfile.Profile() as profile:
+        (refusal,) = looks(inbox, clock, 5.0)
+    assert isinstance(refusal, Refusal) and len(refusal.reason) < 400 + len(str(path))
+    assert calls(profile, "Description.parse") <= 1
+    with cProfile.Profile() as profile:
+        assert looks(inbox, clock, 60.0) == []
+    assert calls(profile, "posix.open") == 0 and calls(profile, "posix.stat") == 4000
+    path.write_text(TEXT)
+    assert inbox.look() == MINE
+
+
+def test_nonsense_is_told_of_by_those_who_look_rarely(inbox: FileInbox, path: Path, clock: Clock) -> None:
+    """A program that was held up for seconds between two looks."""
+    path.write_text("a=ice-ufrag:abcd\n")
+    found = []
+    for _ in range(5):
+        found.append(inbox.look())
+        clock.now += 10.0
+    (refusal,) = [each for each in found if each is not None]
+    assert isinstance(refusal, Refusal) and "ice-pwd" in refusal.reason
+
+
+def test_old_nonsense_is_forgotten_once_the_text_makes_sense_again(inbox: FileInbox, path: Path, clock: Clock) -> None:
+    """The text that was taken needs not be taken again, and what comes after it has its own half second."""
+    path.write_text(TEXT)
+    assert inbox.look() == MINE
+    path.write_text("a=ice-ufrag:abcd\n")
+    assert looks(inbox, clock, 0.3) == []
+    path.write_text(TEXT)
+    assert looks(inbox, clock, 5.0) == []
+    path.write_text("a=ice-ufrag:abcd\n")
+    assert looks(inbox, clock, 0.3) == []
+    assert len(looks(inbox, clock, 5.0)) == 1
 
 
 def test_an_empty_file_is_refused_after_a_moment(inbox: FileInbox, path: Path, clock: Clock) -> None:

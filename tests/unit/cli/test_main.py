@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 from collections.abc import Callable
@@ -61,7 +62,26 @@ def test_every_command_of_the_table_is_there() -> None:
         ([*CONNECT, "--count", "0", "--ping", "1"], "is not in the range"),
         ([*CONNECT, "--count", "5"], "--count counts pings: add --ping S"),
         ([*CONNECT, "--duration", "-1"], "is not in the range"),
+        ([*CONNECT, "--duration", "0"], "is not in the range"),
+        *(
+            ([*arguments, option, value], f"'{value}' is not a finite number")
+            for arguments, options in ((CONNECT, ("--ping", "--duration")), (["probe"], ("--timeout", "--every")))
+            for option in options
+            for value in ("nan", "NaN", "-nan")
+        ),
+        ([*CONNECT, "--ping", "inf"], "'inf' is not a finite number"),
+        ([*CONNECT, "--duration", "1e999"], "'1e999' is not a finite number"),
+        ([*CONNECT, "--duration", "-inf"], "is not in the range"),
+        (["probe", "--timeout", "inf"], "is not in the range"),
+        (["probe", "--every", "inf"], "is not in the range"),
         ([*CONNECT, "--in", "mine"], "--out and --in are the same file"),
+        ([*CONNECT, "--in", "./mine"], "--out and --in are the same file"),
+        ([*CONNECT, "--out", "a" * 300], "File name too long"),
+        ([*CONNECT, "--port-range", "1-" + "1" * 5000], "1 ≤ LO ≤ HI ≤ 65535"),
+        ([*CONNECT, "--server", "stun:" + "a" * 5000], "neither a host name nor an IP address"),
+        ([*CONNECT, "--bind", "\x1b[2J"], r"--bind \x1b[2J: an IPv4 or IPv6 address is expected"),
+        (["x" * 100_000], "No such command"),
+        (["\x1b]0;title\x07\u202e"], "No such command"),
         ([*CONNECT, "--out", "missing/mine"], "the folder of missing/mine does not exist"),
         ([*CONNECT, "--out", "/dev/null"], "/dev/null is no file"),
         ([*CONNECT, "--bind", "here"], "--bind here: an IPv4 or IPv6 address is expected"),
@@ -81,7 +101,27 @@ def test_wrong_usage_is_one_line(
     assert captured.out == ""
     (line,) = captured.err.splitlines()
     assert line.startswith("iceagent") and words in line
+    assert line.isprintable() and len(line) < 700
     assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_link_to_the_same_file(
+    link: Callable[[Path, Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each end writes one and reads the other's, whatever the two are called."""
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    mine.touch()
+    link(mine, theirs)
+    assert cli.main(["connect", "--role", "controlling", "--out", str(mine), "--in", str(theirs)]) == 2
+    assert "are the same file" in capsys.readouterr().err
+
+
+def test_a_link_to_what_is_not_there_yet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mine, theirs = tmp_path / "mine", tmp_path / "theirs"
+    theirs.symlink_to(mine)
+    assert cli.main(["connect", "--role", "controlling", "--out", str(mine), "--in", str(theirs)]) == 2
+    assert "are the same file" in capsys.readouterr().err
 
 
 def use(monkeypatch: pytest.MonkeyPatch, body: Callable[[], int]) -> None:
@@ -126,6 +166,30 @@ def test_errors_and_their_exit_codes(
     assert captured.out == ""
     assert words in captured.err
     assert ("Traceback" in captured.err) is (code == 1)
+
+
+def test_a_bug_does_not_speak_to_the_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The traceback stays in lines; what a stranger put into the message is escaped."""
+
+    def fail() -> int:
+        raise ZeroDivisionError("\x1b[2J\u202e")
+
+    use(monkeypatch, fail)
+    assert cli.main(["test"]) == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Traceback") and lines[-1] == r"ZeroDivisionError: \x1b[2J\u202e"
+
+
+@pytest.mark.parametrize(("encoding", "written"), [("latin-1", b"\\u2192 \xf6\n"), ("ascii", b"\\u2192 \\xf6\n")])
+def test_a_stdout_that_is_not_utf8(encoding: str, written: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PYTHONIOENCODING, or an old locale: what cannot be written is written as an escape, and the command goes on."""
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding=encoding))
+    use(monkeypatch, lambda: click.echo("→ ö") or 3)
+    assert cli.main(["test"]) == 3
+    assert raw.getvalue() == written
 
 
 # --- run ---------------------------------------------------------------------------------------------------------

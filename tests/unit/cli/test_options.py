@@ -101,9 +101,25 @@ def test_port_range() -> None:
     assert run("--port-range", "1-65535")["config"].port_range == (1, 65535)
 
 
-@pytest.mark.parametrize("text", ["40000", "40100-40000", "0-1", "1-65536", "a-b", "-5-10", "1-2-3", "²-3", ""])
+@pytest.mark.parametrize(
+    "text", ["40000", "40100-40000", "0-1", "1-65536", "a-b", "-5-10", "1-2-3", "²-3", "", "1-000002"]
+)
 def test_a_wrong_port_range(text: str) -> None:
     assert refusal("--port-range", text).startswith(f"--port-range {text}: ")
+
+
+def test_a_port_range_of_thousands_of_digits() -> None:
+    """Python makes no number of them; and nobody wants to read them."""
+    for text in ("1-" + "1" * 5000, "1" * 5000 + "-2", "0" * 5000 + "-0"):
+        message = refusal("--port-range", text)
+        assert message.startswith("--port-range ") and len(message) < 100
+
+
+@pytest.mark.parametrize("option", ["--bind", "--port-range", "--external-address", "--server", "--interface"])
+@pytest.mark.parametrize("text", ["x" * 100_000, "turn:" + "x" * 100_000, "192.0.2.1=" + "1" * 100_000])
+def test_a_refusal_is_short(option: str, text: str) -> None:
+    present = sum(len(name) + 2 for _, name in socket.if_nameindex())
+    assert len(refusal(option, text)) < 200 + present
 
 
 def test_external_address() -> None:
@@ -158,6 +174,16 @@ def test_a_servers_file(value: object, tmp_path: Path, capsys: pytest.CaptureFix
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err == "turn:192.0.2.2 is ignored: only stun: servers can be used by this version\n"
+
+
+def test_a_servers_file_does_not_speak_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A list of servers comes from whoever runs them."""
+    uris = ["turn:\ud800\x1b[31mX\u202e", "turn:" + "x" * 100_000]
+    (tmp_path / "servers").write_text(json.dumps([{"urls": uris}]))
+    assert run("--servers-file", str(tmp_path / "servers"))["servers"] == ()
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith(r"turn:\ud800\x1b[31mX\u202e is ignored")
+    assert len(second) < 200
 
 
 def test_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

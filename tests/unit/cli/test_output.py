@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -60,6 +61,54 @@ def test_what_has_no_json_form_is_our_mistake() -> None:
 def test_a_candidate_is_its_line() -> None:
     line = "candidate:1 1 udp 2130706431 192.0.2.1 5000 typ host"
     assert plain((Candidate.parse(line),)) == [line]
+
+
+HOSTILE = "\x1b[2J\x9b\u202e\n\udcff"
+
+
+def test_nothing_speaks_to_the_terminal() -> None:
+    """Names of interfaces and servers, reasons of peers: what cannot be printed is escaped, and one line stays one."""
+    out, stream = output(as_json=False)
+    out.event("x.y", bare=HOSTILE, spaced=f"a {HOSTILE}", deep=[{HOSTILE: HOSTILE}])
+    out.text(f"one {HOSTILE}two")
+    event, *lines = stream.getvalue().splitlines()
+    assert event.isprintable() and r"bare=\x1b[2J\x9b\u202e\n\udcff" in event and "a " in event
+    assert lines == [r"one \x1b[2J\x9b\u202e", r"\udcfftwo"]
+
+
+def test_json_says_the_same_without_speaking_to_the_terminal() -> None:
+    out, stream = output(as_json=True)
+    out.event("x.y", text=HOSTILE)
+    (line,) = stream.getvalue().splitlines()
+    assert line.isprintable() and json.loads(line)["text"] == HOSTILE
+
+
+def test_nothing_speaks_to_a_real_terminal_either() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    out = Output(stream=stream)
+    assert out.is_terminal
+    out.event("x.y", bare=HOSTILE)
+    assert r"bare=\x1b[2J\x9b\u202e\n\udcff" in stream.getvalue()
+    assert not any(each in stream.getvalue() for each in ("\x1b[2J", "\x9b", "\u202e"))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "plainly"), [("latin-1", b'text="\\u2192 \xf6"\n'), ("ascii", b'text="\\u2192 \\xf6"\n')]
+)
+def test_a_stream_that_is_not_utf8(encoding: str, plainly: bytes) -> None:
+    """Our own reasons have arrows in them. JSON is ASCII then, so that it stays JSON."""
+    for as_json in (False, True):
+        raw = io.BytesIO()
+        out = Output(as_json=as_json, stream=io.TextIOWrapper(raw, encoding=encoding))
+        out.event("x.y", text="→ ö")
+        if as_json:
+            assert json.loads(raw.getvalue().decode("ascii"))["text"] == "→ ö"
+        else:
+            assert raw.getvalue().endswith(plainly)
 
 
 # --- redaction ---------------------------------------------------------------------------------------------------
@@ -138,6 +187,24 @@ def test_logs_are_redacted_too(capsys: pytest.CaptureFixture[str]) -> None:
     captured = capsys.readouterr()
     assert "server.failed" in captured.err
     assert "192.0.2" not in captured.err
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_logs_do_not_speak_to_the_terminal(as_json: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logs(as_json=as_json)
+    structlog.get_logger("iceagent").warning("server.failed", server="\x1b[2J", reason=f"a {HOSTILE}", ends=[HOSTILE])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.isprintable()
+    assert not as_json or json.loads(line)["ends"] == [HOSTILE]
+
+
+def test_logs_on_a_stream_that_is_not_utf8(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stderr", io.TextIOWrapper(raw, encoding="ascii", errors="backslashreplace"))
+    configure_logs(as_json=True)
+    structlog.get_logger("iceagent").warning("x.y", reason="→ ö")
+    sys.stderr.flush()
+    assert json.loads(raw.getvalue().decode("ascii"))["reason"] == "→ ö"
 
 
 def test_a_reader_that_went_away_interrupts(tmp_path: Path) -> None:

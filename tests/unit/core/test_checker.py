@@ -1,6 +1,6 @@
 """What do our checks look like, when are they repeated, and what makes a pair valid or failed (RFC 8445, 7.2)?
 
-The deviation of early new checks (7.2.5.2.5 and 14.3) is pinned here.
+The deviation of early new checks (6.1.4.2 and 14.3) is pinned here.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import pytest
 from iceagent.candidate import CandidateType
 from iceagent.config import Config
 from iceagent.core.pair import PairState
-from iceagent.events import AgentState, RoleChanged, SelectedPathChanged
+from iceagent.events import AgentState, LocalCandidateFound, RoleChanged, SelectedPathChanged
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import PacketDropped
 from iceagent.priority import candidate_priority
@@ -28,6 +28,7 @@ from relay.stun import (
     parse,
     short_term_key,
 )
+from tests.sim.world import host_candidate
 from tests.unit.core.kit import BASE, OURS, REMOTE, STRANGER, THEIRS, Play, remote_candidate
 
 MAPPED = TransportAddress("20.0.0.1", 5000)
@@ -56,6 +57,17 @@ def test_what_a_check_says() -> None:
     assert message.get(PRIORITY) == candidate_priority(CandidateType.PEER_REFLEXIVE, 1, 65535)
     assert message.get(ICE_CONTROLLING) is not None and message.get(ICE_CONTROLLED) is None
     assert message.get(USE_CANDIDATE) is None
+
+
+def test_a_candidate_is_paired_before_the_peer_was_told() -> None:
+    """DEVIATION from RFC 8838, 10: nobody says when it was signalled, and an early check is one like any other."""
+    play = Play(bases=())
+    assert play.requests() == []
+    play.session.add_local_candidate(host_candidate(BASE), play.now)
+    play.drain()
+    ((at, transmit, _),) = play.requests()
+    assert (at, transmit.base, transmit.destination) == (0.0, BASE, REMOTE)
+    assert [event.candidate.address for event in play.events_of(LocalCandidateFound)] == [BASE]
 
 
 def test_a_controlled_agent_says_so_and_never_nominates() -> None:
@@ -109,7 +121,7 @@ def test_the_rto_grows_with_the_checks_under_way() -> None:
 
 
 def test_an_unanswered_pair_gets_new_checks_after_100_200_and_400_ms() -> None:
-    """DEVIATION from RFC 8445, 7.2.5.2.5 and 14.3: at most three, each a transaction of its own, each sent once."""
+    """DEVIATION from RFC 8445, 6.1.4.2 and 14.3: at most three, each a transaction of its own, each sent once."""
     play = Play()
     play.pass_time(10.0)
     by_id: dict[bytes, list[float]] = {}
@@ -338,15 +350,16 @@ def test_a_late_response_for_a_pair_that_gave_way_moves_nothing() -> None:
     assert early.state() is AgentState.CHECKING
 
 
-def test_a_dead_five_tuple_is_answered_and_never_checked_again() -> None:
-    """RFC 7675, 5.1, and RFC 8445, 7.3: the peer may check as it likes, its requests trigger nothing."""
+def test_a_dead_five_tuple_is_refused_and_never_checked_again() -> None:
+    """RFC 7675, 5.1 and 5.2: the peer is told that consent is over, and its requests trigger nothing."""
     play = Play(controlling=False)
     play.answer(first(play))
     play.pass_time(31.0)
     assert play.session.current() is None
     before = len(play.requests())
     for _ in range(20):
-        assert play.check((USE_CANDIDATE, True), (NOMINATION, 1)).is_success
+        error = play.check((USE_CANDIDATE, True), (NOMINATION, 1)).error
+        assert error is not None and error.code == 403
         play.pass_time(1.0)
     assert len(play.requests()) == before
     assert play.session.current() is None and play.session.selected() is None

@@ -74,9 +74,19 @@ def test_sixteen_datagrams_are_held_and_no_more() -> None:
     for number in range(50):
         play.deliver(bytes([0x80, number]), source=STRANGER)
     assert len(play.events_of(PacketDropped)) == 50 - MAX_HELD_DATAGRAMS == 34
-    play.deliver(bytes([0x80, 99]))
     play.check(source=STRANGER)
     assert [event.data[1] for event in play.events_of(DataReceived)] == list(range(16))
+
+
+def test_a_stranger_who_sends_much_gives_way_to_the_peer() -> None:
+    """Else sixteen datagrams a second would cost a peer its first flight."""
+    play = Play(controlling=False)
+    for number in range(50):
+        play.deliver(bytes([0x80, number]), source=STRANGER)
+    for number in (100, 101, 102):
+        play.deliver(bytes([0x80, number]))
+    play.check()
+    assert [event.data[1] for event in play.events_of(DataReceived)] == [100, 101, 102]
 
 
 def test_only_the_data_of_the_address_that_authenticated_is_taken() -> None:
@@ -129,4 +139,5 @@ def test_a_hundred_candidates_wait_for_the_description() -> None:
     assert len(refused) == 150 - MAX_HELD_CANDIDATES == 50
     assert {event.reason for event in refused} == {"too many candidates wait for a description"}
     play.describe(THEIRS)
-    assert [c.address.port for c in play.session.remote_candidates] == list(range(1000, 1100))
+    # The oldest give way: nobody can fill the room and keep the candidates of the generation that comes out of it.
+    assert [c.address.port for c in play.session.remote_candidates] == list(range(1050, 1150))

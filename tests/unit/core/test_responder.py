@@ -36,6 +36,25 @@ def test_a_check_is_answered_with_the_address_it_came_from() -> None:
     assert answer.verify(OUR_KEY) and answer.has_fingerprint
 
 
+def test_a_check_without_a_fingerprint_is_answered_all_the_same() -> None:
+    """DEVIATION from RFC 8445, 7.3 ("MUST utilize the FINGERPRINT mechanism"): the check's integrity is enough."""
+    play = Play(controlling=False)
+    data = play.request()
+    # The integrity covers a length that ends with it, so that the 8 bytes of the attribute can be cut off.
+    bare = data[:2] + (len(data) - 20 - 8).to_bytes(2, "big") + data[4:-8]
+    assert parse(data).has_fingerprint and not parse(bare).has_fingerprint
+    (answer,) = play.deliver(bare)
+    assert answer.is_success and answer.verify(OUR_KEY)
+    assert answer.has_fingerprint
+
+
+def test_a_check_with_a_wrong_fingerprint_is_dropped() -> None:
+    play = Play(controlling=False)
+    data = play.request()
+    assert play.deliver(data[:-1] + bytes([data[-1] ^ 1])) == []
+    assert play.session.counters["dropped: malformed STUN"] == 1
+
+
 @pytest.mark.parametrize(
     ("data", "code"),
     [
@@ -173,7 +192,8 @@ def test_learnt_addresses_are_bounded() -> None:
     for port in range(1000, 1100):
         assert play.check(source=TransportAddress("203.0.113.66", port)).is_success
     assert len(play.session.remote_candidates) == 1 + 32
-    assert play.session.counters["peer-reflexive candidates over the limit"] == 68
+    # Those that never answered give way to newer ones, but not without end.
+    assert play.session.counters["peer-reflexive candidates over the limit"] == 68 - 32
     assert len(play.session.pairs) == 1 + 32
 
 

@@ -14,7 +14,7 @@ from iceagent.core.pair import Traffic
 from iceagent.gather.bases import foundation
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import SocketOptions
-from iceagent.priority import candidate_priority
+from iceagent.priority import CANDIDATES_PER_BASE, candidate_priority
 from relay.stun import MessageClass, Method, build
 from tests.unit.gather.kit import Listener, Machine, base_on, new_base, open_on
 
@@ -22,8 +22,10 @@ PEER = TransportAddress("198.51.100.1", 9)
 STUN = build(Method.BINDING, MessageClass.REQUEST, bytes(12)).encode()
 
 
-class TestWhatArrives:
-    def setup_method(self) -> None:
+class Ear:
+    """An open base of component 2, with a peer, and everybody who hears of what arrives on it."""
+
+    def __init__(self) -> None:
         self.listener = Listener()
         self.data: list[tuple[bytes, int]] = []
         self.base = base_on("192.0.2.1", 1000, listener=self.listener, component=2)
@@ -35,34 +37,41 @@ class TestWhatArrives:
     def receive(self, data: bytes, source: tuple[str, int] = ("198.51.100.1", 9)) -> None:
         self.base.datagram_received(self.base.socket, data, source)
 
+
+class TestWhatArrives:
     def test_the_peers_data_goes_to_the_sink_and_is_counted(self) -> None:
+        ear = Ear()
         for data in (b"hello", b"", b"\x00not STUN", STUN[:19], b"\xff" * 1200):
-            self.receive(data)
-        assert [data for data, _ in self.data] == [b"hello", b"", b"\x00not STUN", STUN[:19], b"\xff" * 1200]
-        assert {component for _, component in self.data} == {2}
-        assert (self.traffic.packets_received, self.traffic.bytes_received) == (5, 5 + 0 + 9 + 19 + 1200)
-        assert self.traffic.received_at == 5.0
-        assert self.listener.heard == []
+            ear.receive(data)
+        assert [data for data, _ in ear.data] == [b"hello", b"", b"\x00not STUN", STUN[:19], b"\xff" * 1200]
+        assert {component for _, component in ear.data} == {2}
+        assert (ear.traffic.packets_received, ear.traffic.bytes_received) == (5, 5 + 0 + 9 + 19 + 1200)
+        assert ear.traffic.received_at == 5.0
+        assert ear.listener.heard == []
 
     def test_stun_is_ours_even_from_the_peer(self) -> None:
-        self.receive(STUN)
-        assert (self.listener.heard, self.data) == ([("message", STUN, PEER)], [])
-        assert self.traffic.packets_received == 0
+        ear = Ear()
+        ear.receive(STUN)
+        assert (ear.listener.heard, ear.data) == ([("message", STUN, PEER)], [])
+        assert ear.traffic.packets_received == 0
 
     def test_a_strangers_data_is_the_sessions_business(self) -> None:
-        self.receive(b"hello", ("198.51.100.1", 10))
-        assert (self.listener.heard, self.data) == ([("message", b"hello", ("198.51.100.1", 10))], [])
+        ear = Ear()
+        ear.receive(b"hello", ("198.51.100.1", 10))
+        assert (ear.listener.heard, ear.data) == ([("message", b"hello", ("198.51.100.1", 10))], [])
 
     def test_data_on_another_five_tuple_than_ours_is_told_and_delivered(self) -> None:
-        self.base.expected = Traffic(2)
-        self.receive(b"hello")
-        assert (self.listener.heard, self.data) == ([("moved", PEER)], [(b"hello", 2)])
+        ear = Ear()
+        ear.base.expected = Traffic(2)
+        ear.receive(b"hello")
+        assert (ear.listener.heard, ear.data) == ([("moved", PEER)], [(b"hello", 2)])
 
     def test_errors_with_and_without_a_destination(self) -> None:
         """Without one, it says nothing about any path."""
-        self.base.error_received(self.base.socket, None, errno.ECONNREFUSED)
-        self.base.error_received(self.base.socket, PEER, errno.EHOSTUNREACH)
-        assert self.listener.heard == [("error", PEER, errno.EHOSTUNREACH)]
+        ear = Ear()
+        ear.base.error_received(ear.base.socket, None, errno.ECONNREFUSED)
+        ear.base.error_received(ear.base.socket, PEER, errno.EHOSTUNREACH)
+        assert ear.listener.heard == [("error", PEER, errno.EHOSTUNREACH)]
 
 
 class TestCandidates:
@@ -79,6 +88,21 @@ class TestCandidates:
         candidate = base.candidate(CandidateType.SERVER_REFLEXIVE, PEER, "stun:x", TransportAddress("192.0.2.9", 3478))
         assert (candidate.address, candidate.base, candidate.related_address) == (PEER, base.address, base.address)
         assert candidate.priority == candidate_priority(CandidateType.SERVER_REFLEXIVE, 1, 60000)
+
+    def test_every_candidate_of_a_type_has_a_priority_of_its_own(self) -> None:
+        """RFC 8445, 5.1.2; what is found again is the same candidate."""
+        base, reflexive = base_on("10.0.0.1", 1000), CandidateType.SERVER_REFLEXIVE
+        addresses = [PEER._replace(port=1 + index) for index in range(CANDIDATES_PER_BASE)]
+        first, again = ([base.candidate(reflexive, address, "x").priority for address in addresses] for _ in range(2))
+        assert first == again == [candidate_priority(reflexive, 1, 60000 - index) for index in range(16)]
+        assert base.candidate(CandidateType.HOST, base.address, "x").priority == candidate_priority(
+            CandidateType.HOST, 1, 60000
+        )
+
+    def test_a_mapping_that_never_rests_does_not_reach_the_next_base(self) -> None:
+        base, reflexive = base_on("10.0.0.1", 1000), CandidateType.SERVER_REFLEXIVE
+        found = [base.candidate(reflexive, PEER._replace(port=port), "x").priority for port in range(1, 1000)]
+        assert min(found) == candidate_priority(reflexive, 1, 60000 - 15)
 
 
 _hosts = st.ip_addresses().map(str)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import errno
 import struct
+from collections import Counter
+from itertools import pairwise
 from random import Random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from iceagent.core.pacing import TokenBucket
 from iceagent.gather.stun_queries import MAX_QUERIES, MappedAddress, QueryFailed, StunQueries
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Event, PacketDropped, Transmit
@@ -29,14 +32,18 @@ BASE = TransportAddress("192.0.2.1", 1000)
 SERVER = TransportAddress("198.51.100.1", 3478)
 OTHER = TransportAddress("198.51.100.2", 3478)
 MAPPED = TransportAddress("203.0.113.7", 4000)
+# As MAPPED-ADDRESS has it.
+V4_ADDRESS = struct.pack("!BBH4B", 0, 1, MAPPED.port, 203, 0, 113, 7)
 STEPS = 2000
 
 
 class Client:
     """A core and its clock; keeps what comes out."""
 
-    def __init__(self, *, burst: int = 5, ta_s: float = 0.05, rto_s: float = 0.5) -> None:
-        self.core = StunQueries(Random(1), ta_s=ta_s, burst=burst, rto_s=rto_s)
+    def __init__(
+        self, *, burst: int = 5, ta_s: float = 0.05, rto_s: float = 0.5, ceiling: TokenBucket | None = None
+    ) -> None:
+        self.core = StunQueries(Random(1), ta_s=ta_s, burst=burst, rto_s=rto_s, ceiling=ceiling)
         self.now = 100.0
         self.sent: list[tuple[float, Transmit]] = []
         self.events: list[Event] = []
@@ -141,6 +148,35 @@ class TestSchedule:
             client.ask(server=server)
         client.run(0.45)
         assert client.times == [0.0] * burst + [round(0.05 * (1 + index), 4) for index in range(8 - burst)]
+
+    def test_the_ceiling_of_the_process_counts_too(self) -> None:
+        """RFC 8445, 14.2: all transactions of all agents together; what others take is not there for us."""
+        ceiling = TokenBucket(rate=10, capacity=3)
+        ceiling.take(100.0)
+        client = Client(ceiling=ceiling)
+        for server in servers(5):
+            client.ask(server=server)
+        client.run(0.45)
+        assert client.times == [0.0, 0.0, 0.1, 0.2, 0.3]
+        assert ceiling.tokens(client.now) == pytest.approx(1.5, abs=0.01)
+
+    def test_two_askers_share_the_ceiling(self) -> None:
+        ceiling = TokenBucket(rate=200, capacity=1)
+        clients = [Client(burst=1, ta_s=0.005, ceiling=ceiling) for _ in range(2)]
+        for client in clients:
+            for server in servers(3):
+                client.ask(server=server)
+        for _ in range(STEPS):
+            deadlines = [at for client in clients if (at := client.core.poll_timeout()) is not None]
+            if min(deadlines) > 100.1:
+                break
+            for client in clients:
+                client.now = min(deadlines)
+                client.core.handle_timeout(client.now)
+                client.drain()
+        times = sorted(at for client in clients for at in client.times)
+        assert len(times) == 6
+        assert all(after - before >= 0.005 - 1e-6 for before, after in pairwise(times))
 
     def test_the_rto_grows_with_what_waits(self) -> None:
         """RFC 8445, 14.3: RTO = MAX (500 ms, Ta * number of candidates to be gathered)."""
@@ -256,16 +292,47 @@ class TestRefreshing:
 
     def test_one_that_waits_for_its_turn_when_refreshing_stops_does_not_leave(self) -> None:
         client = Client(burst=1)
-        for index, server in enumerate((SERVER, OTHER)):
+        for server in (SERVER, OTHER):
             client.ask(server=server)
-            client.run(0.05)
+        client.run(0.1)
+        for index, server in enumerate((SERVER, OTHER)):
             client.answer(source=server, index=index)
-        client.run(14.95)
-        assert client.times[2:] == [15.05]
+        # Both are due, and one may leave.
+        client.run(15)
+        assert client.times[2:] == [15.1]
         client.core.stop_refreshing(client.now)
         client.run(60)
         # The one that has left is a transaction like any other.
         assert {transmit.destination for _, transmit in client.sent[2:]} == {SERVER}
+
+    def test_beginning_again_asks_at_once_and_goes_on(self) -> None:
+        """RFC 8445, 9 flushes all state: the bindings may be gone, and new ones are to be kept."""
+        client = Client()
+        client.ask()
+        client.answer()
+        client.core.stop_refreshing(client.now)
+        client.run(100)
+        client.core.resume_refreshing(client.now)
+        client.core.resume_refreshing(client.now)
+        client.drain()
+        assert client.times == [0, 100]
+        client.answer(OTHER)
+        assert client.events[1:] == [mapped(OTHER, rtt_s=0.0, is_refresh=True)]
+        client.run(15)
+        assert client.times == [0, 100, 115]
+
+    def test_beginning_again_asks_nobody_twice(self) -> None:
+        """One has not answered yet, one waits for its turn, one is being refreshed."""
+        client = Client(burst=1, ta_s=1.0)
+        client.ask()
+        client.answer()
+        client.run(15)
+        client.ask(server=OTHER)
+        client.ask(server=servers(1)[0])
+        client.core.resume_refreshing(client.now)
+        client.run(3)
+        identities = [(transmit.destination, transmit.data[8:20]) for _, transmit in client.sent[1:]]
+        assert sorted(Counter(destination for destination, _ in set(identities)).values()) == [1, 1, 1]
 
     def test_who_was_not_asked_yet_is_asked_all_the_same(self) -> None:
         """An interface that comes up while the agent is connected gets its candidates."""
@@ -283,6 +350,32 @@ class TestAnswers:
         client.ask()
         client.receive(parse(client.sent[0][1].data).success((MAPPED_ADDRESS, MAPPED)).encode())
         assert client.events == [mapped(rtt_s=0.0)]
+
+    @pytest.mark.parametrize("code", [0x0002, 0x0004, 0x0005, 0x0007, 0x000B])
+    def test_what_else_such_servers_send_is_no_obstacle(self, code: int) -> None:
+        """RFC 3489, 11.2: mandatory there (SOURCE-ADDRESS, CHANGED-ADDRESS), unknown to RFC 8489, 18.3.1."""
+        client = Client()
+        client.ask()
+        client.receive(self.answered(client, (0x0001, V4_ADDRESS), (code, V4_ADDRESS), (0x8020, V4_ADDRESS)))
+        assert client.events == [mapped(rtt_s=0.0)]
+
+    def test_all_of_an_rfc_3489_answer(self) -> None:
+        client = Client()
+        client.ask()
+        client.receive(self.answered(client, (0x0001, V4_ADDRESS), (0x0004, V4_ADDRESS), (0x0005, V4_ADDRESS)))
+        assert client.events == [mapped(rtt_s=0.0)]
+
+    @pytest.mark.parametrize("address", [0x0001, 0x0020])
+    def test_other_unknown_attributes_and_such_ones_of_a_modern_server_are(self, address: int) -> None:
+        """RFC 8489, 6.3.3."""
+        client = Client()
+        client.ask()
+        strange = 0x0005 if address == 0x0020 else 0x7FFE
+        client.receive(self.answered(client, (address, V4_ADDRESS), (strange, V4_ADDRESS)))
+        assert client.reasons == ["the answer has no mapped address"]
+
+    def answered(self, client: Client, *parts: tuple[int, bytes]) -> bytes:
+        return raw_message(MessageClass.SUCCESS, parse(client.sent[0][1].data).transaction_id, list(parts))
 
     def test_xor_mapped_address_is_preferred(self) -> None:
         """A NAT with an "application layer gateway" rewrites the plain one."""

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
+from iceagent.events import DataReceived
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Event, PacketDropped, Transmit
-from iceagent.net.driver import MAX_STEPS, Driver
+from iceagent.net.driver import MAX_STEPS, RETRY_S, Driver
 
 BASE = TransportAddress("192.0.2.1", 1)
 PEER = TransportAddress("192.0.2.2", 2)
@@ -316,3 +317,174 @@ def test_closing_in_a_callback_ends_the_output() -> None:
         assert bench.loop.due() == []
 
     run(main)
+
+
+class Reports:
+    """What reached the loop's exception handler."""
+
+    def __init__(self, bench: Bench) -> None:
+        self.contexts: list[dict[str, Any]] = []
+        bench.loop.set_exception_handler(lambda _, context: self.contexts.append(context))
+
+    def messages(self) -> list[str]:
+        return [context["message"] for context in self.contexts]
+
+
+class BuggyCore(ScriptedCore):
+    """Raises in one of its methods, as often as told."""
+
+    def __init__(self, method: str, times: int = 1) -> None:
+        super().__init__()
+        self.times = times
+        self.bug = ZeroDivisionError("a bug")
+        original = getattr(self, method)
+
+        def buggy(*args: Any) -> Any:
+            if self.times:
+                self.times -= 1
+                raise self.bug
+            return original(*args)
+
+        setattr(self, method, buggy)
+
+
+FOREVER = 10**9
+
+
+@pytest.mark.parametrize(
+    ("method", "message"),
+    [
+        ("handle_datagram", "Handling a datagram raised"),
+        ("poll_transmit", "Asking for output raised"),
+        ("poll_event", "Asking for output raised"),
+        ("poll_timeout", "Asking for the deadline raised"),
+    ],
+)
+def test_a_core_that_raises_costs_one_input(method: str, message: str) -> None:
+    """The exception goes to the loop's handler, not to the socket; what was to be said is, by the next time."""
+
+    async def main(bench: Bench) -> None:
+        reports = Reports(bench)
+        core = BuggyCore(method)
+        bench.driver = Driver(core, bench.clock, bench._send, bench._take)
+        core.transmits.append(transmit(b"waits"))
+        core.events.append(event("waits"))
+        core.deadline = 101.0
+        bench.driver.datagram(BASE, PEER, b"hello")
+        assert reports.messages() == [message]
+        assert reports.contexts[0]["exception"] is core.bug
+        assert "hello" not in repr(reports.contexts)
+        assert bench.loop.due(), "the clock goes on"
+        bench.clock.time = 101.0
+        bench.loop.fire()
+        assert core.heard[-1] == ("timeout", 101.0)
+        assert bench.out == [transmit(b"waits"), event("waits")]
+        assert len(reports.contexts) == 1
+
+    run(main)
+
+
+def test_an_error_of_the_network_that_a_core_cannot_take_costs_that_one() -> None:
+    async def main(bench: Bench) -> None:
+        reports = Reports(bench)
+        core = BuggyCore("handle_error", times=2)
+        bench.driver = Driver(core, bench.clock, bench._send, bench._take)
+        bench.driver.error(BASE, PEER, errno.ECONNREFUSED)
+        bench.errno = errno.ENETUNREACH
+        bench.driver.command(core.say, b"fails")
+        bench.driver.error(BASE, PEER, errno.EPERM)
+        assert reports.messages() == ["Handling an error of the network raised"] * 2
+        assert core.heard[-1] == ("error", BASE, PEER, errno.EPERM, 100.0)
+
+    run(main)
+
+
+def test_a_send_that_raises_is_a_loss() -> None:
+    async def main(bench: Bench) -> None:
+        reports = Reports(bench)
+        sent = []
+
+        def send(transmit: Transmit) -> int:
+            sent.append(transmit.data)
+            raise ZeroDivisionError("a bug")
+
+        bench.driver = Driver(bench.core, bench.clock, send, bench._take)
+        bench.core.transmits.extend([transmit(b"1"), transmit(b"2")])
+        bench.core.deadline = 101.0
+        bench.driver.datagram(BASE, PEER, b"")
+        assert sent == [b"1", b"2"]
+        assert reports.messages() == ["Sending a datagram raised"] * 2
+        assert bench.loop.due() == [101.0]
+
+    run(main)
+
+
+def test_one_timeout_that_raises_does_not_stop_the_clock() -> None:
+    async def main(bench: Bench) -> None:
+        reports = Reports(bench)
+        core = BuggyCore("handle_timeout")
+        bench.driver = Driver(core, bench.clock, bench._send, bench._take)
+        core.deadline = 101.0
+        bench.driver.datagram(BASE, PEER, b"")
+        bench.clock.time = 101.0
+        core.transmits.append(transmit(b"before"))
+        bench.loop.fire()
+        assert reports.messages() == ["Handling a timeout raised"]
+        assert bench.out == [transmit(b"before")]
+        assert bench.loop.due() == [101.0 + RETRY_S]
+        bench.clock.time = 101.0 + RETRY_S
+        bench.loop.fire()
+        assert core.heard[-1] == ("timeout", 101.0 + RETRY_S)
+        core.deadline = 101.0 + RETRY_S + 0.001
+        bench.driver.datagram(BASE, PEER, b"")
+        assert bench.loop.due() == [core.deadline], "a timeout that went well ends the delay"
+
+    run(main)
+
+
+@pytest.mark.parametrize("method", ["handle_timeout", "poll_timeout", "poll_event"])
+def test_a_core_that_always_raises_does_not_spin(method: str) -> None:
+    """Nor do datagrams put off the next attempt: it is counted from the last timer, not from the last exception."""
+
+    async def main(bench: Bench) -> None:
+        Reports(bench)
+        core = BuggyCore(method, times=FOREVER)
+        bench.driver = Driver(core, bench.clock, bench._send, bench._take)
+        core.deadline = 100.0
+        bench.driver.datagram(BASE, PEER, b"")
+        for attempt in range(5):
+            bench.loop.fire()
+            core.deadline = 100.0
+            due = bench.loop.due()
+            assert due == [pytest.approx(100.0 + (attempt + 1) * RETRY_S)]
+            bench.clock.time = due[0] - RETRY_S / 2
+            bench.driver.datagram(BASE, PEER, b"")
+            assert bench.loop.due() == due
+            bench.clock.time = due[0]
+
+    run(main)
+
+
+def test_what_is_reported_has_no_payload() -> None:
+    async def main(bench: Bench) -> None:
+        reports = Reports(bench)
+
+        def fail(_: Event) -> None:
+            raise ZeroDivisionError("a bug")
+
+        bench.on_event = fail
+        bench.core.events.append(DataReceived(component=1, base=BASE, source=PEER, data=b"secret"))
+        bench.driver.datagram(BASE, PEER, b"")
+        assert reports.messages() == ["Handling DataReceived raised"]
+
+    run(main)
+
+
+def test_no_payload_is_in_what_is_printed() -> None:
+    data = DataReceived(component=1, base=BASE, source=PEER, data=b"secret")
+    printed = [repr(data), repr(Datagram(BASE, PEER, b"secret")), repr(Transmit(BASE, PEER, b"secret"))]
+    assert printed == [
+        f"DataReceived(component=1, base={BASE!r}, source={PEER!r})",
+        "Datagram(192.0.2.1:1 from 192.0.2.2:2, 6 bytes)",
+        "Transmit(192.0.2.1:1 to 192.0.2.2:2, 6 bytes, ttl=None)",
+    ]

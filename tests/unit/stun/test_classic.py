@@ -1,4 +1,4 @@
-"""Clients of RFC 3489 (RFC 8489, 11)."""
+"""Clients of RFC 3489 (RFC 8489, 12; RFC 5389, 12.2)."""
 
 from __future__ import annotations
 
