@@ -25,6 +25,8 @@ __all__ = ["MAX_DATAGRAM", "MAX_RECEIVE_QUEUE", "DataPath"]
 
 # Received datagrams that wait for recv(), per component; what comes beyond is dropped and counted.
 MAX_RECEIVE_QUEUE = 8192
+# The same in bytes: as much again as the socket's own buffer.
+MAX_RECEIVE_BYTES = 4 * 2**20
 # What a UDP datagram over IPv4 can carry.
 MAX_DATAGRAM = 65_507
 
@@ -49,6 +51,7 @@ class DataPath(ABC):
         self._components = components
         self._outgoing: dict[int, _Outgoing] = {}
         self._queues: dict[int, deque[bytes]] = {}
+        self._queued_bytes: dict[int, int] = {}
         self._receivers: dict[int, asyncio.Future[None]] = {}
         self._handler: Callable[[bytes, int], None] | None = None
         self._receive_queue_dropped = 0
@@ -99,7 +102,9 @@ class DataPath(ABC):
             finally:
                 if self._receivers.get(component) is waiter:
                     del self._receivers[component]
-        return queue.popleft()
+        data = queue.popleft()
+        self._queued_bytes[component] -= len(data)
+        return data
 
     def set_data_handler(self, handler: Callable[[bytes, int], None] | None) -> None:
         """Call ``handler(data, component)`` for every datagram, instead of :meth:`recv`; first with what has been
@@ -110,8 +115,10 @@ class DataPath(ABC):
         self._set_sink(handler or self._enqueue)
         if handler is not None:
             for component, queue in self._queues.items():
-                while queue:
-                    handler(queue.popleft(), component)
+                while queue and self._handler is handler:
+                    data = queue.popleft()
+                    self._queued_bytes[component] -= len(data)
+                    handler(data, component)
 
     # --- for the agent -------------------------------------------------------------------------------------------
 
@@ -151,10 +158,12 @@ class DataPath(ABC):
     def _enqueue(self, data: bytes, component: int) -> None:
         """The sink behind :meth:`recv`."""
         queue = self._queue(component)
-        if len(queue) >= MAX_RECEIVE_QUEUE:
+        queued = self._queued_bytes[component] + len(data)
+        if len(queue) >= MAX_RECEIVE_QUEUE or queued > MAX_RECEIVE_BYTES:
             self._receive_queue_dropped += 1
             return
         queue.append(data)
+        self._queued_bytes[component] = queued
         waiter = self._receivers.get(component)
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
@@ -172,6 +181,7 @@ class DataPath(ABC):
             if not 1 <= component <= self._components:
                 raise UsageError(f"component {component} of an agent with {self._components}")
             queue = self._queues[component] = deque()
+            self._queued_bytes[component] = 0
         return queue
 
     def _check_receiver(self, component: int) -> None:

@@ -2,8 +2,10 @@
 
 The shell around ``relay/stun_server.py``: UDP sockets and TCP and TLS streams in, the cores' answers out. Every listen
 address gets UDP and TCP, and TLS where a certificate is given. What is bounded, and how: the streams at once and their
-idle time (by the core), what waits to be read of one stream (:class:`relay.stun.StreamFramer`, one message) and what
-waits to be written to it (:class:`iceagent.net.host.Stream`, 1 MiB; then it is aborted).
+idle time (by the core), what waits to be read of one stream (one read, and in :class:`relay.stun.StreamFramer` one
+message) and what waits to be written to it (:class:`iceagent.net.host.Stream`, 1 MiB; then it is aborted). A stream is
+not read while something of it waits, and all streams together have so many messages in a turn of the loop, in turns:
+clients that send requests without end slow each other down, and nobody who asks over UDP.
 
 Over UDP, "the source IP address and port of the response are equal to the destination IP address and port of the
 received request message" (RFC 8489, 6.3.1.2). A socket on a wildcard address cannot keep that on a host with several
@@ -13,13 +15,14 @@ addresses change.
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import ssl
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.core import Event, Transmit
@@ -35,7 +38,7 @@ from iceagent.net.host import (
     StreamListener,
     Subscription,
 )
-from relay.stun import BadMessage, StreamFramer, is_stun
+from relay.stun import HEADER_LENGTH, BadMessage, StreamFramer, is_stun
 from relay.stun_server import (
     STREAM_IDLE_S,
     STREAM_LIMIT,
@@ -54,6 +57,12 @@ TLS_PORT = 5349
 
 PORT_ATTEMPTS = 8
 """How often a free port is looked for where port 0 is asked for: one found for UDP may be taken for TCP."""
+
+MESSAGES_PER_TURN = 64
+"""Messages taken from all streams together before UDP and the timers get their turn."""
+
+MAX_UNREAD = 1 << 20
+"""Bytes that may wait of a stream that cannot be paused, or that goes on for a while; with more it is cut off."""
 
 _UNUSABLE = frozenset({AddressFlag.TENTATIVE, AddressFlag.DADFAILED})
 _FAMILY_MISSING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
@@ -218,9 +227,10 @@ class Server:
         streams = StreamServer(self._on_streams, limit=options.max_streams, idle_s=options.stream_idle_s)
         self._udp_driver = Driver(self._datagrams, self._host, self._send_datagram, self._on_event)
         self._stream_driver = driver = Driver(streams, self._host, self._write, self._on_event)
+        turns = _Turns(MESSAGES_PER_TURN)
 
         def accept(stream: Stream) -> StreamListener:
-            return self._accept(stream, streams, driver)
+            return self._accept(stream, streams, driver, turns)
 
         for address in addresses:
             await self._listen(address, accept, is_only=len(addresses) == 1)
@@ -311,8 +321,8 @@ class Server:
                     raise
                 self._datagrams.counters["addresses not opened"] += 1
 
-    def _accept(self, stream: Stream, core: StreamServer, driver: Driver) -> StreamListener:
-        connection = _Connection(stream, core, driver, self._streams)
+    def _accept(self, stream: Stream, core: StreamServer, driver: Driver, turns: _Turns) -> StreamListener:
+        connection = _Connection(stream, core, driver, turns, self._streams)
         if driver is self._stream_driver:
             driver.command(core.open, stream.local_address, stream.remote_address)
         else:
@@ -363,6 +373,47 @@ class _Deaf:
         """It sends nothing."""
 
 
+@runtime_checkable
+class _Pausable(Protocol):
+    """A stream that can be told to wait, as those of this machine can."""
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+class _Turns:
+    """Lets connections read in turns, some messages of all together in one turn of the loop.
+
+    Args:
+        messages: how many; counted in bytes, at the shortest message's length.
+    """
+
+    def __init__(self, messages: int) -> None:
+        self._budget = messages * HEADER_LENGTH
+        self._waiting: deque[_Connection] = deque()
+        self._loop = asyncio.get_running_loop()
+
+    def add(self, connection: _Connection) -> None:
+        """It has something to read, and had nothing before."""
+        self._waiting.append(connection)
+        if len(self._waiting) == 1:
+            self._loop.call_soon(self._run)
+
+    def _run(self) -> None:
+        left = self._budget
+        try:
+            while self._waiting and left > 0:
+                connection = self._waiting[0]
+                left -= max(HEADER_LENGTH, connection.read(left))
+                self._waiting.popleft()
+                if connection.has_unread:
+                    self._waiting.append(connection)
+        finally:
+            if self._waiting:
+                self._loop.call_soon(self._run)
+
+
 class _Connection:
     """One accepted stream: cuts what arrives into messages; whoever speaks something else than STUN is cut off."""
 
@@ -371,6 +422,7 @@ class _Connection:
         stream: Stream,
         core: StreamServer,
         driver: Driver,
+        turns: _Turns,
         register: dict[tuple[TransportAddress, TransportAddress], _Connection],
     ) -> None:
         self.stream = stream
@@ -378,6 +430,10 @@ class _Connection:
         self._driver = driver
         self._register = register
         self._key = (stream.local_address, stream.remote_address)
+        self._turns = turns
+        self._pausable = stream if isinstance(stream, _Pausable) else None
+        self._unread = b""
+        self._position = 0
         self._framer = StreamFramer()
         self._has_begun = False
         self._is_closed = False
@@ -387,11 +443,42 @@ class _Connection:
         """Close, and be forgotten by the shell; idempotent."""
         if not self._is_closed:
             self._is_closed = True
+            self._unread = b""
             self._register.pop(self._key, None)
             self.stream.close()
 
+    @property
+    def has_unread(self) -> bool:
+        """Whether something waits for its turn."""
+        return bool(self._unread)
+
     def data_received(self, stream: Stream, data: bytes) -> None:
-        """Give whole messages to the core."""
+        """Keep it for its turn, and read no more until then."""
+        if self._is_closed or not data:
+            return
+        if self._unread:
+            self._unread = self._unread[self._position :] + data
+            self._position = 0
+            if len(self._unread) > MAX_UNREAD:
+                self._end()
+            return
+        self._unread, self._position = data, 0
+        self._turns.add(self)
+        if self._pausable is not None:
+            self._pausable.pause_reading()
+
+    def read(self, limit: int) -> int:
+        """Give whole messages out of at most ``limit`` bytes to the core; returns the number of bytes."""
+        data = self._unread[self._position : self._position + limit]
+        self._position += len(data)
+        self._feed(data)
+        if self._position >= len(self._unread):
+            self._unread = b""
+            if self._pausable is not None:
+                self._pausable.resume_reading()
+        return len(data)
+
+    def _feed(self, data: bytes) -> None:
         # The framer knows ChannelData as well; without TURN, a stream that begins so is HTTP or noise.
         if self._is_closed or not self._begins_like_stun(data):
             self._end()

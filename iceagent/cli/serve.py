@@ -14,10 +14,11 @@ from iceagent.cli.options import output_options
 from iceagent.cli.output import Output
 from iceagent.cli.run import run
 from iceagent.logs import Line, log_event, register
-from iceagent.net.address import TransportAddress, parse_address
+from iceagent.net.address import TransportAddress, ip_address, parse_address
 from iceagent.net.local import local_host
+from iceagent.net.streams import descriptor_limit, raise_descriptor_limit
 from relay.server import STUN_PORT, TLS_PORT, Listening, Server, ServerOptions, server_ssl_context
-from relay.stun_server import CloseStream
+from relay.stun_server import BROADCAST, STREAM_LIMIT, CloseStream
 
 __all__ = ["serve"]
 
@@ -60,7 +61,8 @@ def serve(
     Ends at Ctrl-C or SIGTERM.
     """
     listen = tuple(_address(text) for text in listen_texts) or DEFAULT_LISTEN
-    options = ServerOptions(behaviour_discovery=behaviour_discovery, tls=_tls(tls_cert, tls_key))
+    tls = _tls(tls_cert, tls_key)
+    options = ServerOptions(behaviour_discovery=behaviour_discovery, tls=tls, max_streams=_max_streams())
     return run(_serve(listen, options, output), sigterm_code=EXIT_DIRECT)
 
 
@@ -88,9 +90,18 @@ def _listener(listening: Listening) -> dict[str, Any]:
 
 def _address(text: str) -> TransportAddress:
     try:
-        return parse_address(text, STUN_PORT)
+        address = parse_address(text, STUN_PORT)
     except ValueError as error:
         raise click.UsageError(f"--listen {error}") from error
+    if ip_address(address.host).is_multicast or address.host == BROADCAST:
+        raise click.UsageError(f"--listen {address.host}: a multicast or broadcast address belongs to no host")
+    return address
+
+
+def _max_streams() -> int:
+    """As many as the process has descriptors for: half of them, for handshakes and streams that close need some too."""
+    raise_descriptor_limit()
+    return max(1, min(STREAM_LIMIT, descriptor_limit() // 2))
 
 
 def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:

@@ -14,6 +14,7 @@ Knows nothing of STUN, pacing or time.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
@@ -21,8 +22,11 @@ from iceagent.candidate import Candidate
 from iceagent.core.context import Context
 from iceagent.core.pair import TRANSITIONS, CandidatePair, PairState
 from iceagent.net.address import TransportAddress
+from iceagent.priority import pair_priority
 
 __all__ = ["CheckList"]
+
+_UNCHECKED = frozenset({PairState.FROZEN, PairState.WAITING})
 
 _Key = tuple[TransportAddress, TransportAddress]
 
@@ -52,7 +56,7 @@ class CheckList:
         self._failed: dict[CandidatePair, None] = {}
         self._triggered: deque[CandidatePair] = deque()
         self._count = 0
-        self._lowest: CandidatePair | None = None
+        self._unchecked: list[tuple[tuple[bool, int], int, CandidatePair]] = []
 
     # --- commands ------------------------------------------------------------------------------------------------
 
@@ -90,7 +94,7 @@ class CheckList:
         pair.local, pair.remote = local, remote
         self._foundations[pair.foundation] = self._foundations.get(pair.foundation, 0) + 1
         pair.rerank(self._context.controlling)
-        self._lowest = None
+        self._unchecked.clear()
 
     def remove_remote(self, candidate: Candidate) -> None:
         """Forget a remote candidate and its pairs."""
@@ -208,25 +212,23 @@ class CheckList:
         keys = self._context.keys
         if keys is None or not _may_pair(base, remote.address) or (base, remote.address) in self._pairs:
             return None
+        preferred = preferred_host == base.host
+        if len(self._pairs) >= self._context.config.max_pairs:
+            # Most pairs of two hosts with many addresses end here: nothing is made before there is room for it.
+            mine, theirs = local.priority, remote.priority
+            priority = pair_priority(mine, theirs) if self._context.controlling else pair_priority(theirs, mine)
+            if not self._make_room((preferred, priority), proven=proven):
+                self._context.counters["pairs over the limit"] += 1
+                return None
         self._count += 1
-        pair = CandidatePair(
-            number=self._count,
-            local=local,
-            remote=remote,
-            keys=keys,
-            preferred=preferred_host == base.host,
-        )
+        pair = CandidatePair(number=self._count, local=local, remote=remote, keys=keys, preferred=preferred)
         pair.rerank(self._context.controlling)
-        if len(self._pairs) >= self._context.config.max_pairs and not self._make_room(pair, proven=proven):
-            self._context.counters["pairs over the limit"] += 1
-            return None
         self._insert(pair)
         return pair
 
     def _insert(self, pair: CandidatePair) -> None:
         self._pairs[pair.key] = pair
-        if self._lowest is not None and pair.order < self._lowest.order:
-            self._lowest = None
+        heapq.heappush(self._unchecked, (pair.order, -pair.number, pair))
         # RFC 8838, 12: the first pair of a foundation, and one whose foundation already succeeded, start Waiting.
         foundation = pair.foundation
         count = self._foundations.get(foundation, 0)
@@ -234,7 +236,7 @@ class CheckList:
         if not count or any(p.state is PairState.SUCCEEDED for p in self._of_foundation(foundation)):
             self.set_state(pair, PairState.WAITING)
 
-    def _make_room(self, pair: CandidatePair, *, proven: bool) -> bool:
+    def _make_room(self, order: tuple[bool, int], *, proven: bool) -> bool:
         """Let the lowest pair that was never checked give way (6.1.2.5); one that a peer's check proved needs no
         higher order.
         """
@@ -244,22 +246,29 @@ class CheckList:
             # must be remembered that its credentials are (RFC 7675, 5.1).
             self._discard(failed)
             return True
-        lowest = self._lowest
-        if lowest is None or lowest.key not in self._pairs or lowest.state not in (PairState.FROZEN, PairState.WAITING):
-            unchecked = (p for p in self._pairs.values() if p.state in (PairState.FROZEN, PairState.WAITING))
-            lowest = self._lowest = min(unchecked, key=lambda p: p.order, default=None)
-        if lowest is None or (not proven and pair.order <= lowest.order):
+        lowest = self._lowest()
+        if lowest is None or (not proven and order <= lowest.order):
             return False
         self._discard(lowest)
         return True
+
+    def _lowest(self) -> CandidatePair | None:
+        """The lowest pair that is not being checked. The heap may hold pairs that are gone, checked or ranked anew."""
+        for _ in range(2):
+            while self._unchecked:
+                order, _number, pair = self._unchecked[0]
+                if self._pairs.get(pair.key) is pair and pair.state in _UNCHECKED and pair.order == order:
+                    return pair
+                heapq.heappop(self._unchecked)
+            self._unchecked = [(p.order, -p.number, p) for p in self._pairs.values() if p.state in _UNCHECKED]
+            heapq.heapify(self._unchecked)
+        return None
 
     def _discard(self, pair: CandidatePair) -> None:
         self._pairs.pop(pair.key, None)
         self._failed.pop(pair, None)
         self.untrigger(pair)
         self._uncount(pair.foundation)
-        if self._lowest is pair:
-            self._lowest = None
         self._on_discarded(pair)
 
     def _uncount(self, foundation: tuple[str, str]) -> None:

@@ -167,7 +167,7 @@ class StunQueries:
         query: _Query = transaction.context
         if self._queries.get((query.base, query.server)) is not query:
             return
-        mapped = _mapped(message)
+        mapped = _mapped(message, query.base)
         if mapped is None:
             self._fail(query, _complaint(message), now)
             return
@@ -248,7 +248,7 @@ class StunQueries:
         )
 
 
-def _mapped(message: Message) -> TransportAddress | None:
+def _mapped(message: Message, base: TransportAddress) -> TransportAddress | None:
     """XOR-MAPPED-ADDRESS, or what servers of RFC 3489 send instead."""
     if not message.is_success:
         return None
@@ -257,9 +257,18 @@ def _mapped(message: Message) -> TransportAddress | None:
         mapped, unknown = message.get(MAPPED_ADDRESS), unknown - _CLASSIC_ATTRIBUTES
     if unknown:
         return None
-    return None if mapped is None or mapped.port == 0 or mapped.ip.is_unspecified else mapped
+    return mapped if mapped is not None and _is_usable(mapped, base) else None
+
+
+def _is_usable(mapped: TransportAddress, base: TransportAddress) -> bool:
+    """Whether a peer could reach us there: what a server says is no more than a claim."""
+    ip = mapped.ip
+    if mapped.port == 0 or mapped.version != base.version or ip.is_loopback != base.ip.is_loopback:
+        return False
+    is_reserved = ip.version == 4 and (int(ip) >> 24 == 0 or int(ip) >> 28 == 15)
+    return not (ip.is_unspecified or ip.is_multicast or is_reserved)
 
 
 def _complaint(message: Message) -> str:
     error = message.error
-    return f"the server answered {error.code} {error.reason}" if error else "the answer has no mapped address"
+    return f"the server answered {error.code} {error.reason}" if error else "the answer has no usable mapped address"

@@ -29,7 +29,7 @@ from iceagent.net.host import Stream, StreamListener
 if sys.platform != "win32":
     import resource
 
-__all__ = ["TcpListener", "TcpStream", "connect_tcp", "listen_tcp"]
+__all__ = ["TcpListener", "TcpStream", "connect_tcp", "descriptor_limit", "listen_tcp", "raise_descriptor_limit"]
 
 # What may wait to be sent on one stream, in bytes.
 MAX_WRITE_QUEUE = 1 << 20
@@ -39,7 +39,8 @@ CONNECT_TIMEOUT_S = 10.0
 CLOSE_TIMEOUT_S = 1.0
 
 # Connections that a listener has accepted and that are not usable yet; one more costs the oldest. A client's handshake
-# takes two round trips; at 500 connections a second that do not go on, this leaves it 250 ms.
+# takes two round trips; at 500 connections a second that do not go on, this leaves it 250 ms. Never more than a quarter
+# of the descriptors that connections may have.
 MAX_HANDSHAKES = 128
 HANDSHAKE_TIMEOUT_S = 3.0
 # Connections taken in one go before other work of the loop gets its turn.
@@ -127,6 +128,24 @@ async def listen_tcp(
     return TcpListener(listening, accept, ssl_context)
 
 
+def descriptor_limit() -> int:
+    """The lowest descriptor that no accepted connection may have; about as many connections can be open."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft - min(SPARE_DESCRIPTORS, soft // 4)
+
+
+def raise_descriptor_limit() -> None:
+    """Let this process have as many descriptors as the system allows it; does nothing where that fails."""
+    if sys.platform == "win32":
+        return
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # OSError: the hard limit is above what the kernel allows now. ValueError: the same, on other systems.
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 class TcpListener:
     """Accepts streams on a listening socket; implements :class:`iceagent.net.host.Listener`.
 
@@ -201,15 +220,16 @@ class TcpListener:
 
     def _take(self, connection: socket.socket) -> None:
         self.counters["accepted"] += 1
+        limit = descriptor_limit()
         # The kernel gives the lowest number that is free.
-        is_too_many = connection.fileno() >= _descriptor_limit()
-        if self._arriving and (is_too_many or len(self._arriving) >= MAX_HANDSHAKES):
-            self.counters["given up"] += 1
-            self._give_up_oldest()
-        if is_too_many:
+        is_too_many = connection.fileno() >= limit
+        if is_too_many and not self._arriving:
             self.counters["no descriptor"] += 1
             connection.close()
             return
+        if is_too_many or len(self._arriving) >= max(1, min(MAX_HANDSHAKES, limit // 4)):
+            self.counters["given up"] += 1
+            self._give_up_oldest()
         self._arriving[connection] = None
         task = self._loop.create_task(self._receive(connection))
         self._tasks.add(task)
@@ -281,6 +301,19 @@ class TcpStream(asyncio.Protocol):
         else:
             self._transport.write(data)
 
+    def pause_reading(self) -> None:
+        """Let the listener hear nothing until :meth:`resume_reading`; the kernel then slows the other side down.
+
+        What has been decrypted already may still come. Idempotent; nothing happens on a closed stream.
+        """
+        if self._listener is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """End a pause; idempotent."""
+        if self._listener is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
     def close(self) -> None:
         """Close once what is queued is out (a second at most); idempotent. The listener hears nothing afterwards."""
         if self._listener is None:
@@ -342,14 +375,6 @@ def _client_context(alpn: tuple[str, ...]) -> ssl.SSLContext:
     if alpn:
         context.set_alpn_protocols(list(alpn))
     return context
-
-
-def _descriptor_limit() -> int:
-    """The lowest descriptor that no accepted connection may have."""
-    if sys.platform == "win32":
-        return sys.maxsize
-    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return sys.maxsize if soft == resource.RLIM_INFINITY else soft - min(SPARE_DESCRIPTORS, soft // 4)
 
 
 def _address_of(name: tuple[str, int]) -> TransportAddress:

@@ -187,7 +187,12 @@ def test_a_stdout_that_is_not_utf8(encoding: str, written: bytes, monkeypatch: p
     """PYTHONIOENCODING, or an old locale: what cannot be written is written as an escape, and the command goes on."""
     raw = io.BytesIO()
     monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, encoding=encoding))
-    use(monkeypatch, lambda: click.echo("→ ö") or 3)
+
+    def speak() -> int:
+        print("→ ö")
+        return 3
+
+    use(monkeypatch, speak)
     assert cli.main(["test"]) == 3
     assert raw.getvalue() == written
 

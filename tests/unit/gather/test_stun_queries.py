@@ -372,7 +372,7 @@ class TestAnswers:
         client.ask()
         strange = 0x0005 if address == 0x0020 else 0x7FFE
         client.receive(self.answered(client, (address, V4_ADDRESS), (strange, V4_ADDRESS)))
-        assert client.reasons == ["the answer has no mapped address"]
+        assert client.reasons == ["the answer has no usable mapped address"]
 
     def answered(self, client: Client, *parts: tuple[int, bytes]) -> bytes:
         return raw_message(MessageClass.SUCCESS, parse(client.sent[0][1].data).transaction_id, list(parts))
@@ -402,7 +402,7 @@ class TestAnswers:
         client = Client()
         client.ask()
         client.receive(parse(client.sent[0][1].data).success(*useless).encode())  # type: ignore[arg-type]
-        assert client.reasons == ["the answer has no mapped address"]
+        assert client.reasons == ["the answer has no usable mapped address"]
         assert client.core.pending == 0
 
     @pytest.mark.parametrize(("code", "text"), [(420, "Unknown Attribute"), (401, "Unauthenticated"), (500, "")])
