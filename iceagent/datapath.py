@@ -47,7 +47,6 @@ class DataPath(ABC):
     def __init__(self, host: Host, components: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._host = host
-        self._now = host.now
         self._components = components
         self._outgoing: dict[int, _Outgoing] = {}
         self._queues: dict[int, deque[bytes]] = {}
@@ -82,7 +81,6 @@ class DataPath(ABC):
         traffic = out.traffic
         traffic.packets_sent += 1
         traffic.bytes_sent += len(data)
-        traffic.sent_at = self._now()
 
     async def recv(self, component: int = 1) -> bytes:
         """The next datagram of a component. Cancelling loses none.

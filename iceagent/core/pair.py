@@ -54,7 +54,6 @@ class Traffic:
     Attributes:
         component: 1 … 256.
         received_at: when data last came in, seconds; 0.0: never.
-        sent_at: when data last went out, seconds; 0.0: never.
         has_answered: a check of ours was answered from there.
     """
 
@@ -65,7 +64,6 @@ class Traffic:
     bytes_sent: int = 0
     packets_discarded: int = 0
     received_at: float = 0.0
-    sent_at: float = 0.0
     has_answered: bool = False
 
 

@@ -375,7 +375,8 @@ class IceSession:
         self._status.begin(now)
         self._began_at, self._is_used = now, False
         if description.lite and config.lite:
-            # 6.1.1 and 8.2 pair two lite agents without any check; nothing of that is worth having.
+            # DEVIATION from 6.1.1 and 8.2, which pair two lite agents without any check; pinned by
+            # ``tests/sim/test_roles.py::test_two_lite_agents_are_told_at_once``.
             self._status.move(AgentState.FAILED, "both agents are lite")
         for local in self._locals:
             self._checklist.add_local(local)

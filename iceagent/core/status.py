@@ -59,7 +59,8 @@ class Status:
 
     def on_new_candidate(self, now: float) -> None:
         """Something new can be tried."""
-        if self.state is AgentState.FAILED:
+        both_lite = self._context.config.lite and self._context.remote_lite
+        if self.state is AgentState.FAILED and not both_lite:
             self.move(AgentState.CHECKING, "there is something new to try")
 
     def note_failure(self, pair: CandidatePair, reason: str) -> None:

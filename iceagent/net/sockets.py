@@ -26,7 +26,6 @@ import asyncio
 import errno
 import socket
 import struct
-from weakref import WeakKeyDictionary
 
 from iceagent.net.address import TransportAddress, canonical_host, ip_address
 from iceagent.net.host import DatagramReceiver, SocketOptions
@@ -55,8 +54,6 @@ EXTENDED_ERROR = struct.Struct("=IBBBBII")
 
 # What the kernel says when a datagram did not fit into a queue; with IP_RECVERR also the device's queue (ENOBUFS).
 FULL = frozenset({errno.EAGAIN, errno.ENOBUFS})
-
-_buffers: WeakKeyDictionary[asyncio.AbstractEventLoop, memoryview] = WeakKeyDictionary()
 
 
 def open_socket(
@@ -172,7 +169,6 @@ class UdpSocket:
 
     __slots__ = (
         "_address",
-        "_buffer",
         "_fileno",
         "_is_closed",
         "_is_drain_due",
@@ -181,7 +177,7 @@ class UdpSocket:
         "_loop",
         "_patience",
         "_receiver",
-        "_recvfrom_into",
+        "_recvfrom",
         "_scope_id",
         "_sendto",
         "_socket",
@@ -203,9 +199,8 @@ class UdpSocket:
         self._scope_id = scope_id
         self._receiver = receiver
         self._loop = loop
-        self._buffer = _buffer_of(loop)
         # Looked up once: these two are called for every datagram.
-        self._recvfrom_into = sock.recvfrom_into
+        self._recvfrom = sock.recvfrom
         self._sendto = sock.sendto
         self._is_closed = False
         self._is_drain_due = False
@@ -284,14 +279,13 @@ class UdpSocket:
 
     def _on_readable(self) -> None:
         self.wakeups += 1
-        buffer = self._buffer
-        recvfrom_into = self._recvfrom_into
+        recvfrom = self._recvfrom
         deliver = self._receiver.datagram_received
         is_ipv6 = self._is_ipv6
         budget = self.budget
         for count in range(budget):
             try:
-                size, source = recvfrom_into(buffer)
+                data, source = recvfrom(BUFFER_SIZE)
             except BlockingIOError:
                 self.empty_reads += 1
                 self._shrink(count)
@@ -302,7 +296,7 @@ class UdpSocket:
             if is_ipv6:
                 source = _without_scope(source)
             try:
-                deliver(self, buffer[:size].tobytes(), source)
+                deliver(self, data, source)
             except Exception as error:  # A receiver's bug must not cost the datagrams behind this one.
                 self._report(error)
             if self._is_closed:
@@ -364,14 +358,6 @@ class UdpSocket:
         self._loop.call_exception_handler(
             {"message": f"The receiver of UDP socket {self._address} raised", "exception": error}
         )
-
-
-def _buffer_of(loop: asyncio.AbstractEventLoop) -> memoryview:
-    """One buffer per loop, hence per thread: the read itself runs without the interpreter's lock."""
-    buffer = _buffers.get(loop)
-    if buffer is None:
-        buffer = _buffers[loop] = memoryview(bytearray(BUFFER_SIZE))
-    return buffer
 
 
 def _without_scope(source: tuple[str, int, int, int]) -> tuple[str, int]:

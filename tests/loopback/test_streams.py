@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import os
+import resource
 import shutil
 import socket
 import ssl
 import struct
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from iceagent.net import streams
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import Stream, StreamListener
-from iceagent.net.streams import MAX_WRITE_QUEUE, TcpListener, TcpStream, connect_tcp, listen_tcp
+from iceagent.net.streams import MAX_HANDSHAKES, MAX_WRITE_QUEUE, TcpListener, TcpStream, connect_tcp, listen_tcp
 from tests.loopback.loops import Ear, LoopFactory, on_both_loops, run
 
 ANY_PORT = TransportAddress("127.0.0.1", 0)
@@ -257,5 +260,195 @@ def test_tls_refuses_a_certificate_that_is_not_valid(
                 )
             await settle()
         assert server.streams == []
+
+    run(loop_factory, main())
+
+
+def silent(listener: TcpListener, number: int) -> list[socket.socket]:
+    """Connections that say nothing."""
+    return [socket.create_connection(listener.address) for _ in range(number)]
+
+
+class Knock(asyncio.Protocol):
+    """A client that says nothing, and waits for the end."""
+
+    def __init__(self) -> None:
+        self.ended = asyncio.Event()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended.set()
+
+
+@on_both_loops
+def test_handshakes_under_way_are_bounded_and_the_newest_has_the_best_chance(
+    loop_factory: LoopFactory, certificate: tuple[Path, Path]
+) -> None:
+    """Each connection that never shakes hands would hold a descriptor for seconds, before anybody has counted it."""
+
+    async def main() -> None:
+        server = Server()
+        async with listening(server.accept, server_context(certificate)) as listener:
+            # In groups that fit the backlog.
+            clients = []
+            for count in (100, 200):
+                clients += silent(listener, 100)
+                await soon(lambda count=count: listener.counters["accepted"] == count)  # type: ignore[misc]
+            assert len(listener._arriving) == MAX_HANDSHAKES
+            stream = await connect_tcp(
+                listener.address, Ear(), tls_server_name="turn.example", ssl_context=client_context(certificate)
+            )
+            await server.until(lambda: bool(server.streams))
+            assert listener.counters == {"accepted": 201, "given up": 201 - MAX_HANDSHAKES, **failed(listener)}
+            assert failed(listener)["handshakes failed"] <= 201 - MAX_HANDSHAKES
+            stream.close()
+            await server.until(lambda: bool(server.lost))
+        for client in clients:
+            client.close()
+        await gone(listener)
+        assert server.streams[1:] == []
+
+    run(loop_factory, main())
+
+
+def failed(listener: TcpListener) -> dict[str, int]:
+    """What was given up is counted when its transport is closed, a few turns later."""
+    return {"handshakes failed": listener.counters["handshakes failed"]}
+
+
+async def soon(fact: Callable[[], bool]) -> None:
+    """Wait for something that nobody tells; at most some seconds."""
+    for _ in range(5_000):
+        if fact():
+            return
+        await asyncio.sleep(0.001)
+    raise TimeoutError
+
+
+async def gone(listener: TcpListener) -> None:
+    """Wait until nothing is under way."""
+    await soon(lambda: not listener._tasks)
+
+
+@on_both_loops
+def test_a_handshake_that_does_not_go_on_ends(
+    loop_factory: LoopFactory, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert streams.HANDSHAKE_TIMEOUT_S == 3.0
+    monkeypatch.setattr(streams, "HANDSHAKE_TIMEOUT_S", 0.05)
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with listening(Server().accept, server_context(certificate)) as listener:
+            _, knock = await loop.create_connection(Knock, *listener.address)
+            async with asyncio.timeout(10):
+                await knock.ended.wait()
+            await gone(listener)
+            assert listener.counters == {"accepted": 1, "handshakes failed": 1}
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_closing_a_listener_gives_up_handshakes_under_way(
+    loop_factory: LoopFactory, certificate: tuple[Path, Path]
+) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        async with listening(Server().accept, server_context(certificate)) as listener:
+            _, knock = await loop.create_connection(Knock, *listener.address)
+            await soon(lambda: bool(listener._arriving))
+        async with asyncio.timeout(1):
+            await knock.ended.wait()
+        await gone(listener)
+
+    run(loop_factory, main())
+
+
+@contextlib.contextmanager
+def descriptors(number: int) -> Iterator[None]:
+    """Let this process open at most ``number`` more descriptors meanwhile."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with open(os.devnull, "rb") as probe:
+        lowest = probe.fileno()
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest + number, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@on_both_loops
+def test_without_descriptors_accepting_pauses_and_the_log_stays_empty(loop_factory: LoopFactory) -> None:
+    """asyncio's server would have reported a traceback for each place in the backlog; ``run`` fails at the first."""
+
+    async def main() -> None:
+        server = Server()
+        async with listening(server.accept) as listener:
+            client = socket.socket()
+            client.setblocking(False)
+            with descriptors(0):
+                with contextlib.suppress(BlockingIOError):
+                    client.connect(listener.address)
+                await soon(lambda: bool(listener.counters["pauses"]))
+            assert server.streams == []
+            await server.until(lambda: bool(server.streams))
+            assert listener.counters["accepted"] == 1
+            client.close()
+            await server.until(lambda: bool(server.lost))
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_closing_while_accepting_pauses(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        async with listening(Server().accept) as listener:
+            with socket.socket() as client:
+                client.setblocking(False)
+                with descriptors(0):
+                    with contextlib.suppress(BlockingIOError):
+                        client.connect(listener.address)
+                    await soon(lambda: bool(listener.counters["pauses"]))
+                listener.close()
+        await asyncio.sleep(streams.ACCEPT_PAUSE_S)
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_connections_leave_descriptors_for_the_rest(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        server = Server()
+        async with listening(server.accept) as listener:
+            client = socket.socket()
+            with descriptors(20):
+                client.connect(listener.address)
+                await soon(lambda: bool(listener.counters["no descriptor"]))
+                assert listener.counters == {"accepted": 1, "no descriptor": 1}
+                assert await asyncio.get_running_loop().run_in_executor(None, client.recv, 1) == b""
+            client.close()
+        assert server.streams == []
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_a_paused_stream_hears_nothing_until_it_goes_on(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        server, ear = Server(), Ear()
+        async with joined(server, ear) as stream:
+            accepted = server.streams[0]
+            assert isinstance(accepted, TcpStream)
+            accepted.pause_reading()
+            accepted.pause_reading()
+            stream.write(b"waits")
+            for _ in range(20):
+                await asyncio.sleep(0.001)
+            assert server.data == b""
+            accepted.resume_reading()
+            await server.until(lambda: server.data == b"waits")
+            accepted.close()
+            accepted.pause_reading()
+            accepted.resume_reading()
 
     run(loop_factory, main())

@@ -193,3 +193,13 @@ def test_a_lite_peer_that_says_so_later_takes_nothing_from_us() -> None:
     world.settle()
     world.b.session.set_remote_description(replace(world.a.description(), lite=True), world.now)
     assert not world.b.session.controlling
+
+
+def test_two_lite_agents_are_told_at_once() -> None:
+    """RFC 8445, 6.1.1 and 8.2 would pair them without a check; whether the pair works nobody would know."""
+    world = make_world(config_a=Config(lite=True), config_b=Config(lite=True))
+    world.gather()
+    world.exchange()
+    for side in (world.a, world.b):
+        assert side.state() is AgentState.FAILED
+        assert side.session.state_reason == "both agents are lite"
