@@ -63,8 +63,8 @@ table ip cone {
   iifname wan dnat to udp dport map @eim
  }
  chain remember {
-  type filter hook postrouting priority srcnat + 5 oifname wan ct direction original update @eim { udp sport : ct
-  original ip saddr . ct original proto-src }
+  type filter hook postrouting priority srcnat + 5
+  oifname wan ct direction original update @eim { udp sport : ct original ip saddr . ct original proto-src }
  }
 }
 """
