@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import json
+import resource
 import shutil
 import signal
 import socket
@@ -12,7 +13,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +24,15 @@ from iceagent.net.host import (
     Interface,
     InterfaceAddress,
     InterfaceKind,
+    Listener,
     SocketOptions,
     Stream,
+    StreamListener,
     Subscription,
 )
 from iceagent.net.local import LocalHost
 from iceagent.net.streams import connect_tcp
-from relay.server import Listening, Server, ServerOptions, server_ssl_context
+from relay.server import MAX_UNREAD, MESSAGES_PER_TURN, Listening, Server, ServerOptions, server_ssl_context
 from relay.stun import (
     CHANGE_REQUEST,
     OTHER_ADDRESS,
@@ -392,13 +395,134 @@ def test_closing_twice_is_fine_and_silences_everything(loop_factory: LoopFactory
     run(loop_factory, main())
 
 
+# --- in turns ----------------------------------------------------------------------------------------------------
+
+
+class HeldStream:
+    """A stream by hand: keeps what is written, and whether it is open."""
+
+    def __init__(self, number: int) -> None:
+        self.local_address = TransportAddress("127.0.0.1", 3478)
+        self.remote_address = TransportAddress("127.0.0.1", 40000 + number)
+        self.answers = 0
+        self.is_open = True
+
+    def write(self, data: bytes) -> None:
+        assert self.is_open
+        self.answers += 1
+
+    def close(self) -> None:
+        self.is_open = False
+
+
+class PausableStream(HeldStream):
+    """And remembers whether it may be read."""
+
+    is_paused = False
+
+    def pause_reading(self) -> None:
+        self.is_paused = True
+
+    def resume_reading(self) -> None:
+        self.is_paused = False
+
+
+class HostOfStreams(LocalHost):
+    """Listens for nothing: streams are handed to ``accept``."""
+
+    accept: Callable[[Stream], StreamListener]
+
+    async def listen_tcp(
+        self,
+        local: TransportAddress,
+        accept: Callable[[Stream], StreamListener],
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+    ) -> Listener:
+        self.accept = accept
+        return await super().listen_tcp(local, accept, ssl_context=ssl_context)
+
+
+@on_both_loops
+def test_streams_are_read_in_turns_and_not_while_something_waits(loop_factory: LoopFactory) -> None:
+    """A quarter of a mebibyte arrives in one read: 13,000 requests, half a second in which nobody else was answered."""
+
+    async def main() -> None:
+        host = HostOfStreams()
+        async with Server(host, [ANY_PORT]) as server:
+            streams = [PausableStream(number) for number in range(3)]
+            for stream, count in zip(streams, (130, 1, 64), strict=True):
+                host.accept(stream).data_received(stream, REQUEST * count)
+            assert [stream.is_paused for stream in streams] == [True, True, True]
+            found = []
+            for _ in range(5):
+                await asyncio.sleep(0)
+                found.append([stream.answers for stream in streams])
+            assert found == [[64, 0, 0], [64, 1, 63], [128, 1, 63], [130, 1, 64], [130, 1, 64]]
+            assert [stream.is_paused for stream in streams] == [False, False, False]
+            assert server.stream_counters == {"requests": 195}
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_a_stream_that_cannot_be_paused_is_cut_off_when_too_much_waits(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        host = HostOfStreams()
+        async with Server(host, [ANY_PORT]) as server:
+            stream = HeldStream(0)
+            ear = host.accept(stream)
+            half = REQUEST * (MAX_UNREAD // 2 // len(REQUEST))
+            ear.data_received(stream, half)
+            await asyncio.sleep(0)
+            ear.data_received(stream, half)
+            before = (stream.is_open, stream.answers)
+            ear.data_received(stream, half)
+            assert (before, stream.is_open) == ((True, MESSAGES_PER_TURN), False)
+            ear.data_received(stream, half)
+            for _ in range(3):
+                await asyncio.sleep(0)
+            assert stream.answers == MESSAGES_PER_TURN
+            assert server.stream_counters == {"requests": MESSAGES_PER_TURN}
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_clients_that_pipeline_get_every_answer_and_delay_udp_by_a_few_turns(loop_factory: LoopFactory) -> None:
+    clients, requests = 4, 2_000
+
+    async def main() -> None:
+        async with Server(LocalHost(), [ANY_PORT]) as server:
+            ears = [Ear() for _ in range(clients)]
+            for stream in [await connect_tcp(address_of(server, "tcp"), ear) for ear in ears]:
+                stream.write(REQUEST * requests)
+            most, before = 0, 0
+            while before < clients * requests:
+                await asyncio.sleep(0)
+                now = server.stream_counters["requests"]
+                most, before = max(most, now - before), now
+            assert most == MESSAGES_PER_TURN
+            for ear in ears:
+                await ear.until(lambda ear=ear: len(ear.data) == 32 * requests)  # type: ignore[misc]
+        await ears[-1].until(lambda: bool(ears[-1].lost))
+        await settle()
+
+    run(loop_factory, main())
+
+
 # --- the command -------------------------------------------------------------------------------------------------
 
 
 @contextmanager
-def serving(*arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """``iceagent serve`` as a process; it is ended at the latest when the block ends."""
+def serving(*arguments: str, descriptors: tuple[int, int] | None = None) -> Iterator[subprocess.Popen[str]]:
+    """``iceagent serve`` as a process; it is ended at the latest when the block ends.
+
+    ``descriptors``: the soft and hard limit that it begins with.
+    """
     command = [sys.executable, "-m", "iceagent", "serve", *arguments]
+    if descriptors is not None:
+        command = ["prlimit", "--nofile={}:{}".format(*descriptors), *command]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -445,6 +569,35 @@ def test_the_command_speaks_plain_text_too(certificate: tuple[str, str]) -> None
         assert process.wait(PATIENCE_S) == 0
 
 
+@pytest.mark.parametrize("is_tls", [False, True], ids=["tcp", "tls"])
+def test_silent_connections_do_not_exhaust_the_descriptors(certificate: tuple[str, str], is_tls: bool) -> None:
+    """Twice as many as there are descriptors, under a hard limit: everybody else is answered, and nothing is logged."""
+    arguments = ["--listen", "127.86.3.2:0", "--tls-cert", certificate[0], "--tls-key", certificate[1], "--json"]
+    with serving(*arguments, descriptors=(100, 160)) as process, ExitStack() as stack:
+        ready = next_event(process)
+        addresses = {each["transport"]: each["address"].split(":") for each in ready["listeners"]}
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE) == (160, 160)
+        tcp, silent = (addresses["tcp"][0], int(addresses["tcp"][1])), addresses["tls" if is_tls else "tcp"]
+        for _ in range(320):
+            stack.enter_context(socket.create_connection((silent[0], int(silent[1])), timeout=PATIENCE_S))
+        with socket.create_connection(tcp, timeout=PATIENCE_S) as client:
+            client.sendall(REQUEST)
+            assert len(client.recv(100)) == 32
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+            client.settimeout(PATIENCE_S)
+            client.sendto(REQUEST, tcp)
+            assert len(client.recv(100)) == 32
+        trust = ssl.create_default_context(cafile=certificate[0])
+        plain = socket.create_connection((addresses["tls"][0], int(addresses["tls"][1])), timeout=PATIENCE_S)
+        with trust.wrap_socket(plain, server_hostname="stun.example") as secure:
+            secure.sendall(REQUEST)
+            assert len(secure.recv(100)) == 32
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 0
+        assert next_event(process)["event"] == "server.stopped"
+        assert process.communicate() == ("", "")
+
+
 def refused(*arguments: str) -> str:
     """A command line that must be refused: exit code 2, and one line."""
     command = [sys.executable, "-m", "iceagent", "serve", *arguments]
@@ -466,6 +619,9 @@ def test_a_port_in_use_is_wrong_usage() -> None:
     [
         (["--listen", "example.com"], "'example.com' is not an IP address"),
         (["--listen", "127.0.0.1:x"], "'x' is not a port"),
+        (["--listen", "224.0.0.1"], "--listen 224.0.0.1: a multicast or broadcast address belongs to no host"),
+        (["--listen", "255.255.255.255:0"], "--listen 255.255.255.255: a multicast or broadcast address"),
+        (["--listen", "[ff02::1]:3478"], "--listen ff02::1: a multicast or broadcast address"),
         (["--listen", "192.0.2.99:0"], "cannot listen on 192.0.2.99:0 (udp)"),
         (["--behaviour-discovery"], "exactly two concrete IPv4 addresses"),
         (["--behaviour-discovery", "--listen", "127.0.0.1"], "exactly two concrete IPv4 addresses"),
