@@ -201,6 +201,8 @@ class IceSession:
             self._begin(description, now)
         for candidate in description.candidates:
             self._add_remote(candidate, now)
+        if description.ignored:
+            self._context.counters["candidate lines of an unknown kind"] += len(description.ignored)
         if description.complete or not description.trickles:
             # A peer that does not trickle has told everything in one go.
             self._status.remote_done = True

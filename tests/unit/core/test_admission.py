@@ -7,6 +7,7 @@ import pytest
 from iceagent.candidate import Candidate
 from iceagent.config import Config
 from iceagent.core.admission import refusal
+from iceagent.description import Description
 from iceagent.events import RemoteCandidateAdded, RemoteCandidateRefused
 from iceagent.net.address import TransportAddress
 from tests.unit.core.kit import BASE, Play, remote_candidate
@@ -37,6 +38,9 @@ def test_ordinary_addresses_are_used(host: str) -> None:
         (candidate("ff02::fb"), "its address is multicast"),
         (candidate("255.255.255.255"), "its address is broadcast"),
         (candidate("0.1.2.3"), "its address is reserved"),
+        (candidate("240.0.0.1"), "its address is reserved"),
+        (candidate("::127.0.0.1"), "the IPv4 address in it cannot be a peer's"),
+        (candidate("64:ff9b::7f00:1"), "the IPv4 address in it cannot be a peer's"),
         (candidate("127.0.0.1"), "its address is loopback, which was not asked for"),
         (candidate("::1"), "its address is loopback, which was not asked for"),
         (candidate("::ffff:127.0.0.1"), "its address is loopback, which was not asked for"),
@@ -81,3 +85,11 @@ def test_a_thousand_candidates_are_taken_and_no_more() -> None:
     assert len(play.session.remote_candidates) == 1000
     assert play.events_of(RemoteCandidateRefused)[-1].reason == "there are 1000 already"
     assert len(play.session.pairs) == 100
+
+
+def test_lines_of_an_unknown_kind_are_counted() -> None:
+    """RFC 8839, 5.1: they are ignored, not refused; somebody may wonder where they went."""
+    play = Play(described=False)
+    lines = "a=ice-ufrag:abcd\na=ice-pwd:0123456789012345678901\na=candidate:1 1 ssltcp 1 192.0.2.1 9 typ host\n"
+    play.session.set_remote_description(Description.parse(lines), play.now)
+    assert play.session.counters["candidate lines of an unknown kind"] == 1
