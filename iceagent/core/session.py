@@ -461,7 +461,9 @@ class IceSession:
             # The peer keeps consent for the path of the generation before.
             return
         self._budget.asked(check.source, now)
-        if self._context.keys is None:
+        keys = self._context.keys
+        if keys is None or check.ufrag != keys.remote.ufrag:
+            # Also a peer whose next credentials are ahead of their description.
             self._peers.allow(check.base, check.source, component, now)
             self._held.hold_check(check)
             return

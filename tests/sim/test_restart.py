@@ -11,7 +11,7 @@ from iceagent.config import Config
 from iceagent.credentials import Credentials
 from iceagent.events import AgentState, IceRestarted, RemoteCandidateRefused
 from iceagent.net.core import Transmit
-from tests.sim.world import Side, World, make_world
+from tests.sim.world import Side, World, make_session, make_world
 
 
 def before_any_description(world: World) -> None:
@@ -281,4 +281,22 @@ def test_credentials_that_are_over_are_no_answer_to_a_restart() -> None:
     world.signal(world.b)
     assert world.a.session.remote_credentials is None
     assert gossip(world, seen) == (1, 1)
+    assert world.run_until(lambda: is_on_new_generation(world), 10.0), world
+
+
+def test_a_peer_that_is_started_anew_is_answered_once_by_each_side() -> None:
+    """A new process, with credentials of its own, reads our old description first; its checks then overtake its
+    files.
+    """
+    world = make_world()
+    world.gather()
+    connected(world)
+    seen = known(world)
+    anew = make_session(False, 99, name="anew")
+    for candidate in world.b.session.local_candidates:
+        anew.add_local_candidate(candidate, world.now)
+    anew.end_local_candidates(world.now)
+    world.b.peer.core = anew
+    world.signal(world.a)
+    assert gossip(world, seen) == (1, 2)
     assert world.run_until(lambda: is_on_new_generation(world), 10.0), world
