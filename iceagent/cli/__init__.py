@@ -118,8 +118,7 @@ def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = cli.main(args=arguments, prog_name="iceagent", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return EXIT_USAGE
+        return _refuse(f"no command given; one of {', '.join(sorted(COMMANDS))}", error.ctx)
     except click.UsageError as error:
         return _refuse(error.format_message(), error.ctx)
     except click.ClickException as error:

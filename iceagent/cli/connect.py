@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from random import Random, SystemRandom
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,20 @@ import click
 
 from iceagent.agent import Agent
 from iceagent.cli import EXIT_DIRECT, EXIT_NO_PATH, EXIT_RELAY
-from iceagent.cli.options import FiniteFloat, listen_options, output_options, seed_option, server_options
+from iceagent.cli.options import (
+    FiniteFloat,
+    listen_options,
+    output_options,
+    refuse_unknown_binds,
+    seed_option,
+    server_options,
+)
 from iceagent.cli.output import Output
 from iceagent.cli.run import run
 from iceagent.config import Config, IceServer
-from iceagent.events import DataReceived, Event, PacketDropped
+from iceagent.events import AgentState, DataReceived, Event, GatheringDone, PacketDropped
 from iceagent.logs import Line, describe, log_event, register
+from iceagent.net.local import local_host
 from iceagent.rendezvous.exchange import Inbox, Outbox, Refusal
 from iceagent.rendezvous.files import FileInbox, FileOutbox
 from iceagent.rendezvous.paste import PasteInbox, PasteOutbox
@@ -33,12 +41,23 @@ __all__ = ["connect", "exit_code", "summary_fields"]
 _PASTE = "-"
 
 
+@dataclass(frozen=True, slots=True)
+class NothingGathered(Event):
+    """Gathering is done, and there is no candidate."""
+
+
+def _nothing_gathered(_: NothingGathered) -> Line:
+    reason = "no address to gather on: bring an interface up, or add --loopback for tests on one machine"
+    return Line("warning", "gathering.empty", {"reason": reason})
+
+
 def _echoed(event: PingEchoed) -> Line:
     return Line("debug", "ping.echoed", {"seq": event.seq, "rtt_ms": round(event.rtt_ms, 3), "kind": event.kind})
 
 
 register(
     {
+        NothingGathered: _nothing_gathered,
         PingEchoed: _echoed,
         Refusal: lambda e: Line("warning", "description.refused", {"reason": e.reason}),
     }
@@ -89,13 +108,16 @@ def connect(
         raise click.UsageError("--count counts pings: add --ping S")
     if _PASTE not in (mine, theirs) and _is_same_file(mine, theirs):
         raise click.UsageError("--out and --in are the same file: each end writes one and reads the other's")
-    outbox: Outbox = PasteOutbox(lambda text: _show_block(output, text)) if mine == _PASTE else FileOutbox(mine)
     inbox: Inbox = PasteInbox() if theirs == _PASTE else FileInbox(theirs, time.monotonic)
+    outbox: Outbox = PasteOutbox(lambda text: _show_block(output, text, inbox)) if mine == _PASTE else FileOutbox(mine)
     plan = Plan(ping_s=ping_s, count=count, duration_s=duration_s)
     # Two ends with the same seed must not take each other's pings for their own.
     payload = Payload(sender=SystemRandom().getrandbits(64), echo=echo)
 
     async def main() -> int:
+        await refuse_unknown_binds(config, local_host())
+        if mine != _PASTE:
+            _prompt_paste(output, inbox)
         agent = Agent(replace(config, servers=servers), controlling=role == "controlling", rng=rng)
         session = PeerSession(
             agent,
@@ -106,7 +128,7 @@ def connect(
             tell=lambda event: _show(output, event),
             now=time.monotonic,
         )
-        return await _run_session(session, output)
+        return await _run_session(session, output, is_pasted=theirs == _PASTE)
 
     return run(main())
 
@@ -122,10 +144,15 @@ def _is_same_file(one: str, other: str) -> bool:
         return False
 
 
-async def _run_session(session: PeerSession, output: Output) -> int:
+async def _run_session(session: PeerSession, output: Output, *, is_pasted: bool) -> int:
     """Run to the end, whatever that is, and sum up."""
+
+    def is_due() -> bool:
+        # Redrawn while the peer's description is being pasted, the line would wipe it away.
+        return not is_pasted or session.agent.state is not AgentState.NEW
+
     try:
-        with output.live(lambda: _status_line(session)):
+        with output.live(lambda: _status_line(session), is_due=is_due):
             await session.run()
     finally:
         summary = session.summary()
@@ -147,9 +174,11 @@ def exit_code(summary: Summary) -> int:
 
 
 def _show(output: Output, event: Event) -> None:
-    """A line of results for everything but single packets and what is wrong; a log line for everything."""
+    """A line of results for everything but single packets; a log line for everything."""
     log_event(event)
-    if isinstance(event, (PacketDropped, DataReceived, Refusal)):
+    if isinstance(event, GatheringDone) and not event.count:
+        log_event(NothingGathered())
+    if isinstance(event, (PacketDropped, DataReceived)):
         return
     if isinstance(event, PingEchoed) and output.is_terminal:
         # The status line says it.
@@ -158,12 +187,20 @@ def _show(output: Output, event: Event) -> None:
     output.event(line.name, **line.fields)
 
 
-def _show_block(output: Output, text: str) -> None:
+def _show_block(output: Output, text: str, inbox: Inbox) -> None:
     """Our description, to be copied; never redacted, or it would be of no use."""
     if output.as_json:
         output.verbatim("description.local", sdp=text)
     else:
+        if output.is_terminal:
+            output.prompt("Copy these lines to the peer:")
         output.text(text)
+    _prompt_paste(output, inbox)
+
+
+def _prompt_paste(output: Output, inbox: Inbox) -> None:
+    if isinstance(inbox, PasteInbox) and inbox.is_terminal and inbox.is_waiting:
+        output.prompt("Paste the peer's lines, then an empty line:")
 
 
 def _status_line(session: PeerSession) -> Text:

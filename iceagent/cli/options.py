@@ -32,7 +32,7 @@ from iceagent.cli.output import Output, Redactor, configure_logs
 from iceagent.cli.text import escaped, shortened
 from iceagent.config import Config, IceServer
 from iceagent.net.address import canonical_host, ip_address
-from iceagent.net.host import Interface
+from iceagent.net.host import Host, Interface
 from relay.uri import BadUri, ServerUri
 
 __all__ = [
@@ -41,6 +41,7 @@ __all__ = [
     "listen_options",
     "output_options",
     "parse_servers",
+    "refuse_unknown_binds",
     "seed_option",
     "server_options",
 ]
@@ -52,6 +53,8 @@ _MAX_SERVERS_FILE = 1 << 20
 _MAX_PORT_DIGITS = 5
 # Of a server that is left out; longer than any real one.
 _MAX_SHOWN_URI = 100
+# In click's context: the URIs of a list that cannot be used.
+_IGNORED = "iceagent.ignored_servers"
 
 Command = Callable[..., int]
 
@@ -79,7 +82,9 @@ def output_options(command: Command) -> Command:
     def wrapper(*, as_json: bool, verbosity: int, log_json: bool, redact: bool = False, **kwargs: Any) -> int:
         redactor = Redactor() if redact else None
         configure_logs(verbosity=verbosity, as_json=log_json, redactor=redactor)
-        return command(output=Output(as_json=as_json, redactor=redactor), **kwargs)
+        output = Output(as_json=as_json, logs_as_json=log_json, redactor=redactor)
+        _tell_ignored(output)
+        return command(output=output, **kwargs)
 
     return wrapper
 
@@ -139,10 +144,16 @@ def _read_servers_file(file: str, where: str) -> str:
 
 def _announced(found: tuple[tuple[IceServer, ...], tuple[str, ...]]) -> tuple[IceServer, ...]:
     servers, ignored = found
-    for uri in ignored:
-        shown = shortened(escaped(uri), _MAX_SHOWN_URI)
-        click.echo(f"{shown} is ignored: only stun: servers can be used by this version", err=True)
+    # How to tell of them is known once the options of output_options are read.
+    click.get_current_context().meta[_IGNORED] = ignored
     return servers
+
+
+def _tell_ignored(output: Output) -> None:
+    for uri in click.get_current_context().meta.get(_IGNORED, ()):
+        shown = shortened(escaped(uri), _MAX_SHOWN_URI)
+        reason = "only stun: servers can be used by this version"
+        output.notice("server.ignored", f"{shown} is ignored: {reason}", server=shown, reason=reason)
 
 
 def parse_servers(text: str, where: str) -> tuple[tuple[IceServer, ...], tuple[str, ...]]:
@@ -255,6 +266,21 @@ def _interface_filter(names: Iterable[str]) -> Callable[[Interface], bool] | Non
             f"--interface {shortened(name)}: there is none of this name; there are {', '.join(present)}"
         )
     return lambda interface: interface.name in wanted
+
+
+async def refuse_unknown_binds(config: Config, host: Host) -> None:
+    """See that every address of ``--bind`` is one of an interface's; it may come and go later.
+
+    Raises:
+        click.UsageError: no interface has this address.
+        OSError: the interfaces cannot be read.
+    """
+    if not config.bind_hosts:
+        return
+    present = [address.host for interface in await host.interfaces() for address in interface.addresses]
+    for wanted in config.bind_hosts:
+        if wanted not in present:
+            raise click.UsageError(f"--bind {wanted}: no interface has this address; there are {', '.join(present)}")
 
 
 def _host(text: str, where: str) -> str:

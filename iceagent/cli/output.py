@@ -64,12 +64,14 @@ class Output:
 
     Args:
         as_json: JSON Lines instead of text.
+        logs_as_json: as for :func:`configure_logs`.
         redactor: goes over every text that is shown.
         stream: instead of stdout.
         clock: seconds; ``t`` counts from the construction on.
 
     Attributes:
         as_json: JSON Lines were asked for; nothing else may be written to stdout.
+        logs_as_json: the same of stderr.
         is_terminal: a person watches, and there may be colour and animation.
     """
 
@@ -77,11 +79,13 @@ class Output:
         self,
         *,
         as_json: bool = False,
+        logs_as_json: bool = False,
         redactor: Redactor | None = None,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.as_json = as_json
+        self.logs_as_json = logs_as_json
         self._stream = sys.stdout if stream is None else stream
         tolerate(self._stream)
         self.is_terminal = not as_json and self._stream.isatty()
@@ -89,6 +93,7 @@ class Output:
         self._clock = clock
         self._started = clock()
         self._console: Console | None = None
+        self._start_live: Callable[[], None] | None = None
 
     @property
     def console(self) -> Console:
@@ -115,18 +120,58 @@ class Output:
     def text(self, text: str) -> None:
         """Write text for a person, one or several lines; nothing where JSON was asked for. Not redacted."""
         if not self.as_json:
-            self._write(escaped_lines(text))
+            self._write_styled(escaped_lines(text), "")
+
+    def notice(self, name: str, /, text: str, **fields: object) -> None:
+        """Tell a person something on stderr, whatever the verbosity: a log line where logs are JSON, else plain text.
+
+        Args:
+            name: ``noun.verb``, of the log line.
+            text: the whole of it, one line.
+            fields: what else the log line has; values that :func:`plain` knows.
+        """
+        if self.logs_as_json:
+            import structlog
+
+            values = {key: plain(value) for key, value in fields.items()}
+            structlog.get_logger("iceagent").warning(name, text=text, **values)
+        else:
+            print(escaped(self.redacted(text)), file=sys.stderr, flush=True)
+
+    def prompt(self, text: str) -> None:
+        """Tell a person at the terminal what to do now: on stderr, and nowhere if that is no terminal or is JSON."""
+        if sys.stderr.isatty() and not self.logs_as_json:
+            print(escaped(text), file=sys.stderr, flush=True)
 
     @contextmanager
-    def live(self, view: Callable[[], RenderableType]) -> Iterator[None]:
-        """While this lasts, keep ``view()`` below the events, redrawn four times a second; only on a terminal."""
+    def live(self, view: Callable[[], RenderableType], *, is_due: Callable[[], bool] = lambda: True) -> Iterator[None]:
+        """While this lasts, keep ``view()`` below the events, redrawn four times a second; only on a terminal.
+
+        Args:
+            is_due: asked now and at every event; the view is not shown before it is true.
+        """
         if not self.is_terminal:
             yield
             return
         from rich.live import Live
 
-        with Live(console=self.console, get_renderable=view, refresh_per_second=4, transient=True):
+        # What goes to stderr has to pass by the view where both are on the terminal, and only there.
+        shared = sys.stderr.isatty()
+        live = Live(
+            console=self.console, get_renderable=view, refresh_per_second=4, transient=True, redirect_stderr=shared
+        )
+
+        def start() -> None:
+            if is_due():
+                live.start()
+
+        self._start_live = start
+        try:
+            start()
             yield
+        finally:
+            self._start_live = None
+            live.stop()
 
     def redacted(self, text: str) -> str:
         """``text``, without addresses if that was asked for."""
@@ -148,6 +193,8 @@ class Output:
             from rich.text import Text
 
             self._guarded(lambda: self.console.print(Text(line, style=style)))
+            if self._start_live is not None:
+                self._start_live()
         else:
             self._write(line)
 

@@ -13,7 +13,14 @@ from dataclasses import dataclass
 import click
 
 from iceagent.cli import EXIT_DIRECT, EXIT_NO_PATH, EXIT_RELAY
-from iceagent.cli.options import FiniteFloat, listen_options, output_options, seed_option, server_options
+from iceagent.cli.options import (
+    FiniteFloat,
+    listen_options,
+    output_options,
+    refuse_unknown_binds,
+    seed_option,
+    server_options,
+)
 from iceagent.cli.output import Output
 from iceagent.cli.run import run
 from iceagent.cli.text import escaped
@@ -66,14 +73,19 @@ def probe(
 
     Without a server it starts its own STUN server on loopback, and reports what needs no Internet.
 
-    Exit codes: 0 a direct path to most peers can be expected (or, with our own server alone, all that was tried
-    worked); 3 only a relay will do; 4 no server answers.
+    Exit codes: 0 when a direct path to a typical peer, behind an EIM, APDF NAT, can be expected (or, with our own
+    server alone, when everything that was tried worked); 3 when only a relay will do; 4 when nothing works.
     """
     uris = tuple(url for server in servers for url in server.urls) + (PUBLIC_SERVERS if public else ())
-    if not uris:
-        click.echo("No server given: asking a STUN server of our own on loopback, nobody else.", err=True)
     prober = _Prober(output, ProbeOptions(servers=uris, config=config, timeout_s=timeout_s), rng)
-    return run(prober.once() if every_s is None else prober.repeatedly(every_s))
+
+    async def main() -> int:
+        await refuse_unknown_binds(config, local_host())
+        if not uris:
+            output.notice("server.none", "No server given: asking a STUN server of our own on loopback, nobody else.")
+        return await (prober.once() if every_s is None else prober.repeatedly(every_s))
+
+    return run(main())
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +116,7 @@ class _Prober:
             await asyncio.sleep(max(0.0, started + every_s - time.monotonic()))
 
     async def _measure(self) -> Report:
-        with _progress() as tell:
+        with _progress(self.output) as tell:
             return await measure(self.options, local_host(), rng=self.rng, tell=tell)
 
     def _show(self, report: Report) -> None:
@@ -125,9 +137,9 @@ class _Prober:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str], None]]:
+def _progress(output: Output) -> Iterator[Callable[[str], None]]:
     """Where a person watches stderr, what is given to the function stands there until the end of the block."""
-    if not sys.stderr.isatty():
+    if output.logs_as_json or not sys.stderr.isatty():
         yield lambda _: None
         return
     from rich.console import Console

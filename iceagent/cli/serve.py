@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -23,6 +24,16 @@ from relay.stun_server import BROADCAST, STREAM_LIMIT, CloseStream
 __all__ = ["serve"]
 
 DEFAULT_LISTEN = (TransportAddress("0.0.0.0", STUN_PORT), TransportAddress("::", STUN_PORT))
+
+
+# A certificate chain is a few kilobytes.
+_MAX_PEM = 1 << 20
+# RFC 7468, 5, 10 and 11, and what came before it: "BEGIN RSA PRIVATE KEY" with "Proc-Type: 4,ENCRYPTED" (RFC 1421).
+_PEM_MARKS = {
+    "CERTIFICATE": (b"-----BEGIN CERTIFICATE-----", b"-----BEGIN TRUSTED CERTIFICATE-----"),
+    "KEY": (b"PRIVATE KEY-----",),
+    "ENCRYPTED": (b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED"),
+}
 
 
 def _closed(event: CloseStream) -> Line:
@@ -112,5 +123,52 @@ def _tls(certificate: str | None, key: str | None) -> ssl.SSLContext | None:
     try:
         return server_ssl_context(certificate, key)
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise click.UsageError(f"--tls-cert {certificate}, --tls-key {key}: {reason}") from error
+        raise click.UsageError(_why_no_tls(certificate, key, error)) from error
+
+
+def _why_no_tls(certificate: str, key: str, error: OSError) -> str:
+    """What is wrong with which file; of a certificate and a key that could not be used."""
+    one, other = _pem_kinds(certificate, "--tls-cert"), _pem_kinds(key, "--tls-key")
+    if one is None or other is None:
+        return f"--tls-cert {certificate}, --tls-key {key}: {error.strerror or error}"
+    if "CERTIFICATE" in other and "CERTIFICATE" not in one:
+        return f"--tls-cert {certificate} has no certificate, but --tls-key {key} has: swap the two"
+    if "CERTIFICATE" not in one:
+        return f"--tls-cert {certificate}: no certificate (BEGIN CERTIFICATE) is in this file; PEM is expected"
+    if "KEY" not in other:
+        return f"--tls-key {key}: no private key (BEGIN PRIVATE KEY) is in this file; PEM is expected"
+    if "ENCRYPTED" in other:
+        return f"--tls-key {key}: the key is encrypted; decrypt it first (openssl pkey)"
+    if isinstance(error, ssl.SSLError) and error.reason == "KEY_VALUES_MISMATCH":
+        return f"--tls-key {key} is not the key of the certificate in --tls-cert {certificate}"
+    if isinstance(error, ssl.SSLError) and error.reason:
+        # The cause in OpenSSL's words, such as EE_KEY_TOO_SMALL.
+        return f"--tls-cert {certificate}, --tls-key {key}: {error.reason.replace('_', ' ').lower()}"
+    return f"--tls-key {key}: the key is damaged" if _is_sound(certificate) else f"--tls-cert {certificate}: damaged"
+
+
+def _is_sound(certificate: str) -> bool:
+    """Whether a file's certificates can be read."""
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(certificate)
+    except OSError:
+        return False
+    return True
+
+
+def _pem_kinds(file: str, option: str) -> frozenset[str] | None:
+    """Which of ``CERTIFICATE``, ``KEY``, ``ENCRYPTED`` a file holds; ``None`` of a pipe, which reads only once.
+
+    Raises:
+        click.UsageError: it cannot be read.
+    """
+    path = Path(file)
+    try:
+        if path.is_fifo():
+            return None
+        with path.open("rb") as stream:
+            text = stream.read(_MAX_PEM)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise click.UsageError(f"{option} {file} cannot be read: {reason}") from error
+    return frozenset(kind for kind, marks in _PEM_MARKS.items() if any(mark in text for mark in marks))

@@ -12,7 +12,7 @@ from iceagent.nat.kinds import Mapping
 from iceagent.net.address import ip_address
 from iceagent.net.host import InterfaceKind
 from iceagent.probe.report import Report, ServerRow, ServerStatus
-from iceagent.probe.verdict import Outlook, is_hard, outlook
+from iceagent.probe.verdict import answering, is_hard
 
 __all__ = ["advise"]
 
@@ -43,21 +43,32 @@ def _no_network(report: Report) -> str | None:
 def _only_ourselves(report: Report) -> str | None:
     if not report.is_embedded:
         return None
-    how = "with our own STUN server on loopback" if report.servers else "and loopback is down (ip link set lo up)"
-    return (
-        f"Only this host was looked at, {how}: name a server outside with --server stun:HOST, "
-        "or ask well-known public ones with --public."
-    )
+    outside = "name a server outside with --server stun:HOST, or ask well-known public ones with --public."
+    if not report.servers:
+        return (
+            "Nothing could be tried: our own server has no loopback address to run on. Bring loopback up "
+            f"(ip link set lo up), or {outside}"
+        )
+    return f"Only this host was looked at, with our own STUN server on loopback: {outside}"
 
 
 def _nobody_answers(report: Report) -> str | None:
-    if report.is_embedded or outlook(report) is not Outlook.NOTHING:
+    if report.is_embedded or answering(report):
         return None
     if not any(row.status is ServerStatus.FAILED for row in report.servers):
         return f"No server could be asked ({_complaint(report.servers[0])}): name one with --server stun:HOST."
     return (
         "No server answered over UDP: check the servers' names and ports, and whether a firewall lets UDP out to them; "
         "where it never will, only a TURN server over TCP or TLS on port 443 helps."
+    )
+
+
+def _no_candidate(report: Report) -> str | None:
+    if report.is_embedded or report.candidates or not answering(report):
+        return None
+    return (
+        "No interface gave a candidate, so there is no address to tell a peer: bring one up, drop what limits them "
+        "(--interface, --bind, --no-ipv4, --no-ipv6, --port-range), or --loopback for peers on this machine."
     )
 
 
@@ -129,6 +140,7 @@ def _small_mtu(report: Report) -> str | None:
 _RULES: tuple[Callable[[Report], str | None], ...] = (
     _no_network,
     _nobody_answers,
+    _no_candidate,
     _hard_nat,
     _ipv4_is_blocked,
     _carrier_nat,

@@ -34,6 +34,7 @@ __all__ = [
     "Findings",
     "Observation",
     "Outlook",
+    "answering",
     "interface_rows",
     "is_own",
     "layers",
@@ -118,7 +119,8 @@ class Outlook(Enum):
     Attributes:
         DIRECT: a direct path; with our own server alone: all that was tried worked.
         RELAY: a path, but only through a relay.
-        NOTHING: no server could be reached over UDP.
+        NOTHING: no server could be reached over UDP, or there is no candidate to tell a peer; with our own server
+            alone: something that was tried failed, or there was nothing to try.
     """
 
     DIRECT = "direct"
@@ -215,18 +217,26 @@ def outlook(report: Report) -> Outlook:
     IPv4 decides where it was tried, since a typical peer is behind an IPv4 NAT. An unknown mapping counts as a usual
     one: nothing speaks against it.
     """
-    asked = [row for row in report.servers if row.status is not ServerStatus.NOT_ASKED]
+    asked, answered = _asked(report), answering(report)
     if report.is_embedded:
-        # Where loopback is down nothing was tried, so nothing failed.
-        has_failed = any(row.status is ServerStatus.FAILED for row in asked)
-        return Outlook.NOTHING if has_failed else Outlook.DIRECT
-    outside = [row for row in asked if row.is_outside]
-    answered = [row for row in outside or asked if row.status is ServerStatus.ANSWERED]
-    if not answered:
+        has_worked = bool(asked) and all(row.status is ServerStatus.ANSWERED for row in asked)
+        return Outlook.DIRECT if has_worked else Outlook.NOTHING
+    if not answered or not report.reflexive or not report.candidates:
         return Outlook.NOTHING
-    is_ipv4_tried = any(row.version == 4 for row in outside)
+    is_ipv4_tried = any(row.version == 4 and row.is_outside for row in asked)
     is_ipv4_silent = is_ipv4_tried and all(row.version != 4 for row in answered)
     return Outlook.RELAY if is_ipv4_silent or is_hard(report.nat) else Outlook.DIRECT
+
+
+def answering(report: Report) -> list[ServerRow]:
+    """The servers that answered: those outside this host where any was asked, else those on it."""
+    asked = _asked(report)
+    outside = [row for row in asked if row.is_outside]
+    return [row for row in outside or asked if row.status is ServerStatus.ANSWERED]
+
+
+def _asked(report: Report) -> list[ServerRow]:
+    return [row for row in report.servers if row.status is not ServerStatus.NOT_ASKED]
 
 
 def is_hard(report: NatReport) -> bool:

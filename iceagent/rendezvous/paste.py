@@ -115,10 +115,19 @@ class PasteInbox:
 
     Args:
         fd: 0 is stdin.
+
+    Attributes:
+        is_waiting: no description has come yet, and there may be one.
     """
 
     def __init__(self, fd: int = 0) -> None:
         self._fd = fd
+        self.is_waiting = True
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether a person pastes."""
+        return os.isatty(self._fd)
 
     async def descriptions(self) -> AsyncIterator[Description | Refusal]:
         """Every block; ends with the input."""
@@ -126,8 +135,10 @@ class PasteInbox:
         async for line in self._lines():
             found = blocks.feed(line)
             if found is not None:
+                self.is_waiting = self.is_waiting and isinstance(found, Refusal)
                 yield found
         found = blocks.finish()
+        self.is_waiting = False
         if found is not None:
             yield found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -243,6 +244,66 @@ def read_terminal(fd: int) -> str:
     return found.decode()
 
 
+async def test_copy_and_paste_on_a_terminal() -> None:
+    """The block stands on lines of its own, with a word on what to do before it, and one after it."""
+    reader, terminal = os.openpty()
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "iceagent", "connect", "--bind", "127.0.0.1"),
+        *("--role", "controlling", "--out", "-", "--in", "-", "--duration", "0.3"),
+        stdin=terminal,
+        stdout=terminal,
+        stderr=terminal,
+        cwd=ROOT,
+        env={**os.environ, "ICEAGENT_SERVERS": "", "TERM": "xterm", "COLUMNS": "80"},
+    )
+    os.close(terminal)
+    second = ["--role", "controlled", "--out", "-", "--in", "-", "--json"]
+    loop = asyncio.get_running_loop()
+    async with connect(*second) as b, asyncio.timeout(PATIENCE_S):
+        shown = ""
+        while "Paste the peer's lines, then an empty line:" not in shown:
+            shown += (await loop.run_in_executor(None, os.read, reader, 4096)).decode()
+        await b.until(lambda: b.of("description.local"))
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", shown).replace("\r\n", "\n").split("\n")
+        start = lines.index("Copy these lines to the peer:") + 1
+        end = lines.index("Paste the peer's lines, then an empty line:")
+        block = [line for line in lines[start:end] if line]
+        assert block[0].startswith("a=ice-ufrag:") and block[-1] == "a=end-of-candidates"
+        # No status line is redrawn while its reader pastes.
+        assert "\x1b[2K" not in shown and "\r\x1b" not in shown
+        assert b.process.stdin is not None
+        b.process.stdin.write(("\n".join(block) + "\n").encode())
+        os.write(reader, b.of("description.local")[0]["sdp"].encode())
+        rest = await loop.run_in_executor(None, read_terminal, reader)
+        assert await process.wait() == 0
+    assert "path.selected" in rest and "\x1b[2K" in rest
+
+
+async def test_why_there_is_no_candidate(tmp_path: Path) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "iceagent", "connect", "--interface", "lo", *ends(tmp_path)[0], "--log-json"),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        env={**os.environ, "ICEAGENT_SERVERS": ""},
+    )
+    assert process.stderr is not None
+    async with asyncio.timeout(PATIENCE_S):
+        told = json.loads(await process.stderr.readline())
+        process.send_signal(signal.SIGINT)
+        await process.communicate()
+    assert (told["event"], told["level"], process.returncode) == ("gathering.empty", "warning", 130)
+    assert "no address to gather on" in told["reason"] and "--loopback" in told["reason"]
+
+
+async def test_an_address_that_no_interface_has(tmp_path: Path) -> None:
+    async with connect("--bind", "192.0.2.99", *ends(tmp_path)[0]) as command:
+        assert await command.ended() == 2
+    (line,) = command.errors
+    assert "--bind 192.0.2.99: no interface has this address; there are " in line and "127.0.0.1" in line
+    assert os.listdir(tmp_path) == []
+
+
 async def test_redacted(tmp_path: Path) -> None:
     """CLI contract: --redact hides addresses in what is shown, logs included; the peer is told them."""
     first, second = ends(tmp_path)
@@ -314,6 +375,7 @@ async def test_bad_files_are_no_crash(tmp_path: Path) -> None:
     told = [json.loads(line) for line in command.errors]
     assert [line["event"] for line in told] == ["description.refused", "description.refused"]
     assert "ice-pwd of 5 characters" in told[0]["reason"]
+    assert [event["reason"] for event in command.of("description.refused")] == [line["reason"] for line in told]
 
 
 async def test_foreign_data_is_echoed_once(tmp_path: Path) -> None:

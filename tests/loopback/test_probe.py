@@ -85,13 +85,35 @@ async def test_without_a_server_it_asks_its_own_and_says_so() -> None:
 async def test_a_server_that_is_named_is_asked() -> None:
     async with Server(local_host(), [TransportAddress("127.0.0.1", 0)]) as server:
         uri = f"stun:{server.listeners[0].address}"
-        ended = await probe("--json", "--server", uri)
-        again = await probe("--json", ICEAGENT_SERVERS=json.dumps([{"urls": uri}]))
-        assert server.counters["requests"] == 2
+        ended = await probe("--json", "--loopback", "--server", uri)
+        again = await probe("--json", "--loopback", ICEAGENT_SERVERS=json.dumps([{"urls": uri}]))
+        assert server.counters["requests"] > 2
     for each in (ended, again):
         (row,) = each.report["reflexive"]
         assert (each.code, each.err, row["server"], row["seen"]) == (0, "", uri, 1)
         assert (each.report["udp"]["ipv4"], 0 < row["rtt_ms"] < 1000) == (True, True)
+
+
+async def test_an_answer_without_a_candidate_is_no_path() -> None:
+    async with Server(local_host(), [TransportAddress("127.0.0.1", 0)]) as server:
+        ended = await probe("--json", "--server", f"stun:{server.listeners[0].address}")
+    assert (ended.code, ended.report["candidates"], len(ended.report["reflexive"])) == (4, [], 1)
+    assert any(sentence.startswith("No interface gave a candidate") for sentence in ended.report["advice"])
+
+
+async def test_all_of_stderr_is_json() -> None:
+    """--log-json: what else is a plain line, too."""
+    servers = json.dumps([{"urls": "turn:127.0.0.1:9"}])
+    ended = await probe("--log-json", ICEAGENT_SERVERS=servers)
+    told = [json.loads(line) for line in ended.err.splitlines()]
+    assert [line["event"] for line in told] == ["server.ignored", "server.none"]
+    assert told[0]["server"] == "turn:127.0.0.1:9"
+    assert told[1]["text"].startswith("No server given: ")
+    again = await probe(ICEAGENT_SERVERS=servers)
+    assert again.err.splitlines() == [
+        "turn:127.0.0.1:9 is ignored: only stun: servers can be used by this version",
+        "No server given: asking a STUN server of our own on loopback, nobody else.",
+    ]
 
 
 async def test_plain_text_where_nobody_watches() -> None:
@@ -129,6 +151,7 @@ async def test_a_closed_port_is_no_path_at_once() -> None:
         (("--server", "http://stun.example"), "http://stun.example"),
         (("--no-ipv4", "--no-ipv6"), "--no-ipv4"),
         (("--deep",), "--deep"),
+        (("--bind", "192.0.2.99"), "--bind 192.0.2.99: no interface has this address; there are 127.0.0.1"),
     ],
 )
 async def test_wrong_usage_is_one_line(arguments: tuple[str, ...], complaint: str) -> None:

@@ -638,4 +638,31 @@ def test_wrong_usage_is_one_line(arguments: list[str], complaint: str) -> None:
 def test_a_file_that_is_no_certificate_is_wrong_usage(tmp_path: Path, certificate: tuple[str, str]) -> None:
     noise = tmp_path / "noise.pem"
     noise.write_text("no certificate")
-    assert "--tls-cert" in refused("--tls-cert", str(noise), "--tls-key", certificate[1])
+    pem, key = certificate
+    assert f"--tls-cert {noise}: no certificate" in refused("--tls-cert", str(noise), "--tls-key", key)
+    assert f"--tls-key {noise}: no private key" in refused("--tls-cert", pem, "--tls-key", str(noise))
+    noise.write_text("-----BEGIN CERTIFICATE-----\n!\n-----END CERTIFICATE-----\n")
+    assert f"--tls-cert {noise}: damaged" in refused("--tls-cert", str(noise), "--tls-key", key)
+    noise.write_text("-----BEGIN PRIVATE KEY-----\n!\n-----END PRIVATE KEY-----\n")
+    assert f"--tls-key {noise}: the key is damaged" in refused("--tls-cert", pem, "--tls-key", str(noise))
+
+
+def test_what_is_wrong_with_a_certificate_and_its_key(tmp_path: Path, certificate: tuple[str, str]) -> None:
+    pem, key = certificate
+    assert f"--tls-cert {key} has no certificate, but --tls-key {pem} has: swap the two" in refused(
+        "--tls-cert", key, "--tls-key", pem
+    )
+    assert "--tls-key /nowhere/y.pem cannot be read: No such file" in refused(
+        "--tls-cert", pem, "--tls-key", "/nowhere/y.pem"
+    )
+    assert f"--tls-cert {tmp_path} cannot be read: Is a directory" in refused(
+        "--tls-cert", str(tmp_path), "--tls-key", key
+    )
+    for name, options in (("other", []), ("locked", ["-aes128", "-pass", "pass:secret"])):
+        command = ["openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256", *options]
+        subprocess.run([*command, "-out", str(tmp_path / name)], check=True, capture_output=True)
+    other, locked = tmp_path / "other", tmp_path / "locked"
+    assert f"--tls-key {other} is not the key of the certificate in --tls-cert {pem}" in refused(
+        "--tls-cert", pem, "--tls-key", str(other)
+    )
+    assert f"--tls-key {locked}: the key is encrypted" in refused("--tls-cert", pem, "--tls-key", str(locked))

@@ -25,9 +25,11 @@ from iceagent.rendezvous.peer_session import Summary
 CONNECT = ["connect", "--role", "controlling", "--out", "mine", "--in", "theirs"]
 
 
-def test_without_arguments_it_helps(capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_command_one_line_names_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == 2
-    assert "connect" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err == "iceagent: no command given; one of connect, probe, serve (see iceagent --help)\n"
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["connect", "--help"]])

@@ -167,6 +167,18 @@ async def test_lines_are_read_from_a_pipe(pipe: tuple[int, int]) -> None:
     assert second == described(TWO, complete=False)
 
 
+async def test_a_person_is_waited_for_until_a_description_comes(pipe: tuple[int, int]) -> None:
+    """Not only until a block that is refused."""
+    reader, writer = pipe
+    inbox = PasteInbox(reader)
+    assert inbox.is_waiting and not inbox.is_terminal
+    os.write(writer, f"{UFRAG}\na=ice-pwd:short\n\n{UFRAG}\n{PWD}\n{ONE}\na=end-of-candidates\n".encode())
+    os.close(writer)
+    waiting = [inbox.is_waiting async for _ in inbox.descriptions()]
+    os.close(reader)
+    assert waiting == [True, False]
+
+
 async def test_a_line_without_an_end_is_cut(pipe: tuple[int, int]) -> None:
     """Three mebibytes of it; what stands on the next line is read."""
     reader, writer = pipe

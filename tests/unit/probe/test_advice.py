@@ -60,7 +60,8 @@ def test_where_all_is_well_there_is_nothing_to_do() -> None:
         (replace(GOOD, interfaces=(ULA,)), "This host has no global IPv6 address"),
         (replace(GOOD, interfaces=(replace(HOME_ROW, mtu=1279),)), "The MTU of eth0 is 1279 bytes"),
         (replace(GOOD, is_embedded=True, servers=(ANSWERED,)), "Only this host was looked at, with our own STUN"),
-        (replace(GOOD, is_embedded=True, servers=()), "Only this host was looked at, and loopback is down"),
+        (replace(GOOD, is_embedded=True, servers=()), "Nothing could be tried: our own server has no loopback address"),
+        (replace(GOOD, candidates=()), "No interface gave a candidate, so there is no address to tell a peer"),
     ],
 )
 def test_one_thing_is_wrong_and_one_sentence_says_what_to_do(report: Report, beginning: str) -> None:

@@ -242,10 +242,19 @@ def test_outlook_towards_a_typical_peer(report: NatReport, servers: tuple[Server
     assert outlook(replace(GOOD, nat=report, servers=servers)) is expected
 
 
+@pytest.mark.parametrize("servers", [(ANSWERED,), (INSIDE,), (ANSWERED, ANSWERED_6)])
+def test_a_server_that_answers_is_no_path_by_itself(servers: tuple[ServerRow, ...]) -> None:
+    """A direct path takes an address that a peer can be told."""
+    assert outlook(replace(GOOD, servers=servers, candidates=())) is Outlook.NOTHING
+    assert outlook(replace(GOOD, servers=servers, reflexive=())) is Outlook.NOTHING
+
+
 def test_with_our_own_server_alone_all_that_was_tried_must_work() -> None:
     """CLI.md: "or, with the embedded server alone, when everything that was tried worked"."""
     silent = replace(SILENT, is_outside=False)
     assert outlook(replace(GOOD, is_embedded=True, servers=(INSIDE,))) is Outlook.DIRECT
-    assert outlook(replace(GOOD, is_embedded=True, servers=())) is Outlook.DIRECT
+    assert outlook(replace(GOOD, is_embedded=True, servers=(INSIDE,), candidates=())) is Outlook.DIRECT
+    assert outlook(replace(GOOD, is_embedded=True, servers=())) is Outlook.NOTHING
+    assert outlook(replace(GOOD, is_embedded=True, servers=(NOT_ASKED,))) is Outlook.NOTHING
     assert outlook(replace(GOOD, is_embedded=True, servers=(silent,))) is Outlook.NOTHING
     assert outlook(replace(GOOD, is_embedded=True, servers=(INSIDE, replace(silent, version=6)))) is Outlook.NOTHING
