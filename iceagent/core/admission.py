@@ -11,7 +11,7 @@ from collections.abc import Container
 
 from iceagent.candidate import Candidate
 from iceagent.config import Config
-from iceagent.net.address import IPAddress, TransportAddress
+from iceagent.net.address import IPAddress, TransportAddress, is_reserved
 
 __all__ = ["refusal"]
 
@@ -46,8 +46,7 @@ def _address_refusal(ip: IPAddress, config: Config) -> str | None:
         return "its address is multicast"
     if ip.version == 4 and int(ip) == 0xFFFFFFFF:
         return "its address is broadcast"
-    # RFC 1122, 3.2.1.3 and RFC 1112, 4: 0.0.0.0/8 and 240.0.0.0/4.
-    if ip.version == 4 and (int(ip) >> 24 == 0 or int(ip) >> 28 == 15):
+    if is_reserved(ip):
         return "its address is reserved"
     embedded = _embedded(ip)
     if embedded is not None and _address_refusal(embedded, config) is not None:

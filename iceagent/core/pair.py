@@ -103,7 +103,6 @@ class CandidatePair:
     check_started_at: float | None = None
     responded_at: float | None = None
     rtt_s: float | None = None
-    last_rtt_s: float | None = None
     last_error: int = 0
     requests_sent: int = 0
     responses_received: int = 0
@@ -167,7 +166,6 @@ class CandidatePair:
 
     def add_rtt(self, sample_s: float) -> None:
         """Take a round trip into the smoothed one."""
-        self.last_rtt_s = sample_s
         if self.rtt_s is None:
             self.rtt_s = sample_s
         else:

@@ -172,11 +172,13 @@ class Selection:
         if component.current is pair:
             self._move(component, self._best_standby(pair.component, now), reason, now)
 
-    def on_data(self, pair: CandidatePair, now: float) -> None:
-        """Data came in on another path than ours goes out on."""
+    def on_data(self, pair: CandidatePair, now: float) -> bool:
+        """Data came in on another path than ours goes out on; whether that counts. Called for every such datagram."""
         component = self._component(pair)
-        if not self._context.controlling and not component.highest_seen and pair.nominated:
-            self._follow(component, now)
+        if self._context.controlling or component.highest_seen or not pair.nominated:
+            return False
+        self._follow(component, now)
+        return True
 
     def on_role(self) -> None:
         """Our role changed: what we were about to nominate is the peer's business now, or ours anew."""
@@ -226,11 +228,6 @@ class Selection:
         """The nominated pair."""
         found = self._components.get(component)
         return found.selected if found else None
-
-    def nominating(self, component: int) -> CandidatePair | None:
-        """The pair whose nomination is under way."""
-        found = self._components.get(component)
-        return found.nominating if found else None
 
     def valid_pairs(self, component: int) -> list[CandidatePair]:
         """Every valid pair of this generation, in no order."""
@@ -314,10 +311,13 @@ class Selection:
 
     def _follow(self, component: _Component, now: float) -> None:
         """Among several pairs nominated without NOMINATION, go where the peer's data comes from."""
-        nominated = [p for p in self._checklist or () if p.nominated and self._has_consent(p, now)]
-        mine = [p for p in nominated if self._component(p) is component]
-        if mine:
-            chosen = max(mine, key=lambda p: (p.traffic.received_at, p.rank))
+        nominated = [
+            pair
+            for pair in self._checklist or ()
+            if pair.nominated and self._component(pair) is component and self._has_consent(pair, now)
+        ]
+        if nominated:
+            chosen = max(nominated, key=lambda p: (p.traffic.received_at, p.rank))
             self._select(component, chosen, "nominated by the peer", now)
 
     def _select(self, component: _Component, pair: CandidatePair, reason: str, now: float) -> None:

@@ -87,7 +87,6 @@ class IceSession:
         self.config = config
         self.local_credentials = credentials or Credentials.random(system_rng)
         self.remote_credentials: Credentials | None = None
-        self.remote_options: tuple[str, ...] = ()
         self._context = Context(
             config=config,
             rng=rng,
@@ -229,8 +228,9 @@ class IceSession:
     def note_data(self, base: TransportAddress, source: TransportAddress, now: float) -> None:
         """Data came in on another five-tuple than ours goes out on (the data path tells)."""
         pair = self._checklist.find(base, source)
-        if pair is not None and pair is not self.current(pair.component):
-            self._selection.on_data(pair, now)
+        if pair is None or pair is self.current(pair.component):
+            return
+        if self._selection.on_data(pair, now):
             self._run(now)
 
     def close(self, now: float) -> None:
@@ -362,7 +362,6 @@ class IceSession:
         """The peer's credentials are known: pairs can form, checks can leave."""
         config, context = self.config, self._context
         self.remote_credentials = description.credentials
-        self.remote_options = description.options
         context.keys = Keys.of(self.local_credentials, description.credentials)
         context.remote_lite = description.lite
         # RFC 8839, 5.5: the larger of both values, 50 ms where a side says nothing.
@@ -598,9 +597,6 @@ class IceSession:
 
     def _free_others(self, selected: CandidatePair) -> None:
         """8.3.1: free what was not selected."""
-        for pair in list(self._checklist):
-            if pair is not selected and pair.component == selected.component:
-                self._checker.forget(pair)
         self._checklist.retain(lambda pair: pair is selected or pair.component != selected.component)
 
     # --- paths ---------------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from random import Random
 
 from iceagent.core.pacing import TokenBucket
-from iceagent.net.address import TransportAddress
+from iceagent.net.address import TransportAddress, is_reserved
 from iceagent.net.core import Datagram, Event, PacketDropped, Transmit
 from relay.stun import (
     MAPPED_ADDRESS,
@@ -265,8 +265,7 @@ def _is_usable(mapped: TransportAddress, base: TransportAddress) -> bool:
     ip = mapped.ip
     if mapped.port == 0 or mapped.version != base.version or ip.is_loopback != base.ip.is_loopback:
         return False
-    is_reserved = ip.version == 4 and (int(ip) >> 24 == 0 or int(ip) >> 28 == 15)
-    return not (ip.is_unspecified or ip.is_multicast or is_reserved)
+    return not (ip.is_unspecified or ip.is_multicast or is_reserved(ip))
 
 
 def _complaint(message: Message) -> str:

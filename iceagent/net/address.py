@@ -13,7 +13,7 @@ import ipaddress
 from functools import lru_cache
 from typing import NamedTuple
 
-__all__ = ["TransportAddress", "canonical_host", "ip_address", "parse_address", "quoted"]
+__all__ = ["TransportAddress", "canonical_host", "ip_address", "is_reserved", "parse_address", "quoted"]
 
 # Of a text that is refused; whoever wrote it recognizes it, and nobody can fill a log with it.
 _MAX_QUOTED = 40
@@ -58,6 +58,13 @@ def ip_address(host: str) -> IPAddress:
         ValueError: if ``host`` is no IP address.
     """
     return ipaddress.ip_address(host)
+
+
+def is_reserved(ip: IPAddress) -> bool:
+    """Whether it is of 0.0.0.0/8 (but for the unspecified address) or 240.0.0.0/4, which no host can have (RFC 1122,
+    3.2.1.3; RFC 1112, 4).
+    """
+    return ip.version == 4 and int(ip) != 0 and (int(ip) >> 24 == 0 or int(ip) >> 28 == 15)
 
 
 def canonical_host(host: str) -> str:
