@@ -28,6 +28,7 @@ from iceagent.candidate import Candidate
 from iceagent.config import Config
 from iceagent.core.pacing import TokenBucket
 from iceagent.core.session import IceSession
+from iceagent.core.wakeups import WakeUps
 from iceagent.credentials import Credentials
 from iceagent.datapath import DataPath
 from iceagent.description import Description
@@ -69,7 +70,8 @@ T = TypeVar("T")
 _MAX_NAMED_CANDIDATES = 100
 
 _system_rng = SystemRandom()
-_ceilings: WeakKeyDictionary[Host, TokenBucket] = WeakKeyDictionary()
+# What all agents of a host share: the ceiling of checks and queries per second, and the moments of consent checks.
+_shared: WeakKeyDictionary[Host, tuple[TokenBucket, WakeUps]] = WeakKeyDictionary()
 
 
 class Agent(DataPath):
@@ -102,13 +104,14 @@ class Agent(DataPath):
         self._config = config = config or Config()
         host = self._host
         rng = rng or _system_rng
-        ceiling = _ceiling(host, config)
+        ceiling, wakeups = _shared_by(host, config)
         self._session = IceSession(
             config=config,
             controlling=controlling,
             rng=rng,
             system_rng=_system_rng,
             ceiling=ceiling,
+            wakeups=wakeups,
             preferred_host=host.source_host,
             credentials=credentials,
         )
@@ -511,7 +514,10 @@ def _this_machine() -> Host:
         raise UnsupportedPlatform(str(error)) from error
 
 
-def _ceiling(host: Host, config: Config) -> TokenBucket:
-    """The bucket that all agents of one host share, as the first of them configured it (RFC 8445, 14.2)."""
-    rate, burst = config.ceiling
-    return _ceilings.setdefault(host, TokenBucket(rate=rate, capacity=burst))
+def _shared_by(host: Host, config: Config) -> tuple[TokenBucket, WakeUps]:
+    """The bucket is as the first agent of the host configured it (RFC 8445, 14.2)."""
+    shared = _shared.get(host)
+    if shared is None:
+        rate, burst = config.ceiling
+        shared = _shared[host] = (TokenBucket(rate=rate, capacity=burst), WakeUps())
+    return shared

@@ -124,8 +124,6 @@ class Checker:
         check = Check(pair=pair, purpose=purpose, controlling=self._context.controlling, nomination=nomination)
         identity = self._context.transaction_id()
         data = self._request(check, identity)
-        # A nomination is what both ends wait for: it does not wait behind the checks that 14.3 scales the RTO by.
-        rto = self._context.config.rto_s if purpose is Purpose.NOMINATION else self._rto()
         self._make_room(pair)
         if single:
             transaction = self._table.start(
@@ -133,6 +131,8 @@ class Checker:
             )
         else:
             self._end_main(pair)
+            # A nomination is what both ends wait for: it does not wait behind the checks that 14.3 scales the RTO by.
+            rto = self._context.config.rto_s if purpose is Purpose.NOMINATION else self._rto()
             transaction = self._table.start(identity, pair.base, pair.destination, data, now, rto=rto, context=check)
             self._mains[pair] = transaction
             pair.check_started_at = now
@@ -167,17 +167,19 @@ class Checker:
 
     # --- the contract --------------------------------------------------------------------------------------------
 
-    def handle_response(self, message: Message, datagram: Datagram, now: float) -> None:
-        """A success or error response arrived (RFC 8445, 7.2.5)."""
+    def handle_response(self, message: Message, datagram: Datagram, now: float) -> bool:
+        """A success or error response arrived (RFC 8445, 7.2.5); whether it is routine: consent goes on, and that is
+        all.
+        """
         transaction = self._table.find(message.transaction_id)
         if transaction is None:
             self._context.drop(datagram, "response to no request of ours")
-            return
+            return False
         check: Check = transaction.context
         if not message.verify(check.pair.keys.remote_key):
             # RFC 8489, 9.1.4: as if it had not arrived; a stranger may have guessed.
             self._context.drop(datagram, "response with wrong integrity")
-            return
+            return False
         symmetric = datagram.source == transaction.destination and datagram.base == transaction.base
         if not symmetric and (check.pair.is_valid or check.purpose in (Purpose.CONSENT, Purpose.EARLY)):
             # 7.2.5.2.1 is about connectivity checks. Whoever sees a response can repeat it from elsewhere, and be
@@ -188,19 +190,23 @@ class Checker:
             # 7.2.5.2.1. Non-Symmetric Transport Addresses
             self._fail(check, "the response came from another address than the request went to", now)
         elif message.is_success:
-            self._on_response(message, transaction, check, now)
+            return self._on_response(message, transaction, check, now)
         else:
             self._finish(transaction)
             self._on_error_response(message, check, now)
+        return False
 
-    def handle_timeout(self, now: float) -> None:
-        """Repeat what is due, and end what was never answered (7.2.5.2.3)."""
+    def handle_timeout(self, now: float) -> bool:
+        """Repeat what is due, and end what was never answered (7.2.5.2.3); whether a pair's main check ended so."""
+        has_failed = False
         for transaction in self._table.handle_timeout(now):
             check: Check = transaction.context
             was_main = self._mains.get(check.pair) is transaction
             self._finish(transaction)
             if was_main:
+                has_failed = True
                 self._fail(check, "no response", now)
+        return has_failed
 
     def poll_timeout(self) -> float | None:
         """The next repetition or failure."""
@@ -243,14 +249,14 @@ class Checker:
 
     # --- responses -----------------------------------------------------------------------------------------------
 
-    def _on_response(self, message: Message, transaction: Transaction, check: Check, now: float) -> None:
+    def _on_response(self, message: Message, transaction: Transaction, check: Check, now: float) -> bool:
         pair = check.pair
         mapped = message.get(XOR_MAPPED_ADDRESS)
         if mapped is None or message.unknown_required:
             # RFC 8489, 6.3.3: the transaction failed.
             self._finish(transaction)
             self._fail(check, "the response cannot be understood", now)
-            return
+            return False
         rtt = transaction.rtt(now)
         if rtt is not None:
             pair.add_rtt(rtt)
@@ -260,7 +266,9 @@ class Checker:
         pair.responded_at = now
         pair.last_error = 0
         if pair.dead or self._is_discarded(pair):
-            return
+            return False
+        if _is_routine(check, mapped):
+            return True
         # A response to any check ends the repetition of the others, unless the main one has more to say: it nominates.
         main = self.main_check(pair)
         is_told = main is None or main.nomination is None or main.nomination == check.nomination
@@ -270,6 +278,7 @@ class Checker:
         if is_told:
             self.checklist.set_state(pair, PairState.SUCCEEDED)
         self._on_success(check, now)
+        return False
 
     def _is_discarded(self, pair: CandidatePair) -> bool:
         """Whether the check list dropped the pair to make room for a better one."""
@@ -330,6 +339,19 @@ class Checker:
             remaining.remove(transaction)
         if not remaining:
             self._open.pop(check.pair, None)
+
+
+def _is_routine(check: Check, mapped: TransportAddress) -> bool:
+    """Whether a response says only what was known: the pair is valid, and looks to the peer as it did before."""
+    pair = check.pair
+    return (
+        check.purpose is Purpose.CONSENT
+        and pair.state is PairState.SUCCEEDED
+        and pair.nominate_with is None
+        and pair.traffic.has_answered
+        and pair.valid_local is not None
+        and pair.valid_local.address == mapped
+    )
 
 
 def _nominating(check: Check) -> list[tuple[Attribute[Any], Any]]:

@@ -9,6 +9,9 @@ Whenever it leaves, one leaves on each standby pair too, so that their NAT bindi
 the pair in use fails (DEVIATION from RFC 8445, 8.1.2, 8.3.1 and 11, pinned by
 test_pairs_that_were_not_selected_are_kept_alive_and_take_over).
 
+Agents of one process send them together where their times allow (``wakeups.py``). DEVIATION from RFC 7675, 5.1, which
+randomizes "to prevent synchronization"; pinned by test_agents_of_one_process_share_wake_ups.
+
 Being checks, they also keep NAT bindings alive, for some carriers drop a heartbeat that nobody answers, and measure
 the round trip (DEVIATION from RFC 8445, 11, which sends indications; pinned by
 test_consent_checks_are_sent_once_with_new_ids_and_do_not_nominate).
@@ -23,6 +26,7 @@ from dataclasses import dataclass
 from iceagent.core.checker import Checker, Purpose
 from iceagent.core.context import Context
 from iceagent.core.pair import CandidatePair
+from iceagent.core.wakeups import WakeUps
 
 __all__ = ["Consent"]
 
@@ -45,6 +49,7 @@ class Consent:
     """Keeps consent for the pairs that carry data.
 
     Args:
+        wakeups: of all sessions of the process.
         on_expired: called once per pair whose consent ran out.
         standby: the pairs that are to be kept alive beside one that carries data.
     """
@@ -53,12 +58,14 @@ class Consent:
         self,
         context: Context,
         checker: Checker,
+        wakeups: WakeUps,
         *,
         on_expired: Callable[[CandidatePair, float], None],
         standby: Callable[[CandidatePair], list[CandidatePair]],
     ) -> None:
         self._context = context
         self._checker = checker
+        self._wakeups = wakeups
         self._on_expired = on_expired
         self._standby = standby
         self._watched: dict[CandidatePair, _Watch] = {}
@@ -66,7 +73,7 @@ class Consent:
     def watch(self, pair: CandidatePair, now: float) -> None:
         """Data goes there from now on; the response that made the pair valid is its consent."""
         if pair not in self._watched:
-            self._watched[pair] = _Watch(now + self._interval(), now)
+            self._watched[pair] = _Watch(self._next_at(now), now)
 
     def unwatch(self, pair: CandidatePair) -> None:
         """No data goes there any more."""
@@ -78,16 +85,19 @@ class Consent:
         if watch is not None and now - watch.checked_at >= _DOUBT_INTERVAL_S:
             self._check(pair, watch, now)
 
-    def handle_timeout(self, now: float) -> None:
-        """Send what is due, and report what expired."""
+    def handle_timeout(self, now: float) -> bool:
+        """Send what is due, and report what expired; whether anything did."""
+        has_expired = False
         for pair, watch in list(self._watched.items()):
             if self._context.config.lite:
                 self._keep_alive(pair, watch, now)
             elif now >= self._expires_at(pair):
                 del self._watched[pair]
+                has_expired = True
                 self._on_expired(pair, now)
             elif now >= watch.next_at:
                 self._check(pair, watch, now)
+        return has_expired
 
     def poll_timeout(self) -> float | None:
         """The next check or expiry."""
@@ -100,7 +110,7 @@ class Consent:
             self._checker.indicate(pair)
 
     def _check(self, pair: CandidatePair, watch: _Watch, now: float) -> None:
-        watch.next_at = now + self._interval()
+        watch.next_at = self._next_at(now)
         watch.checked_at = now
         for each in (pair, *self._standby(pair)):
             self._checker.check(each, Purpose.CONSENT, now)
@@ -110,7 +120,10 @@ class Consent:
             return math.inf
         return (pair.responded_at or 0.0) + self._context.config.consent_timeout_s
 
-    def _interval(self) -> float:
-        if self._context.config.lite:
-            return _LITE_KEEPALIVE_S
-        return self._context.config.consent_interval_s * self._context.rng.uniform(_SHORTEST, _LONGEST)
+    def _next_at(self, now: float) -> float:
+        config = self._context.config
+        if config.lite:
+            return now + _LITE_KEEPALIVE_S
+        earliest, latest = now + config.consent_interval_s * _SHORTEST, now + config.consent_interval_s * _LONGEST
+        at = self._context.rng.uniform(earliest, latest)
+        return self._wakeups.join(at, earliest=earliest, latest=latest, slack_s=config.consent_slack_s, now=now)

@@ -10,12 +10,14 @@
                      ▼
                pacing (when) ─▶ checker ─▶ transmit
 
-After every input the session *runs*: decide nominations, send what pacing allows, update the state, work out one
-deadline.
+After an input the session *decides*: which pair to nominate, which checks may leave, what its state is. Routine traffic
+of a connected session (the consent checks of both sides, answered in time) changes nothing of that, and nothing is
+decided anew before the next time that the last decision named.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -36,6 +38,7 @@ from iceagent.core.responder import IncomingCheck, Responder
 from iceagent.core.scheduler import Scheduler
 from iceagent.core.selection import Selection, as_path
 from iceagent.core.status import Status
+from iceagent.core.wakeups import WakeUps
 from iceagent.credentials import Credentials
 from iceagent.description import Description
 from iceagent.events import (
@@ -69,6 +72,7 @@ class IceSession:
         rng: order and jitter.
         system_rng: credentials, tie-breaker and transaction ids; ``random.SystemRandom()`` in production.
         ceiling: checks per second of all sessions of a process; ``None``: this session alone is no danger to anyone.
+        wakeups: when the sessions of a process send consent checks; ``None``: this session goes by itself.
         preferred_host: the local host that the kernel routes a remote address from.
         credentials: ours; drawn if not given.
     """
@@ -81,6 +85,7 @@ class IceSession:
         rng: Random,
         system_rng: Random,
         ceiling: TokenBucket | None = None,
+        wakeups: WakeUps | None = None,
         preferred_host: Callable[[TransportAddress], str | None] = lambda remote: None,
         credentials: Credentials | None = None,
     ) -> None:
@@ -118,7 +123,11 @@ class IceSession:
             on_selected=self._on_selected,
         )
         self._consent = Consent(
-            self._context, self._checker, on_expired=self._on_consent_expired, standby=self._selection.standby
+            self._context,
+            self._checker,
+            WakeUps() if wakeups is None else wakeups,
+            on_expired=self._on_consent_expired,
+            standby=self._selection.standby,
         )
         self._selection.use(self._checklist)
         self._held = Held(self._context)
@@ -136,6 +145,10 @@ class IceSession:
         self._began_at = 0.0
         self._is_used = False
         self._is_answer = False
+        # Whose time passes without any decision, too.
+        self._clocks = (self._checker, self._consent, self._held, self._status)
+        # When the last decisions must be looked at again, whatever happens until then.
+        self._decide_at = -math.inf
         self._deadline: float | None = None
 
     # --- commands ------------------------------------------------------------------------------------------------
@@ -161,13 +174,13 @@ class IceSession:
         # DEVIATION: RFC 8838, 10 pairs it when the peer was told; pinned by
         # test_a_candidate_is_paired_before_the_peer_was_told.
         self._checklist.add_local(candidate)
-        self._run(now)
+        self._decide(now)
         return True
 
     def end_local_candidates(self, now: float) -> None:
         """Gathering is done; only now can every pair have failed."""
         self._status.local_done = True
-        self._run(now)
+        self._decide(now)
 
     def remove_base(self, base: TransportAddress, reason: str, now: float) -> None:
         """A socket is gone, with its candidates and pairs."""
@@ -179,7 +192,7 @@ class IceSession:
         for pair in gone:
             self._checker.forget(pair)
             self._selection.on_lost(pair, reason, now)
-        self._run(now)
+        self._decide(now)
 
     def set_remote_description(self, description: Description, now: float) -> None:
         """Take the peer's credentials, options, pacing and candidates.
@@ -205,24 +218,24 @@ class IceSession:
         if description.complete or not description.trickles:
             # A peer that does not trickle has told everything in one go.
             self._status.remote_done = True
-        self._run(now)
+        self._decide(now)
 
     def add_remote_candidate(self, candidate: Candidate, now: float) -> None:
         """Take a trickled candidate; before the description, or with the user name fragment of a later one, it
         waits.
         """
         self._add_remote(candidate, now)
-        self._run(now)
+        self._decide(now)
 
     def end_remote_candidates(self, now: float) -> None:
         """The peer says end-of-candidates; later ones are still taken."""
         self._status.remote_done = True
-        self._run(now)
+        self._decide(now)
 
     def restart(self, now: float, credentials: Credentials | None = None) -> Credentials:
         """Begin a new generation with new credentials of ours (RFC 8445, 9); the old path carries data until then."""
         self._restart(credentials, by_peer=False)
-        self._run(now)
+        self._decide(now)
         return self.local_credentials
 
     def note_data(self, base: TransportAddress, source: TransportAddress, now: float) -> None:
@@ -231,7 +244,7 @@ class IceSession:
         if pair is None or pair is self.current(pair.component):
             return
         if self._selection.on_data(pair, now):
-            self._run(now)
+            self._decide(now)
 
     def close(self, now: float) -> None:
         """Nothing is sent, answered or waited for any more."""
@@ -248,7 +261,7 @@ class IceSession:
         if not is_stun(datagram.data):
             if self._peers.handle_data(datagram, now):
                 self.note_data(datagram.base, datagram.source, now)
-            self._deadline = self._next_deadline(now)
+            self._set_deadline()
             return
         try:
             message = parse(datagram.data)
@@ -256,16 +269,21 @@ class IceSession:
             self._context.drop(datagram, "malformed STUN")
             self._context.counters[f"malformed: {error.__class__.__name__}"] += 1
             return
+        is_routine = False
         if message.is_request:
             check = self._responder.handle_request(message, datagram, now)
-            if check is not None:
-                self._on_check(check, now)
+            is_routine = check is not None and self._on_check(check, now)
         elif message.is_indication:
             # 11. Keepalives of peers that send Binding indications: nothing is to be done.
             self._context.counters["indications received"] += 1
+            is_routine = True
         else:
-            self._checker.handle_response(message, datagram, now)
-        self._run(now)
+            is_routine = self._checker.handle_response(message, datagram, now)
+        if not is_routine or now >= self._decide_at or self._status.state is not AgentState.CONNECTED:
+            self._decide(now)
+        elif not message.is_request:
+            # Silence and the end of consent are further away now.
+            self._set_deadline()
 
     def handle_error(self, base: TransportAddress, destination: TransportAddress, errno: int, now: float) -> None:
         """The network said no. It may lie (ICMP is easily forged), or be early: doubt, never death.
@@ -278,16 +296,20 @@ class IceSession:
                 candidate.last_error = errno
                 self._consent.doubt(candidate, now)
         self._context.counters["network errors"] += 1
-        self._run(now)
+        self._decide(now)
 
     def handle_timeout(self, now: float) -> None:
         """Time passed."""
         if self._status.state is AgentState.CLOSED:
             return
-        self._checker.handle_timeout(now)
-        self._consent.handle_timeout(now)
+        has_failed = self._checker.handle_timeout(now)
+        has_expired = self._consent.handle_timeout(now)
         self._held.handle_timeout(now)
-        self._run(now)
+        if has_failed or has_expired or now >= self._decide_at or self._status.is_due(now):
+            self._decide(now)
+        else:
+            self._checker.flush(now)
+            self._set_deadline()
 
     def poll_timeout(self) -> float | None:
         """The next deadline."""
@@ -451,39 +473,39 @@ class IceSession:
 
     # --- checks of the peer --------------------------------------------------------------------------------------
 
-    def _on_check(self, check: IncomingCheck, now: float) -> None:
-        """7.3.1: an authenticated check, already answered."""
+    def _on_check(self, check: IncomingCheck, now: float) -> bool:
+        """7.3.1: an authenticated check, already answered; whether it is routine: it changed no pair's state."""
         component = self._component_of.get(check.base)
-        if component is None:
-            return
-        if check.own_ufrag != self.local_credentials.ufrag:
-            # The peer keeps consent for the path of the generation before.
-            return
+        if component is None or check.own_ufrag != self.local_credentials.ufrag:
+            # Of the second kind: the peer keeps consent for the path of the generation before.
+            return False
         self._budget.asked(check.source, now)
         keys = self._context.keys
         if keys is None or check.ufrag != keys.remote.ufrag:
             # Also a peer whose next credentials are ahead of their description.
             self._peers.allow(check.base, check.source, component, now)
             self._held.hold_check(check)
-            return
+            return False
         # Only who has our credentials can send this; responses prove less, they come before the peer knows them.
         self._is_used = True
         if self._is_freed(check, component):
-            return
+            return False
         remote = self._remotes.find_or_learn(check, component, self._checklist)
         local = self._checklist.local(component, check.base)
         pair = self._checklist.form(local, remote) if local is not None and remote is not None else None
         if pair is None:
             self._context.counters["checks without a pair"] += 1
-            return
+            return False
         pair.requests_received += 1
         pair.responses_sent += 1
         self._peers.allow(check.base, check.source, component, now, pair)
         if self.config.lite:
             self._on_check_as_lite(pair, check, now)
-            return
+            return False
+        is_routine = check.nomination is None and pair.state is PairState.SUCCEEDED
         needs_check = check.nomination is not None and self._selection.on_nominated(pair, check.nomination, now)
         self._trigger(pair, now, again=needs_check)
+        return is_routine
 
     def _is_freed(self, check: IncomingCheck, component: int) -> bool:
         """8.3.1: what was not selected is gone, where it is not kept; the check was answered, and that is all."""
@@ -579,6 +601,7 @@ class IceSession:
         self._checklist.rerank()
         self._selection.on_role()
         self._context.emit(RoleChanged(controlling=controlling, reason=reason))
+        self._decide_at = -math.inf
 
     def _on_selected(self, selected: CandidatePair) -> None:
         """8.1.2: checks that can improve nothing any more are not repeated; the valid pairs are kept (or not,
@@ -634,18 +657,26 @@ class IceSession:
         self._selection.on_lost(pair, reason, now)
         self._recheck(pair.component)
 
-    # --- running -------------------------------------------------------------------------------------------------
+    # --- deciding ------------------------------------------------------------------------------------------------
 
-    def _run(self, now: float) -> None:
-        """Draw the conclusions from one input."""
+    def _decide(self, now: float) -> None:
         if self._status.state is AgentState.CLOSED:
             return
         self._selection.evaluate(now)
         self._scheduler.run(now)
         self._status.update(self._checklist, self._scheduler.exhausted, now)
         self._checker.flush(now)
-        self._deadline = self._next_deadline(now)
+        self._decide_at = min(_or_never(self._selection.poll_timeout()), _or_never(self._scheduler.poll_timeout()))
+        self._set_deadline()
 
-    def _next_deadline(self, now: float) -> float | None:
-        parts = (self._checker, self._consent, self._held, self._selection, self._scheduler, self._status)
-        return min((at for part in parts if (at := part.poll_timeout()) is not None), default=None)
+    def _set_deadline(self) -> None:
+        deadline = self._decide_at
+        for part in self._clocks:
+            at = part.poll_timeout()
+            if at is not None and at < deadline:
+                deadline = at
+        self._deadline = None if deadline == math.inf else deadline
+
+
+def _or_never(at: float | None) -> float:
+    return math.inf if at is None else at

@@ -47,7 +47,6 @@ class Status:
         self.local_done = False
         self.remote_done = False
         self._pac_at: float | None = None
-        self._quiet_at: float | None = None
         self._last_failure = "no pair was formed"
 
     def begin(self, now: float) -> None:
@@ -72,7 +71,6 @@ class Status:
         self, pairs: Iterable[CandidatePair], exhausted: Callable[[CandidatePair, float], bool], now: float
     ) -> None:
         """Draw the conclusion from paths and pairs."""
-        self._quiet_at = None
         if self._pac_at is not None and now >= self._pac_at:
             self._pac_at = None
         paths = self._selection.currents()
@@ -93,20 +91,26 @@ class Status:
 
     def poll_timeout(self) -> float | None:
         """When the PAC timer ends, or silence becomes worth telling."""
-        if self._quiet_at is not None:
-            return self._quiet_at
+        if self.state is AgentState.CONNECTED and not self._context.config.lite:
+            return self._quiet_at(self._selection.currents())
         return self._pac_at
+
+    def is_due(self, now: float) -> bool:
+        """Whether :meth:`update` has something to say because time passed."""
+        at = self.poll_timeout()
+        return at is not None and now >= at
+
+    def _quiet_at(self, paths: list[CandidatePair]) -> float:
+        oldest = min(pair.responded_at or 0.0 for pair in paths)
+        return oldest + self._context.config.disconnected_after_s
 
     def _update_connected(self, paths: list[CandidatePair], now: float) -> None:
         if self._context.config.lite:
             self.move(AgentState.CONNECTED, "every component has a nominated pair")
             return
-        oldest = min(pair.responded_at or 0.0 for pair in paths)
-        quiet_at = oldest + self._context.config.disconnected_after_s
-        if now >= quiet_at:
+        if now >= self._quiet_at(paths):
             self.move(AgentState.DISCONNECTED, "the peer does not answer checks")
             return
-        self._quiet_at = quiet_at
         reason = (
             "the peer answers again" if self.state is AgentState.DISCONNECTED else "every component has a valid pair"
         )

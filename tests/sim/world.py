@@ -20,6 +20,7 @@ from iceagent.config import Config
 from iceagent.core.pacing import TokenBucket
 from iceagent.core.pair import CandidatePair
 from iceagent.core.session import IceSession
+from iceagent.core.wakeups import WakeUps
 from iceagent.description import Description
 from iceagent.events import AgentState, SelectedPathChanged, StateChanged
 from iceagent.net.address import TransportAddress
@@ -280,6 +281,7 @@ def make_session(
     *,
     name: str = "",
     ceiling: TokenBucket | None = None,
+    wakeups: WakeUps | None = None,
     route: str | None = None,
 ) -> IceSession:
     """A session whose every choice follows from seed and name."""
@@ -289,6 +291,7 @@ def make_session(
         rng=Random(f"{seed} {name} order"),
         system_rng=Random(f"{seed} {name} secrets"),
         ceiling=ceiling,
+        wakeups=wakeups,
         preferred_host=lambda remote: route,
     )
 

@@ -1,0 +1,57 @@
+"""When does this process wake up anyway?
+
+An idle agent costs what its wake-ups cost: a process that slept finds cold caches, and a radio that slept comes back
+to full power. Two hundred agents that each send a consent check every five seconds wake a process forty times a second
+for a few microseconds of work each. So they share: a check whose time is drawn at random moves to a moment at which
+another agent of the process wakes up, where there is one within ``slack_s``; else its own time becomes such a moment.
+
+A new moment has no other one within ``slack_s`` that could serve, so there are few (``1 / slack_s`` a second, however
+many agents), and they are as random as what they were drawn from. An agent that is alone in its process moves nothing.
+
+Shared by all sessions of a host, like the ceiling of ``pacing.py``. Pure.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+
+__all__ = ["WakeUps"]
+
+
+class WakeUps:
+    """The moments to come."""
+
+    __slots__ = ("_moments",)
+
+    def __init__(self) -> None:
+        self._moments: list[float] = []
+
+    def join(self, at: float, *, earliest: float, latest: float, slack_s: float, now: float) -> float:
+        """Choose the moment for something that is due at ``at``, all in seconds.
+
+        Args:
+            at: when it would happen by itself, ``earliest`` … ``latest``.
+            earliest: not before this time.
+            latest: not after this time.
+            slack_s: how far it may move; 0: not at all.
+
+        Returns:
+            the nearest known moment within all limits, else ``at``, which is known from now on.
+        """
+        if slack_s <= 0:
+            return at
+        moments = self._moments
+        del moments[: bisect_left(moments, now)]
+        index = bisect_left(moments, at)
+        near = [
+            moment
+            for moment in moments[max(index - 1, 0) : index + 1]
+            if abs(moment - at) <= slack_s and earliest <= moment <= latest
+        ]
+        if near:
+            return min(near, key=lambda moment: abs(moment - at))
+        insort(moments, at)
+        return at
+
+    def __len__(self) -> int:
+        return len(self._moments)
