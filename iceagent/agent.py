@@ -117,8 +117,8 @@ class Agent(DataPath):
         )
         self._driver = Driver(self._session, host, self._transmit, self._on_core_event)
         self._mdns = MdnsNames(self._loop) if config.mdns or config.resolve_mdns else None
-        # Weakly: a loop over events() that is left early leaves no queue behind.
-        self._streams: WeakSet[EventStream] = WeakSet()
+        # Weakly: a loop over events() that is left early leaves no queue behind. Made for the first one.
+        self._streams: WeakSet[EventStream] | None = None
         try:
             self._gathering = Gathering(
                 config,
@@ -137,8 +137,8 @@ class Agent(DataPath):
             raise UsageError(str(error)) from error
         self._is_gathering = False
         self._late: list[Candidate] = []
-        self._waiters: set[asyncio.Future[None]] = set()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiters: list[asyncio.Future[None]] = []
+        self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Future[None] | None = None
         self._was_connected = False
         self._is_concluded = False
@@ -305,6 +305,8 @@ class Agent(DataPath):
 
     def events(self) -> EventStream:
         """All events from now on; each call gives an iterator with a queue of its own."""
+        if self._streams is None:
+            self._streams = WeakSet()
         stream = EventStream(self._streams.discard)
         self._streams.add(stream)
         if self.state is AgentState.CLOSED:
@@ -329,16 +331,14 @@ class Agent(DataPath):
             receive_queue_dropped=self._receive_queue_dropped,
             send_dropped=self._send_dropped,
             path_switches=self._path_switches,
-            counters=Counter(self._session.counters) + self._gathering.reflexive.queries.counters,
+            counters=Counter(self._session.counters) + self._gathering.counters,
         )
 
     # --- what the sockets receive (BaseListener) -----------------------------------------------------------------
 
     def message_received(self, base: Base, data: bytes, source: tuple[str, int]) -> None:
         """STUN: a server's answer, or the session's; and data of strangers, which the session holds."""
-        if self._gathering.reflexive.takes(base, source):
-            self._gathering.reflexive.datagram_received(base, data, source)
-        else:
+        if not self._gathering.datagram_received(base, data, source):
             self._driver.datagram(base.address, source, data)
             self._conclude()
 
@@ -348,9 +348,7 @@ class Agent(DataPath):
 
     def error_received(self, base: Base, destination: TransportAddress, number: int) -> None:
         """ICMP, which may be forged."""
-        if self._gathering.reflexive.takes(base, destination):
-            self._gathering.reflexive.error_received(base, destination, number)
-        else:
+        if not self._gathering.error_received(base, destination, number):
             self._driver.error(base.address, destination, number)
 
     # --- what the data path needs --------------------------------------------------------------------------------
@@ -393,7 +391,7 @@ class Agent(DataPath):
         elif isinstance(event, IceRestarted):
             self._is_concluded = False
             self._add_late_candidates()
-            self._gathering.reflexive.begin_again()
+            self._gathering.begin_again()
         elif isinstance(event, LocalCandidateFound):
             event = LocalCandidateFound(candidate=self._signalled(event.candidate))
         self._tell(event)
@@ -411,12 +409,12 @@ class Agent(DataPath):
         numbers = range(1, self._config.components + 1)
         if not (self._is_concluded or self._closing) and all(self._session.selected(number) for number in numbers):
             self._is_concluded = True
-            self._gathering.reflexive.conclude()
+            self._gathering.conclude()
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, GatheringDone):
             self._driver.command(self._session.end_local_candidates)
-        for stream in self._streams:
+        for stream in self._streams or ():
             stream.push(event)
         for waiter in self._waiters:
             if not waiter.done():
@@ -427,11 +425,11 @@ class Agent(DataPath):
         while not condition():
             self._check()
             waiter = self._loop.create_future()
-            self._waiters.add(waiter)
+            self._waiters.append(waiter)
             try:
                 await waiter
             finally:
-                self._waiters.discard(waiter)
+                self._waiters.remove(waiter)
         self._check()
 
     # --- inside: candidates --------------------------------------------------------------------------------------
@@ -476,8 +474,8 @@ class Agent(DataPath):
 
     def _start(self, work: Coroutine[object, object, None]) -> None:
         task = self._loop.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks.append(task)
+        task.add_done_callback(self._tasks.remove)
 
     # --- inside: life --------------------------------------------------------------------------------------------
 
@@ -499,7 +497,7 @@ class Agent(DataPath):
             if not waiter.done():
                 waiter.set_result(None)
         self._wake_receivers()
-        for stream in list(self._streams):
+        for stream in list(self._streams or ()):
             stream.close()
         if self._mdns is not None:
             await self._mdns.close()

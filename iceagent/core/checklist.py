@@ -15,7 +15,6 @@ Knows nothing of STUN, pacing or time.
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 
 from iceagent.candidate import Candidate
@@ -54,7 +53,7 @@ class CheckList:
         self._pairs: dict[_Key, CandidatePair] = {}
         self._foundations: dict[tuple[str, str], int] = {}
         self._failed: dict[CandidatePair, None] = {}
-        self._triggered: deque[CandidatePair] = deque()
+        self._triggered: dict[CandidatePair, None] = {}
         self._count = 0
         self._unchecked: list[tuple[tuple[bool, int], int, CandidatePair]] = []
 
@@ -115,13 +114,11 @@ class CheckList:
     def trigger(self, pair: CandidatePair) -> None:
         """Queue a triggered check (6.1.4.1), once."""
         self.set_state(pair, PairState.WAITING)
-        if pair not in self._triggered:
-            self._triggered.append(pair)
+        self._triggered.setdefault(pair)
 
     def untrigger(self, pair: CandidatePair) -> None:
         """The pair needs no check any more."""
-        if pair in self._triggered:
-            self._triggered.remove(pair)
+        self._triggered.pop(pair, None)
 
     def set_state(self, pair: CandidatePair, state: PairState) -> None:
         """Move a pair along the table; success unfreezes its foundation (7.2.5.3.3). Only Waiting pairs are in the
@@ -157,7 +154,7 @@ class CheckList:
 
     def next_triggered(self) -> CandidatePair | None:
         """The first of the triggered-check queue; it stays there until :meth:`untrigger`."""
-        return self._triggered[0] if self._triggered else None
+        return next(iter(self._triggered), None)
 
     def next_ordinary(self, wanted: Callable[[CandidatePair], bool]) -> CandidatePair | None:
         """The Waiting pair of highest order, else a Frozen one of an idle foundation, which becomes Waiting

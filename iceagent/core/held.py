@@ -10,7 +10,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import Counter
 
 from iceagent.candidate import Candidate
 from iceagent.core.context import Context
@@ -32,8 +32,8 @@ class Held:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._checks: dict[tuple[TransportAddress, TransportAddress], IncomingCheck] = {}
-        self._data: deque[tuple[float, Datagram]] = deque()
-        self._candidates: deque[Candidate] = deque()
+        self._data: list[tuple[float, Datagram]] = []
+        self._candidates: list[Candidate] = []
 
     def hold_check(self, check: IncomingCheck) -> None:
         """Keep an early check; the last one of each five-tuple counts, but a nomination is not forgotten."""
@@ -75,13 +75,13 @@ class Held:
             return []
         taken = [d for _, d in self._data if d.base == base and d.source == source]
         if taken:
-            self._data = deque(item for item in self._data if item[1] not in taken)
+            self._data = [item for item in self._data if item[1] not in taken]
         return taken
 
     def hold_candidate(self, candidate: Candidate) -> Candidate | None:
         """Keep a candidate for later; returns the oldest one when there are too many, which is forgotten."""
         self._candidates.append(candidate)
-        return self._candidates.popleft() if len(self._candidates) > MAX_HELD_CANDIDATES else None
+        return self._candidates.pop(0) if len(self._candidates) > MAX_HELD_CANDIDATES else None
 
     def take_candidates(self) -> list[Candidate]:
         """All held candidates, in order."""
@@ -92,7 +92,7 @@ class Held:
     def handle_timeout(self, now: float) -> None:
         """Drop what nobody claimed."""
         while self._data and now >= self._data[0][0]:
-            self._context.drop(self._data.popleft()[1], "data from an address that never authenticated")
+            self._context.drop(self._data.pop(0)[1], "data from an address that never authenticated")
 
     def poll_timeout(self) -> float | None:
         """When the oldest datagram is dropped."""

@@ -18,7 +18,6 @@ decided anew before the next time that the last decision named.
 from __future__ import annotations
 
 import math
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from random import Random
@@ -141,7 +140,7 @@ class IceSession:
         self._locals: list[Candidate] = []
         self._component_of: dict[TransportAddress, int] = {}
         self._remotes = Remotes(self._context, self._held, self._component_of, self._budget.has_answered)
-        self._spent_ufrags: deque[str] = deque(maxlen=_MAX_SPENT_UFRAGS)
+        self._spent_ufrags: tuple[str, ...] = ()
         self._began_at = 0.0
         self._is_used = False
         self._is_answer = False
@@ -317,11 +316,11 @@ class IceSession:
 
     def poll_transmit(self) -> Transmit | None:
         """One datagram to send."""
-        return self._context.transmits.popleft() if self._context.transmits else None
+        return self._context.transmits.pop(0) if self._context.transmits else None
 
     def poll_event(self) -> Event | None:
         """One thing that happened."""
-        return self._context.events.popleft() if self._context.events else None
+        return self._context.events.pop(0) if self._context.events else None
 
     # --- questions -----------------------------------------------------------------------------------------------
 
@@ -438,7 +437,7 @@ class IceSession:
             self._remotes.end_generation(self.remote_credentials.ufrag)
             if self._is_used:
                 # A peer that never used ours may not have seen them, and answers our restart with the same of its own.
-                self._spent_ufrags.append(self.remote_credentials.ufrag)
+                self._spent_ufrags = (*self._spent_ufrags, self.remote_credentials.ufrag)[-_MAX_SPENT_UFRAGS:]
         in_use = self._selection.currents()
         for pair in self._checklist:
             if pair not in in_use:

@@ -10,6 +10,7 @@ reported all the same.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -78,10 +79,17 @@ class Gathering:
         self._timer: asyncio.TimerHandle | None = None
         self.bases: dict[TransportAddress, Base] = {}
         self.is_done = False
-        self.reflexive = ServerReflexive(
-            config, host, system_rng, found=self._on_found, tell=tell, changed=self._check_done, ceiling=ceiling
-        )
-        self._gatherers: tuple[Gatherer, ...] = (External(config, self._on_found), self.reflexive)
+        # Most agents of a process that has many are configured alike: what is not configured is not made.
+        self._reflexive: ServerReflexive | None = None
+        gatherers: list[Gatherer] = []
+        if config.external_addresses:
+            gatherers.append(External(config, self._on_found))
+        if any(server.urls for server in config.servers):
+            self._reflexive = ServerReflexive(
+                config, host, system_rng, found=self._on_found, tell=tell, changed=self._check_done, ceiling=ceiling
+            )
+            gatherers.append(self._reflexive)
+        self._gatherers = tuple(gatherers)
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -92,8 +100,8 @@ class Gathering:
         self._subscription = self._host.watch_interfaces(self._on_interfaces)
         self._timer = loop.call_later(self._config.gather_timeout_s, self._finish)
         self._task = loop.create_task(self._read_interfaces())
-        if not self._config.lite:
-            self.reflexive.resolve()
+        if self._reflexive is not None and not self._config.lite:
+            self._reflexive.resolve()
 
     def close(self) -> None:
         """Close every socket; idempotent."""
@@ -107,6 +115,39 @@ class Gathering:
             gatherer.close()
         for base in self.bases.values():
             base.socket.close()
+
+    def conclude(self) -> None:
+        """ICE has completed: nothing that gatherers keep alive for it is needed any more (RFC 8445, 8.3)."""
+        if self._reflexive is not None:
+            self._reflexive.conclude()
+
+    def begin_again(self) -> None:
+        """ICE restarts: servers are asked anew."""
+        if self._reflexive is not None:
+            self._reflexive.begin_again()
+
+    @property
+    def counters(self) -> Counter[str]:
+        """Datagrams of servers that were of no use, by reason."""
+        return Counter() if self._reflexive is None else self._reflexive.queries.counters
+
+    # --- what servers send ---------------------------------------------------------------------------------------
+
+    def datagram_received(self, base: Base, data: bytes, source: tuple[str, int]) -> bool:
+        """Take a server's answer; false: nobody asked ``source`` from this base."""
+        if self._reflexive is None or not self._reflexive.takes(base, source):
+            return False
+        self._reflexive.datagram_received(base, data, source)
+        return True
+
+    def error_received(self, base: Base, destination: TransportAddress, number: int) -> bool:
+        """A server cannot be reached; false: ``destination`` is none."""
+        if self._reflexive is None or not self._reflexive.takes(base, destination):
+            return False
+        self._reflexive.error_received(base, destination, number)
+        return True
+
+    # --- the data path -------------------------------------------------------------------------------------------
 
     def set_sink(self, sink: Callable[[bytes, int], None]) -> None:
         """Send the peer's data elsewhere from now on."""
