@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.errors import UsageError
@@ -19,12 +20,14 @@ __all__ = ["NOMINATION_WAIT_S", "Config", "IceServer"]
 # Host pairs do not wait: nothing better can come. Reflexive pairs are usually followed by a host pair within one
 # round trip of the slower path; a relay pair by a reflexive one within a lost check and its repetition (500 ms, RFC
 # 8445, 14.3) and a round trip.
-NOMINATION_WAIT_S: Mapping[CandidateType, float] = {
-    CandidateType.HOST: 0.0,
-    CandidateType.PEER_REFLEXIVE: 0.2,
-    CandidateType.SERVER_REFLEXIVE: 0.2,
-    CandidateType.RELAYED: 1.0,
-}
+NOMINATION_WAIT_S: Mapping[CandidateType, float] = MappingProxyType(
+    {
+        CandidateType.HOST: 0.0,
+        CandidateType.PEER_REFLEXIVE: 0.2,
+        CandidateType.SERVER_REFLEXIVE: 0.2,
+        CandidateType.RELAYED: 1.0,
+    }
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,7 +116,7 @@ class Config:
     """Send candidates found after end-of-candidates. RFC 8838, 13 ends the generation there."""
 
     # --- nomination ----------------------------------------------------------------------------------------------
-    nomination_wait_s: Mapping[CandidateType, float] = field(default_factory=lambda: dict(NOMINATION_WAIT_S))
+    nomination_wait_s: Mapping[CandidateType, float] = field(default_factory=lambda: NOMINATION_WAIT_S)
     renomination: bool = True
     """Nominate again when a better pair becomes valid. RFC 8445, 8.1.1: once per component."""
     keep_pairs: bool = True

@@ -17,7 +17,7 @@ Pure arithmetic; which bases exist is ``iceagent/gather/host.py``'s business.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice, zip_longest
 from typing import TypeVar
 
@@ -83,7 +83,8 @@ def interleave(preferred: Sequence[T], other: Sequence[T]) -> list[T]:
 class LocalPreferences:
     """Hands out local preferences, distinct among up to 1,024 addresses of a class at a time."""
 
-    _used: dict[int, set[int]] = field(default_factory=dict)
+    # Places of all classes: a preference without what distinguishes the candidates of its base.
+    _used: tuple[int, ...] = ()
 
     def assign(self, bases: Iterable[tuple[str, int, InterfaceKind, bool]]) -> list[tuple[str, int]]:
         """Rank one batch of bases.
@@ -108,13 +109,16 @@ class LocalPreferences:
 
     def release(self, preference: int) -> None:
         """The address that was given ``preference`` is gone; others may have its place."""
-        rank, rest = divmod(preference, _CLASS_SIZE)
-        self._used.get(rank, set()).discard(rest // CANDIDATES_PER_BASE)
+        gone = preference // CANDIDATES_PER_BASE
+        self._used = tuple(place for place in self._used if place != gone)
 
     def _preferences(self, rank: int, count: int) -> list[int]:
         """``count`` descending preferences of a class, each the highest of its place."""
-        places = self._places(self._used.setdefault(rank, set()), count)
-        return [rank * _CLASS_SIZE + place * CANDIDATES_PER_BASE + CANDIDATES_PER_BASE - 1 for place in places]
+        first = rank * _PLACES
+        used = {place - first for place in self._used if first <= place < first + _PLACES}
+        places = [first + place for place in self._places(used, count)]
+        self._used = tuple(dict.fromkeys((*self._used, *places)))
+        return [place * CANDIDATES_PER_BASE + CANDIDATES_PER_BASE - 1 for place in places]
 
     @staticmethod
     def _places(used: set[int], count: int) -> list[int]:
@@ -125,5 +129,4 @@ class LocalPreferences:
         else:
             places = list(islice((place for place in range(_PLACES - 1, -1, -1) if place not in used), count))
             places += [0] * (count - len(places))
-        used.update(places)
         return places

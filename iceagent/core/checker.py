@@ -90,6 +90,18 @@ class Checker:
         on_revoked: called when the peer takes back its consent to a pair that was valid (RFC 7675, 5.2).
     """
 
+    __slots__ = (
+        "_budget",
+        "_context",
+        "_find_local",
+        "_on_failure",
+        "_on_revoked",
+        "_on_role_conflict",
+        "_on_success",
+        "_table",
+        "checklist",
+    )
+
     def __init__(
         self,
         context: Context,
@@ -113,8 +125,6 @@ class Checker:
         # A pair in use of an earlier generation stands beside the check list, one for each component at most.
         pairs = context.config.max_pairs + context.config.components
         self._table = TransactionTable(limit=_MAX_PER_PAIR * pairs)
-        self._mains: dict[CandidatePair, Transaction] = {}
-        self._open: dict[CandidatePair, list[Transaction]] = {}
 
     # --- commands ------------------------------------------------------------------------------------------------
 
@@ -134,9 +144,9 @@ class Checker:
             # A nomination is what both ends wait for: it does not wait behind the checks that 14.3 scales the RTO by.
             rto = self._context.config.rto_s if purpose is Purpose.NOMINATION else self._rto()
             transaction = self._table.start(identity, pair.base, pair.destination, data, now, rto=rto, context=check)
-            self._mains[pair] = transaction
+            pair.main = transaction
             pair.check_started_at = now
-        self._open.setdefault(pair, []).append(transaction)
+        pair.transactions.append(transaction)
 
     def indicate(self, pair: CandidatePair) -> None:
         """Send a Binding indication, which keeps NAT bindings alive and asks for nothing (RFC 8445, 11)."""
@@ -144,15 +154,12 @@ class Checker:
         self._context.transmit(pair.base, pair.destination, message.encode())
 
     def _make_room(self, pair: CandidatePair) -> None:
-        transactions = self._open.get(pair, [])
-        if len(transactions) >= _MAX_PER_PAIR:
-            main = self._mains.get(pair)
-            self._finish(next(t for t in transactions if t is not main))
+        if len(pair.transactions) >= _MAX_PER_PAIR:
+            self._finish(next(t for t in pair.transactions if t is not pair.main))
 
     def main_check(self, pair: CandidatePair) -> Check | None:
         """What the pair's main transaction is about."""
-        main = self._mains.get(pair)
-        check = main.context if main is not None else None
+        check = pair.main.context if pair.main is not None else None
         return check if isinstance(check, Check) else None
 
     def quiet(self, pair: CandidatePair) -> None:
@@ -161,8 +168,8 @@ class Checker:
 
     def forget(self, pair: CandidatePair) -> None:
         """Drop every transaction of a pair."""
-        self._mains.pop(pair, None)
-        for transaction in self._open.pop(pair, []):
+        transactions, pair.main, pair.transactions = pair.transactions, None, []
+        for transaction in transactions:
             self._table.remove(transaction)
 
     # --- the contract --------------------------------------------------------------------------------------------
@@ -201,7 +208,7 @@ class Checker:
         has_failed = False
         for transaction in self._table.handle_timeout(now):
             check: Check = transaction.context
-            was_main = self._mains.get(check.pair) is transaction
+            was_main = check.pair.main is transaction
             self._finish(transaction)
             if was_main:
                 has_failed = True
@@ -325,20 +332,17 @@ class Checker:
         self._on_failure(check, reason, now)
 
     def _end_main(self, pair: CandidatePair) -> None:
-        main = self._mains.pop(pair, None)
-        if main is not None:
-            self._table.cancel_retransmissions(main)
+        if pair.main is not None:
+            self._table.cancel_retransmissions(pair.main)
+            pair.main = None
 
     def _finish(self, transaction: Transaction) -> None:
-        check: Check = transaction.context
+        pair: CandidatePair = transaction.context.pair
         self._table.remove(transaction)
-        if self._mains.get(check.pair) is transaction:
-            del self._mains[check.pair]
-        remaining = self._open.get(check.pair, [])
-        if transaction in remaining:
-            remaining.remove(transaction)
-        if not remaining:
-            self._open.pop(check.pair, None)
+        if pair.main is transaction:
+            pair.main = None
+        if transaction in pair.transactions:
+            pair.transactions.remove(transaction)
 
 
 def _is_routine(check: Check, mapped: TransportAddress) -> bool:

@@ -39,6 +39,20 @@ class CheckList:
         on_discarded: called with every pair that leaves the list.
     """
 
+    __slots__ = (
+        "_bases",
+        "_context",
+        "_count",
+        "_failed",
+        "_foundations",
+        "_on_discarded",
+        "_pairs",
+        "_preferred_host",
+        "_remotes",
+        "_triggered",
+        "_unchecked",
+    )
+
     def __init__(
         self,
         context: Context,
@@ -49,7 +63,7 @@ class CheckList:
         self._on_discarded = on_discarded
         self._preferred_host = preferred_host
         self._bases: dict[int, dict[TransportAddress, Candidate]] = {}
-        self._remotes: dict[int, dict[TransportAddress, Candidate]] = {}
+        self._remotes: dict[int, list[Candidate]] = {}
         self._pairs: dict[_Key, CandidatePair] = {}
         self._foundations: dict[tuple[str, str], int] = {}
         self._failed: dict[CandidatePair, None] = {}
@@ -69,12 +83,12 @@ class CheckList:
         bases[base] = candidate
         for pair in [p for p in self._pairs.values() if p.base == base and p.component == candidate.component]:
             self._replace(pair, candidate, pair.remote)
-        for remote in list(self._remotes.get(candidate.component, {}).values()):
+        for remote in list(self._remotes.get(candidate.component, ())):
             self._form(candidate, remote, self._preferred_host(remote.address))
 
     def add_remote(self, candidate: Candidate) -> None:
         """Pair a remote candidate with every base of ours."""
-        self._remotes.setdefault(candidate.component, {})[candidate.address] = candidate
+        self._remotes.setdefault(candidate.component, []).append(candidate)
         # One question to the kernel per remote address, not per pair.
         preferred_host = self._preferred_host(candidate.address)
         for local in self._bases.get(candidate.component, {}).values():
@@ -97,7 +111,9 @@ class CheckList:
 
     def remove_remote(self, candidate: Candidate) -> None:
         """Forget a remote candidate and its pairs."""
-        self._remotes.get(candidate.component, {}).pop(candidate.address, None)
+        remotes = self._remotes.get(candidate.component, [])
+        if candidate in remotes:
+            remotes.remove(candidate)
         for pair in [p for p in self._pairs.values() if p.destination == candidate.address]:
             if pair.component == candidate.component:
                 self._discard(pair)
@@ -225,7 +241,8 @@ class CheckList:
 
     def _insert(self, pair: CandidatePair) -> None:
         self._pairs[pair.key] = pair
-        heapq.heappush(self._unchecked, (pair.order, -pair.number, pair))
+        if self._unchecked:
+            heapq.heappush(self._unchecked, (pair.order, -pair.number, pair))
         # RFC 8838, 12: the first pair of a foundation, and one whose foundation already succeeded, start Waiting.
         foundation = pair.foundation
         count = self._foundations.get(foundation, 0)
@@ -250,7 +267,9 @@ class CheckList:
         return True
 
     def _lowest(self) -> CandidatePair | None:
-        """The lowest pair that is not being checked. The heap may hold pairs that are gone, checked or ranked anew."""
+        """The lowest pair that is not being checked. The heap is made when it is needed, and may hold pairs that are
+        gone, checked or ranked anew.
+        """
         for _ in range(2):
             while self._unchecked:
                 order, _number, pair = self._unchecked[0]

@@ -21,6 +21,7 @@ from iceagent.candidate import Candidate, CandidateType
 from iceagent.core.context import Keys
 from iceagent.net.address import TransportAddress
 from iceagent.priority import pair_priority
+from relay.stun import Transaction
 
 __all__ = ["TRANSITIONS", "CandidatePair", "PairState", "Traffic"]
 
@@ -86,6 +87,8 @@ class CandidatePair:
         dead: consent was lost; these credentials are never used here again (RFC 7675, 5.1).
         rtt_s: smoothed round trip; ``None`` before the first.
         last_error: errno of the last ICMP or send error.
+        main: the transaction that is repeated and decides about failure (``checker.py``).
+        transactions: all that may still be answered, oldest first; ``main`` is one of them.
     """
 
     number: int
@@ -108,6 +111,8 @@ class CandidatePair:
     responses_received: int = 0
     requests_received: int = 0
     responses_sent: int = 0
+    main: Transaction | None = None
+    transactions: list[Transaction] = field(default_factory=list)
     traffic: Traffic = field(init=False)
     base: TransportAddress = field(init=False)
     destination: TransportAddress = field(init=False)

@@ -26,6 +26,19 @@ _EARLY_PATIENCE_S = 0.3
 class Scheduler:
     """Sends checks as fast as pacing allows, and no faster."""
 
+    __slots__ = (
+        "_budget",
+        "_budget_at",
+        "_checker",
+        "_checklist",
+        "_context",
+        "_deferred",
+        "_early",
+        "_pacer",
+        "_selection",
+        "_token_at",
+    )
+
     def __init__(
         self, context: Context, checker: Checker, selection: Selection, budget: RemoteBudget, pacer: CheckPacer
     ) -> None:

@@ -81,6 +81,17 @@ class Selection:
             it.
     """
 
+    __slots__ = (
+        "_checklist",
+        "_components",
+        "_context",
+        "_counter",
+        "_on_current",
+        "_on_selected",
+        "_on_superseded",
+        "_on_unanswered",
+    )
+
     def __init__(
         self,
         context: Context,

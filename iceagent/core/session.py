@@ -76,6 +76,34 @@ class IceSession:
         credentials: ours; drawn if not given.
     """
 
+    __slots__ = (
+        "_began_at",
+        "_budget",
+        "_checker",
+        "_checklist",
+        "_clocks",
+        "_component_of",
+        "_consent",
+        "_context",
+        "_deadline",
+        "_decide_at",
+        "_held",
+        "_is_answer",
+        "_is_used",
+        "_locals",
+        "_peers",
+        "_preferred_host",
+        "_remotes",
+        "_responder",
+        "_scheduler",
+        "_selection",
+        "_spent_ufrags",
+        "_status",
+        "config",
+        "local_credentials",
+        "remote_credentials",
+    )
+
     def __init__(
         self,
         *,

@@ -47,6 +47,30 @@ class Gathering:
         is_done: the first round is over; never false again.
     """
 
+    __slots__ = (
+        "_config",
+        "_count",
+        "_failed_hosts",
+        "_found",
+        "_gatherers",
+        "_host",
+        "_is_ready",
+        "_listener",
+        "_lost",
+        "_peers_of",
+        "_preferences",
+        "_reflexive",
+        "_rng",
+        "_started_at",
+        "_subscription",
+        "_task",
+        "_tell",
+        "_timer",
+        "bases",
+        "is_done",
+        "sink",
+    )
+
     def __init__(
         self,
         config: Config,
@@ -72,7 +96,7 @@ class Gathering:
         self._lost = lost
         self._tell = tell
         self._preferences = LocalPreferences()
-        self._failed_hosts: set[str] = set()
+        self._failed_hosts: tuple[str, ...] = ()
         self._count = 0
         self._started_at = host.now()
         self._is_ready = False
@@ -175,6 +199,7 @@ class Gathering:
             context = {"message": "Choosing addresses raised", "exception": error}
             asyncio.get_running_loop().call_exception_handler(context)
         self._is_ready = True
+        self._task = None
         self._check_done()
 
     def _on_interfaces(self, interfaces: Sequence[Interface]) -> None:
@@ -183,7 +208,7 @@ class Gathering:
         removed = sorted(open_hosts - present)
         for base in [base for base in self.bases.values() if base.address.host in removed]:
             self._remove(base)
-        self._failed_hosts &= present
+        self._failed_hosts = tuple(host for host in self._failed_hosts if host in present)
         new = [
             address
             for address in select_addresses(interfaces, self._config)
@@ -223,7 +248,7 @@ class Gathering:
         try:
             open_base(base, self._host, self._config, self._rng)
         except OSError as error:
-            self._failed_hosts.add(address.host)
+            self._failed_hosts = (*self._failed_hosts, address.host)
             self._tell(BaseFailed(host=address.host, interface=address.interface, reason=str(error)))
             return None
         base.peers = self._peers_of(base.address)
@@ -253,5 +278,6 @@ class Gathering:
         self.is_done = True
         if self._timer is not None:
             self._timer.cancel()
+            self._timer = None
         elapsed_ms = (self._host.now() - self._started_at) * 1000
         self._tell(GatheringDone(count=self._count, elapsed_ms=elapsed_ms))

@@ -51,6 +51,20 @@ class Driver:
         on_event: takes one event. If it raises, the loop's exception handler is told, and the pump goes on.
     """
 
+    __slots__ = (
+        "_armed_at",
+        "_clock",
+        "_core",
+        "_fired_at",
+        "_has_failed",
+        "_is_closed",
+        "_is_draining",
+        "_loop",
+        "_on_event",
+        "_send",
+        "_timer",
+    )
+
     def __init__(
         self, core: Core, clock: Clock, send: Callable[[Transmit], int], on_event: Callable[[Event], None]
     ) -> None:

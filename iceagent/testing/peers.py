@@ -49,6 +49,7 @@ class Peer(Generic[CoreT]):
         node: where its bases are.
         events: everything that :meth:`Core.poll_event` gave, in order. A test may clear it.
         transmits: everything that :meth:`Core.poll_transmit` gave, with its time. A test may clear it.
+        lets_in: asked about each datagram that arrives, with the time; false: the core never sees it.
     """
 
     def __init__(self, name: str, core: CoreT, node: Node) -> None:
@@ -57,6 +58,7 @@ class Peer(Generic[CoreT]):
         self.node = node
         self.events: list[Event] = []
         self.transmits: list[tuple[float, Transmit]] = []
+        self.lets_in: Callable[[Datagram, float], bool] = lambda datagram, now: True
 
     def drain(self, network: Network, now: float) -> None:
         """Send what the core wants sent, keep what it says. A send that fails goes back to it as an error.
@@ -83,8 +85,9 @@ class Peer(Generic[CoreT]):
 
     def handle_datagram(self, datagram: Datagram, network: Network, now: float) -> None:
         """One datagram in, and drain."""
-        self.core.handle_datagram(datagram, now)
-        self.drain(network, now)
+        if self.lets_in(datagram, now):
+            self.core.handle_datagram(datagram, now)
+            self.drain(network, now)
 
     def handle_error(self, error: IcmpError, network: Network, now: float) -> None:
         """One error in, and drain."""

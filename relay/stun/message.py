@@ -50,9 +50,9 @@ answers that tell it its address."""
 MAX_REPEATED_LENGTH = 512
 """Bytes of attributes worth remembering."""
 
-_MAX_SEALED_LENGTH = MAX_BODY_LENGTH - 32  # MESSAGE-INTEGRITY and FINGERPRINT
 _BINDING = Method.BINDING  # looking up a member of an enumeration takes as long as parsing an attribute
 _pack_header = HEADER.pack
+_pack_start = struct.Struct(">HHI").pack
 _pack_fingerprint = struct.Struct(">II").pack
 _FINGERPRINT_HEAD = FINGERPRINT << 16 | 4
 _INTEGRITY_HEAD = ATTRIBUTE_HEAD.pack(MESSAGE_INTEGRITY, 20)
@@ -144,15 +144,14 @@ class Message:
 
     def verify(self, key: IntegrityKey) -> bool:
         """Whether the message arrived with the MESSAGE-INTEGRITY that ``key`` gives. Takes constant time."""
-        raw = self._raw
-        _, at, _, _, head = self._envelope
-        if at == 0:
+        raw, head = self._raw, self._envelope.signed_head
+        if head:
+            # Of a known layout, which ends with MESSAGE-INTEGRITY (24 bytes) and FINGERPRINT (8 bytes).
+            return compare_digest(raw[-28:-8], key.sign(head + raw[4:-32]))
+        at = self._envelope.integrity_at
+        if at == 0 or not compare_digest(raw[at + 4 : at + 24], key.sign(signed_head(raw, at, 24) + raw[4:at])):
             return False
-        signed = (head or signed_head(raw, at, 24)) + raw[4:at]
-        if not compare_digest(raw[at + 4 : at + 24], key.sign(signed)):
-            return False
-        if not head:
-            learn(raw, self._envelope, self.method, self.message_class)
+        learn(raw, self._envelope, self.method, self.message_class)
         return True
 
     def verify_sha256(self, key: IntegrityKey) -> bool:
@@ -181,22 +180,19 @@ class Message:
             ValueError: if a value does not fit its attribute, the whole has more than 65,552 bytes, or a kind of
                 integrity is asked for without a key.
         """
-        try:
-            if self.method == _BINDING:
-                bits, body = _write_repeated(self.message_class, self._pairs)
+        is_plain = key is not None and fingerprint and not (sha256 or both)
+        if is_plain and self.method == _BINDING:
+            # What every check and its answer needs, without the detours.
+            try:
+                (signed_head, sealed_head), body = _write_repeated(self.message_class, self._pairs)
+            except (LookupError, TypeError, ValueError, OverflowError, struct.error):
+                pass
             else:
-                bits, body = message_type(self.method, self.message_class), _write(self.attributes)
-        except (LookupError, TypeError, ValueError, OverflowError, struct.error):
-            bits, body = message_type(self.method, self.message_class), self._write_rare()
-        if key is None or sha256 or both or not fingerprint:
-            return self._seal(bits, body, key, sha256, both, fingerprint)
-        # What every check and its answer needs, without the detours.
-        length, transaction_id = len(body), self.transaction_id
-        if length > _MAX_SEALED_LENGTH:
-            raise ValueError(f"{length} bytes of attributes, more than {_MAX_SEALED_LENGTH}")
-        mac = key.sign(_pack_header(bits, length + 24, MAGIC_COOKIE, transaction_id) + body)
-        message = _pack_header(bits, length + 32, MAGIC_COOKIE, transaction_id) + body + _INTEGRITY_HEAD + mac
-        return message + _pack_fingerprint(_FINGERPRINT_HEAD, crc32(message) ^ FINGERPRINT_MASK)
+                transaction_id = self.transaction_id
+                mac = key.sign(signed_head + transaction_id + body)  # type: ignore[union-attr]
+                message = b"".join((sealed_head, transaction_id, body, _INTEGRITY_HEAD, mac))
+                return message + _pack_fingerprint(_FINGERPRINT_HEAD, crc32(message) ^ FINGERPRINT_MASK)
+        return self._seal(message_type(self.method, self.message_class), self._write(), key, sha256, both, fingerprint)
 
     @property
     def attributes(self) -> list[tuple[int, Any]]:
@@ -273,8 +269,14 @@ class Message:
             raise ValueError(f"{length} bytes of attributes, more than {MAX_BODY_LENGTH}")
         return _pack_header(bits, length, MAGIC_COOKIE, self.transaction_id)
 
+    def _write(self) -> bytes:
+        try:
+            return _write(self.attributes)
+        except (LookupError, TypeError, ValueError, OverflowError, struct.error):
+            # One of the rarer kinds is there, or a value that does not fit.
+            return self._write_rare()
+
     def _write_rare(self) -> bytes:
-        # One of the rarer kinds is there, or a value that does not fit.
         parts: list[bytes] = []
         for code, value in self.attributes:
             try:
@@ -308,12 +310,22 @@ def _write(pairs: Sequence[tuple[int, Any]]) -> bytes:
 
 
 @lru_cache(maxsize=REPEATED_CACHE_SIZE)
-def _write_repeated(message_class: MessageClass, pairs: tuple[tuple[int, Any], ...]) -> tuple[int, bytes]:
-    # The checks of a pair, and the answers to them, differ in their transaction ids only.
+def _write_repeated(
+    message_class: MessageClass, pairs: tuple[tuple[int, Any], ...]
+) -> tuple[tuple[bytes, bytes], bytes]:
+    """A Binding message but for its transaction id: the checks of a pair, and the answers to them, differ in nothing
+    else. What comes before the transaction id, see :func:`_starts`, and the attributes.
+    """
     body = _write(pairs)
     if len(body) > MAX_REPEATED_LENGTH:
         raise LookupError("too long to be remembered")
-    return message_type(_BINDING, message_class), body
+    return _starts(message_type(_BINDING, message_class), len(body)), body
+
+
+@lru_cache(maxsize=REPEATED_CACHE_SIZE)
+def _starts(bits: int, length: int) -> tuple[bytes, bytes]:
+    """Type, length and cookie as MESSAGE-INTEGRITY covers them, and as they are sent. Most messages share a few."""
+    return _pack_start(bits, length + 24, MAGIC_COOKIE), _pack_start(bits, length + 32, MAGIC_COOKIE)
 
 
 def attribute_name(code: int) -> str:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,7 +94,7 @@ class TransactionTable:
         self.limit = limit
         self._by_id: dict[bytes, Transaction] = {}
         self._heap: list[tuple[float, int, Transaction]] = []
-        self._outgoing: OrderedDict[bytes, Transaction] = OrderedDict()
+        self._outgoing: dict[bytes, Transaction] = {}
         self._sequence = 0
 
     def start(
@@ -219,9 +218,10 @@ class TransactionTable:
 
     def poll_transmit(self) -> Transmit | None:
         """The next request to send, or ``None``."""
-        if not self._outgoing:
+        transaction = next(iter(self._outgoing.values()), None)
+        if transaction is None:
             return None
-        _, transaction = self._outgoing.popitem(last=False)
+        del self._outgoing[transaction.id]
         return Transmit(transaction.base, transaction.destination, transaction.data)
 
     @property

@@ -303,7 +303,7 @@ class TestEventStreams:
                     break
             del event
             gc.collect()
-            assert len(agent._streams) == 0
+            assert agent._streams is not None and len(agent._streams) == 0
 
     @in_virtual_time
     async def test_they_end_with_the_agent(self) -> None:

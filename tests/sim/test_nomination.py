@@ -259,18 +259,17 @@ def test_a_peer_that_refuses_every_nomination_is_not_asked_for_ever() -> None:
 
 def answer_nominations_with_400(world: World, key: tuple[TransportAddress, TransportAddress]) -> None:
     """Let b answer the nominations of one of a's pairs with an error; checks are answered as ever."""
-    genuine = world.b.session.handle_datagram
     password = short_term_key(world.b.session.local_credentials.password)
 
-    def handle(datagram: Datagram, now: float) -> None:
+    def lets_in(datagram: Datagram, now: float) -> bool:
         message = parse(datagram.data)
         if message.is_request and message.get(USE_CANDIDATE) and (datagram.source, datagram.base) == key:
             refusal = message.error_response(400, "Bad Request").encode(password)
             world.network.send(world.b.node, Transmit(datagram.base, datagram.source, refusal), now)
-        else:
-            genuine(datagram, now)
+            return False
+        return True
 
-    world.b.session.handle_datagram = handle  # type: ignore[method-assign]
+    world.b.peer.lets_in = lets_in
 
 
 def test_an_unanswered_nomination_gives_way_to_another_valid_pair() -> None:

@@ -329,7 +329,7 @@ def test_transactions_are_bounded_whatever_the_peer_does() -> None:
         play.pass_time(0.006)
     checker = play.session._checker
     assert len(checker._table) <= 16
-    assert sum(len(each) for each in checker._open.values()) <= 16
+    assert sum(len(pair.transactions) for pair in play.session.pairs) <= 16
     play.answer(play.requests()[-1][2])
     assert play.state() is AgentState.CONNECTED
 

@@ -136,8 +136,8 @@ def assert_bounded(session: IceSession) -> None:
     assert len(session.pairs) <= session.config.max_pairs
     assert len(session.remote_candidates) <= 2 + session.config.max_peer_reflexive
     assert len(session._checker._table) <= 16 * (session.config.max_pairs + 1)
-    assert set(session._checker._mains) <= set(session._checker._open)
     for pair in session.pairs:
+        assert pair.main is None or pair.main in pair.transactions
         assert not (pair.dead and pair.is_valid)
     current = session.current()
     assert current is None or not current.dead
