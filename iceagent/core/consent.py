@@ -54,6 +54,15 @@ class Consent:
         standby: the pairs that are to be kept alive beside one that carries data.
     """
 
+    __slots__ = (
+        "_checker",
+        "_context",
+        "_on_expired",
+        "_standby",
+        "_wakeups",
+        "_watched",
+    )
+
     def __init__(
         self,
         context: Context,

@@ -29,6 +29,13 @@ HOLD_S = 1.0
 class Held:
     """The waiting room of a session."""
 
+    __slots__ = (
+        "_candidates",
+        "_checks",
+        "_context",
+        "_data",
+    )
+
     def __init__(self, context: Context) -> None:
         self._context = context
         self._checks: dict[tuple[TransportAddress, TransportAddress], IncomingCheck] = {}

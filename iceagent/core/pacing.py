@@ -79,6 +79,13 @@ class CheckPacer:
         ta_s: seconds.
     """
 
+    __slots__ = (
+        "_burst",
+        "_ceiling",
+        "_own",
+        "_reserve",
+    )
+
     def __init__(self, ceiling: TokenBucket, *, burst: int, ta_s: float) -> None:
         self._ceiling = ceiling
         self._burst = burst

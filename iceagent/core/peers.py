@@ -23,6 +23,12 @@ MAX_PEERS_PER_BASE = 256
 class Peers:
     """Authenticated addresses, and the data that came from them without taking the data path."""
 
+    __slots__ = (
+        "_context",
+        "_held",
+        "_tables",
+    )
+
     def __init__(self, context: Context, held: Held) -> None:
         self._context = context
         self._held = held

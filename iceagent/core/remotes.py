@@ -34,6 +34,18 @@ class Remotes:
         has_answered: whether a check of ours was ever answered from an address.
     """
 
+    __slots__ = (
+        "_candidates",
+        "_context",
+        "_count",
+        "_forgotten",
+        "_has_answered",
+        "_held",
+        "_learnt",
+        "_old_ufrags",
+        "_own",
+    )
+
     def __init__(
         self,
         context: Context,

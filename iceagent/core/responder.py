@@ -69,6 +69,14 @@ class Responder:
         refusal: asked before an authenticated check is answered with success: a code and its reason instead.
     """
 
+    __slots__ = (
+        "_context",
+        "_keys",
+        "_refusal",
+        "_strangers",
+        "_switch_role",
+    )
+
     def __init__(
         self,
         context: Context,

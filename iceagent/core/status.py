@@ -39,6 +39,17 @@ class Status:
         remote_done: the peer said end-of-candidates, or does not trickle.
     """
 
+    __slots__ = (
+        "_context",
+        "_last_failure",
+        "_pac_at",
+        "_selection",
+        "local_done",
+        "reason",
+        "remote_done",
+        "state",
+    )
+
     def __init__(self, context: Context, selection: Selection) -> None:
         self._context = context
         self._selection = selection

@@ -90,6 +90,14 @@ class TransactionTable:
         limit: how many there can be at once.
     """
 
+    __slots__ = (
+        "_by_id",
+        "_heap",
+        "_outgoing",
+        "_sequence",
+        "limit",
+    )
+
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
         self.limit = limit
         self._by_id: dict[bytes, Transaction] = {}
