@@ -7,6 +7,10 @@ whose price depends on the state of the memory allocator: fast in one process, s
 imported nothing but aioice is in the slow state, one that imported enough else in the fast one, where the repair gains
 little: so both are judged.
 
+Beside them the two system calls alone, in a loop without anything around them: they are the larger part of what ours
+costs, and their price differs from one machine to the next by a factor of two, the ratios with it. What each adds to
+them is told too.
+
 Judged is processor time, which is what limits the rate: the process never waits, and what else the machine does counts
 less than in the time elapsed, which is told beside it.
 """
@@ -14,6 +18,8 @@ less than in the time elapsed, which is told beside it.
 from __future__ import annotations
 
 import asyncio
+import socket
+import statistics
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -33,7 +39,8 @@ BURSTS = 600
 LIMIT_S = 60.0
 
 CALLBACK = "ours, callback"
-WAYS = (CALLBACK, AIOICE, OURS, AIOICE_FIXED)
+KERNEL = "kernel"
+WAYS = (CALLBACK, AIOICE, OURS, AIOICE_FIXED, KERNEL)
 
 Burst = Callable[[], Awaitable[None]]
 
@@ -53,7 +60,15 @@ def run(options: Options) -> list[Metric]:
                 result = call(namespace, "bench.cases.datagrams:trial", way=way)
                 wall[way].append(result["wall"])
                 cpu[way].append(result["cpu"])
-    return [
+    above = Metric(
+        name="datagram, callback, above the two system calls",
+        unit="µs of CPU",
+        ours=_above(cpu[CALLBACK], cpu[KERNEL]),
+        peer=_above(cpu[AIOICE_FIXED], cpu[KERNEL]),
+        peer_name=AIOICE_FIXED,
+        note=f"sendto and recvfrom alone take {statistics.median(cpu[KERNEL]):.2f} µs here",
+    )
+    judged = [
         Metric(
             name=f"datagram, {'callback' if ours == CALLBACK else 'send/recv'}",
             unit=f"µs {'of CPU' if values is cpu else 'elapsed'}",
@@ -65,10 +80,17 @@ def run(options: Options) -> list[Metric]:
         for ours, peer, target in TARGETS
         for values in (wall, cpu)
     ]
+    return [*judged, above]
+
+
+def _above(values: list[float], floor: list[float]) -> list[float]:
+    return [value - least for value, least in zip(values, floor, strict=True)]
 
 
 async def trial(way: str) -> dict[str, float]:
     """Microseconds per datagram."""
+    if way == KERNEL:
+        return await _measure_kernel()
     a: Any
     b: Any
     a, b = pair(OURS if way == CALLBACK else way, loopback_hosts(1))
@@ -98,6 +120,24 @@ async def _measure(burst: Burst) -> dict[str, float]:
         await burst()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
     return {"wall": wall / BURSTS / BURST * 1e6, "cpu": cpu / BURSTS / BURST * 1e6}
+
+
+async def _measure_kernel() -> dict[str, float]:
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as a,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as b,
+    ):
+        a.bind(("127.0.0.1", 0))
+        b.bind(("127.0.0.1", 0))
+        destination = b.getsockname()
+
+        async def burst() -> None:
+            for _ in range(BURST):
+                a.sendto(PAYLOAD, destination)
+            for _ in range(BURST):
+                b.recvfrom(65_536)
+
+        return await _measure(burst)
 
 
 def _callback(send: Callable[[bytes], None], set_data_handler: Callable[[Any], None]) -> Burst:

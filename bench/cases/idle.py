@@ -3,7 +3,8 @@
 Two processes per contender: one has the 200 agents, the other one their peers, and descriptions go through pipes. All
 that happens is consent (RFC 7675): a check every 4 to 6 s per agent, with both makes. Processor time is that of one
 side, the mean of both, over 15 s; memory is the growth from 50 to 200 agents, per agent. The contenders run at the same
-time, each in a namespace of its own: 5 % of a core is all they need.
+time, each in a namespace of its own: 5 % of a core is all they need. Ours runs a second time with
+``Config.consent_slack_s`` 0, where no two agents wake their process together: what a process with one agent pays.
 
 Agents of ours in one process share a ceiling of 200 checks a second, so that 150 of them need some seconds to
 connect. It
@@ -17,7 +18,7 @@ import time
 from collections.abc import Iterator
 
 from bench.cases import Options
-from bench.contenders import CONTENDERS
+from bench.contenders import CONTENDERS, OURS_ALONE
 from bench.netns import Namespace, loopback_hosts, loopback_only
 from bench.processes import Worker, WorkerFailed
 from bench.results import Metric
@@ -25,6 +26,7 @@ from bench.results import Metric
 __all__ = ["run"]
 
 FEW, MANY = 50, 200
+NAMES = (*CONTENDERS, OURS_ALONE)
 CONNECT_LIMIT_S = 40.0
 SETTLE_S = 1.0
 WINDOW_S = 15.0
@@ -37,14 +39,14 @@ Sides = tuple[Namespace, Worker, Worker]
 
 def run(options: Options) -> list[Metric]:
     """Both contenders side by side, in new processes every round."""
-    cpu: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    memory: dict[str, list[float]] = {name: [] for name in CONTENDERS}
-    sent: dict[str, list[float]] = {name: [] for name in CONTENDERS}
+    cpu: dict[str, list[float]] = {name: [] for name in NAMES}
+    memory: dict[str, list[float]] = {name: [] for name in NAMES}
+    sent: dict[str, list[float]] = {name: [] for name in NAMES}
     for number in range(options.rounds):
         options.tell(f"idle: round {number + 1}")
         with contextlib.ExitStack() as stack:
-            running = {name: stack.enter_context(_start(name)) for name in CONTENDERS}
-            for name in CONTENDERS:
+            running = {name: stack.enter_context(_start(name)) for name in NAMES}
+            for name in NAMES:
                 memory[name].append(_fill(running[name]))
             for name, values in _watch(running).items():
                 cpu[name].append(values[0])
@@ -58,6 +60,12 @@ def run(options: Options) -> list[Metric]:
             peer=cpu["aioice"],
             ratio_at_least=TARGET_CPU_RATIO,
             note=f"datagrams per second, both sides: {packets}",
+        ),
+        Metric(
+            name=f"{MANY} idle agents without shared wake-ups, CPU",
+            unit="% of a core",
+            ours=cpu[OURS_ALONE],
+            peer=cpu["aioice"],
         ),
         Metric(
             name="memory per connected agent",

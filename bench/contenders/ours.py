@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from iceagent import Agent, Config, GatheringDone, IceServer, LocalCandidateFound
 
-__all__ = ["OurContender"]
+__all__ = ["OurContender", "OurContenderAlone"]
 
 
 class OurContender:
     """See :class:`bench.contenders.Contender`."""
 
+    options: Mapping[str, Any] = {}
+
     def __init__(
         self, *, controlling: bool, loopback_hosts: Sequence[str] = (), stun: tuple[str, int] | None = None
     ) -> None:
         servers = () if stun is None else (IceServer(urls=(f"stun:{stun[0]}:{stun[1]}",)),)
-        config = Config(loopback=bool(loopback_hosts), bind_hosts=tuple(loopback_hosts), servers=servers)
+        config = Config(
+            loopback=bool(loopback_hosts), bind_hosts=tuple(loopback_hosts), servers=servers, **self.options
+        )
         self.agent = Agent(config, controlling=controlling)
 
     async def gather(self) -> None:
@@ -50,3 +55,9 @@ class OurContender:
 
     async def close(self) -> None:
         await self.agent.aclose()
+
+
+class OurContenderAlone(OurContender):
+    """Shares no wake-ups with the other agents of its process."""
+
+    options: Mapping[str, Any] = {"consent_slack_s": 0.0}
