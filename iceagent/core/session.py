@@ -19,16 +19,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from random import Random
 
-from iceagent.candidate import Candidate, CandidateType
+from iceagent.candidate import Candidate
 from iceagent.config import Config
 from iceagent.core.checker import Check, Checker
 from iceagent.core.checklist import CheckList
 from iceagent.core.consent import Consent
 from iceagent.core.context import Context, Keys
 from iceagent.core.held import Held
+from iceagent.core.locals import Locals
 from iceagent.core.pacing import CheckPacer, RemoteBudget, TokenBucket
 from iceagent.core.pair import CandidatePair, PairState, Traffic
 from iceagent.core.peers import Peers
@@ -57,10 +57,6 @@ __all__ = ["IceSession"]
 _SETTLING_S = 5.0
 # Generations of the peer's that were used and are over.
 _MAX_SPENT_UFRAGS = 10
-# Our own candidates: bases × servers, far below.
-_MAX_LOCAL_CANDIDATES = 1000
-# Of one type on one base: every server behind a symmetric NAT sees another address.
-_MAX_REFLEXIVE_PER_BASE = 16
 
 
 class IceSession:
@@ -82,7 +78,6 @@ class IceSession:
         "_checker",
         "_checklist",
         "_clocks",
-        "_component_of",
         "_consent",
         "_context",
         "_deadline",
@@ -129,6 +124,7 @@ class IceSession:
         )
         self._preferred_host = preferred_host if config.route_order else (lambda remote: None)
         self._budget = RemoteBudget()
+        self._locals = Locals()
         self._checklist = CheckList(self._context, self._preferred_host, self._on_discarded)
         self._checker = Checker(
             self._context,
@@ -138,7 +134,7 @@ class IceSession:
             on_failure=self._on_check_failure,
             on_role_conflict=self._on_role_conflict,
             on_revoked=self._on_consent_revoked,
-            find_local=self._find_local,
+            find_local=self._locals.find,
         )
         self._responder = Responder(self._context, self._switch_role, self._check_refusal)
         self._responder.accept(self.local_credentials)
@@ -165,9 +161,7 @@ class IceSession:
         self._scheduler = Scheduler(self._context, self._checker, self._selection, self._budget, pacer)
         self._scheduler.use(self._checklist)
         self._status = Status(self._context, self._selection)
-        self._locals: list[Candidate] = []
-        self._component_of: dict[TransportAddress, int] = {}
-        self._remotes = Remotes(self._context, self._held, self._component_of, self._budget.has_answered)
+        self._remotes = Remotes(self._context, self._held, self._locals, self._budget.has_answered)
         self._spent_ufrags: tuple[str, ...] = ()
         self._began_at = 0.0
         self._is_used = False
@@ -187,20 +181,13 @@ class IceSession:
             False if it is redundant (RFC 8838, 9: address and base of an earlier one, whatever the priorities) or one
             too many.
         """
-        base = candidate.base or candidate.address
-        redundant = any(
-            c.address == candidate.address and c.base == base and c.component == candidate.component
-            for c in self._locals
-        )
-        if redundant or self._is_one_too_many(candidate, base):
+        added = self._locals.add(candidate)
+        if added is None:
             return False
-        candidate = replace(candidate, base=base)
-        self._locals.append(candidate)
-        self._component_of[base] = candidate.component
-        self._context.emit(LocalCandidateFound(candidate=candidate))
+        self._context.emit(LocalCandidateFound(candidate=added))
         # DEVIATION: RFC 8838, 10 pairs it when the peer was told; pinned by
         # test_a_candidate_is_paired_before_the_peer_was_told.
-        self._checklist.add_local(candidate)
+        self._checklist.add_local(added)
         self._decide(now)
         return True
 
@@ -211,8 +198,7 @@ class IceSession:
 
     def remove_base(self, base: TransportAddress, reason: str, now: float) -> None:
         """A socket is gone, with its candidates and pairs."""
-        self._locals = [c for c in self._locals if c.base != base]
-        self._component_of.pop(base, None)
+        self._locals.remove_base(base)
         self._peers.remove_base(base)
         gone = self._checklist.remove_base(base)
         gone += [pair for pair in self._selection.currents() if pair.base == base and pair not in gone]
@@ -372,7 +358,7 @@ class IceSession:
 
     @property
     def local_candidates(self) -> list[Candidate]:
-        return list(self._locals)
+        return self._locals.all()
 
     @property
     def remote_candidates(self) -> list[Candidate]:
@@ -486,23 +472,11 @@ class IceSession:
         elif self._remotes.add(candidate, self._checklist):
             self._status.on_new_candidate(now)
 
-    def _is_one_too_many(self, candidate: Candidate, base: TransportAddress) -> bool:
-        """A server that sees another address every time must not fill the list; a new interface always finds room."""
-        if candidate.type is CandidateType.HOST:
-            return False
-        of_base = sum(c.base == base and c.type is candidate.type for c in self._locals)
-        return of_base >= _MAX_REFLEXIVE_PER_BASE or len(self._locals) >= _MAX_LOCAL_CANDIDATES
-
-    def _find_local(self, component: int, base: TransportAddress, mapped: TransportAddress) -> Candidate | None:
-        return next(
-            (c for c in self._locals if c.address == mapped and c.base == base and c.component == component), None
-        )
-
     # --- checks of the peer --------------------------------------------------------------------------------------
 
     def _on_check(self, check: IncomingCheck, now: float) -> bool:
         """7.3.1: an authenticated check, already answered; whether it is routine: it changed no pair's state."""
-        component = self._component_of.get(check.base)
+        component = self._locals.component_of(check.base)
         if component is None or check.own_ufrag != self.local_credentials.ufrag:
             # Of the second kind: the peer keeps consent for the path of the generation before.
             return False
@@ -542,7 +516,7 @@ class IceSession:
 
     def _check_refusal(self, check: IncomingCheck) -> tuple[int, str] | None:
         """What an authenticated check is answered with instead of success."""
-        component = self._component_of.get(check.base)
+        component = self._locals.component_of(check.base)
         if component is None or check.own_ufrag != self.local_credentials.ufrag:
             return None
         pair = self._checklist.find(check.base, check.source)
