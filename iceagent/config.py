@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.errors import UsageError
@@ -20,14 +19,12 @@ __all__ = ["NOMINATION_WAIT_S", "Config", "IceServer"]
 # Host pairs do not wait: nothing better can come. Reflexive pairs are usually followed by a host pair within one
 # round trip of the slower path; a relay pair by a reflexive one within a lost check and its repetition (500 ms, RFC
 # 8445, 14.3) and a round trip.
-NOMINATION_WAIT_S: Mapping[CandidateType, float] = MappingProxyType(
-    {
-        CandidateType.HOST: 0.0,
-        CandidateType.PEER_REFLEXIVE: 0.2,
-        CandidateType.SERVER_REFLEXIVE: 0.2,
-        CandidateType.RELAYED: 1.0,
-    }
-)
+NOMINATION_WAIT_S: Mapping[CandidateType, float] = {
+    CandidateType.HOST: 0.0,
+    CandidateType.PEER_REFLEXIVE: 0.2,
+    CandidateType.SERVER_REFLEXIVE: 0.2,
+    CandidateType.RELAYED: 1.0,
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,7 +127,8 @@ class Config:
     consent_slack_s: float = 0.5
     """How far a consent check may move within its 0.8 … 1.2, to leave together with one of another agent of the same
     host object; 0: not at all. A process that wakes up once for 25 checks pays a third of what 25 wake-ups cost. At
-    0.5 s a host has two such moments a second at most, however many agents.
+    0.5 s, agents of one interval share about two such moments a second, however many they are. Who sees two of them
+    can tell that they belong to one process.
     """
     consent_timeout_s: float = 30.0
     """RFC 7675, 5.1: consent expires after 30 s."""
@@ -151,7 +149,8 @@ class Config:
         _between("dscp", self.dscp, 0, 63)
         # RFC 7675, 5.1: never less than 4 s between checks, which vary by 0.8 … 1.2.
         _between("consent_interval_s", self.consent_interval_s, 5.0, 25.0)
-        _between("consent_slack_s", self.consent_slack_s, 0.0, 5.0)
+        if self.consent_slack_s:
+            _between("consent_slack_s", self.consent_slack_s, 0.01, 5.0)
         _between("consent_timeout_s", self.consent_timeout_s, 1.0, 30.0)
         if len(self.early_checks_s) > 3:
             raise UsageError(f"early_checks_s has {len(self.early_checks_s)} times, at most 3 are allowed")

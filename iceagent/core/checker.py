@@ -275,6 +275,7 @@ class Checker:
         if pair.dead or self._is_discarded(pair):
             return False
         if _is_routine(check, mapped):
+            self._on_success(check, now)
             return True
         # A response to any check ends the repetition of the others, unless the main one has more to say: it nominates.
         main = self.main_check(pair)

@@ -59,7 +59,8 @@ class Remotes:
         self._has_answered = has_answered
         self._candidates: dict[tuple[int, TransportAddress], Candidate] = {}
         self._old_ufrags: list[str] = []
-        self._learnt = 0
+        # Not yet signalled, oldest first. Their type does not tell: a peer may signal a peer-reflexive candidate too.
+        self._learnt: dict[tuple[int, TransportAddress], None] = {}
         self._count = 0
         self._forgotten = 0
 
@@ -71,14 +72,14 @@ class Remotes:
             return False
         key = (candidate.component, candidate.address)
         known = self._candidates.get(key)
-        if known is not None and known.type is not CandidateType.PEER_REFLEXIVE:
+        if known is not None and key not in self._learnt:
             return False
         reason = self._refusal(candidate)
         if reason is not None:
             self._refuse(candidate, reason)
             return False
         if known is not None:
-            self._learnt -= 1
+            del self._learnt[key]
             checklist.replace_remote(candidate)
         self._candidates[key] = candidate
         checklist.add_remote(candidate)
@@ -95,11 +96,11 @@ class Remotes:
         if reason is not None:
             self._refuse(candidate, reason)
             return None
-        if self._learnt >= self._context.config.max_peer_reflexive and not self._make_room(checklist):
+        if len(self._learnt) >= self._context.config.max_peer_reflexive and not self._make_room(checklist):
             self._context.counters["peer-reflexive candidates over the limit"] += 1
             return None
-        self._learnt += 1
         self._count += 1
+        self._learnt[component, check.source] = None
         self._candidates[component, check.source] = candidate
         self._context.emit(RemoteCandidateAdded(candidate=candidate, via="check"))
         return candidate
@@ -114,7 +115,8 @@ class Remotes:
         """The peer's credentials with this fragment are over, and so are its candidates."""
         self._old_ufrags = [*self._old_ufrags, ufrag][-_MAX_OLD_UFRAGS:]
         self._candidates.clear()
-        self._learnt = self._forgotten = 0
+        self._learnt.clear()
+        self._forgotten = 0
 
     def all(self) -> list[Candidate]:
         """Signalled and learnt, in that order of arrival."""
@@ -144,10 +146,10 @@ class Remotes:
         """
         if self._forgotten >= self._context.config.max_peer_reflexive:
             return False
-        for key, candidate in self._candidates.items():
-            if candidate.type is CandidateType.PEER_REFLEXIVE and not self._has_answered(candidate.address):
-                del self._candidates[key]
-                self._learnt -= 1
+        for key in self._learnt:
+            candidate = self._candidates[key]
+            if not self._has_answered(candidate.address):
+                del self._candidates[key], self._learnt[key]
                 self._forgotten += 1
                 checklist.remove_remote(candidate)
                 return True

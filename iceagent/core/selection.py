@@ -304,6 +304,9 @@ class Selection:
         if component.nominating is not None:
             alternative = not component.due and self._best(component.nominating.component, but=component.nominating)
             return component.nominated_at + _NOMINATION_PATIENCE_S if alternative else None
+        if component.is_concluded and not self._context.config.renomination:
+            # One nomination is all there is (8.1.1).
+            return None
         if component.selected is None and component.valid_since is not None and component.current is not None:
             best = self._best(component.current.component)
             if best is not None:

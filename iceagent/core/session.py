@@ -566,6 +566,9 @@ class IceSession:
         if pair.keys is not self._context.keys:
             return
         self._selection.on_valid(pair, now)
+        if self._selection.selected(pair.component) is None:
+            # Nothing is settled: a pair that is heard again may be the better one.
+            self._decide_at = -math.inf
         if check.nomination is not None:
             self._selection.on_nomination_answered(pair, check.nomination, now)
 

@@ -8,6 +8,7 @@ later brings a failed agent back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 
 from iceagent.core.context import Context
@@ -112,7 +113,7 @@ class Status:
         return at is not None and now >= at
 
     def _quiet_at(self, paths: list[CandidatePair]) -> float:
-        oldest = min(pair.responded_at or 0.0 for pair in paths)
+        oldest = min((pair.responded_at or 0.0 for pair in paths), default=math.inf)
         return oldest + self._context.config.disconnected_after_s
 
     def _update_connected(self, paths: list[CandidatePair], now: float) -> None:

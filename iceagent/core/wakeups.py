@@ -5,8 +5,9 @@ to full power. Two hundred agents that each send a consent check every five seco
 for a few microseconds of work each. So they share: a check whose time is drawn at random moves to a moment at which
 another agent of the process wakes up, where there is one within ``slack_s``; else its own time becomes such a moment.
 
-A new moment has no other one within ``slack_s`` that could serve, so there are few (``1 / slack_s`` a second, however
-many agents), and they are as random as what they were drawn from. An agent that is alone in its process moves nothing.
+A new moment has no other one within ``slack_s`` that could serve, so there are few (about ``1 / slack_s`` a second for
+agents of one interval, however many), and they are as random as what they were drawn from. An agent that is alone in
+its process moves nothing.
 
 Shared by all sessions of a host, like the ceiling of ``pacing.py``. Pure.
 """

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import pickle
 from typing import Any
 
 import pytest
@@ -67,3 +70,19 @@ def test_what_cannot_be_is_refused(changed: dict[str, Any], complaint: str) -> N
 def test_a_servers_credential_is_not_printed() -> None:
     server = IceServer(urls=("turn:192.0.2.1",), username="u", credential="secret")
     assert "secret" not in repr(server) and "secret" not in repr(Config(servers=(server,)))
+
+
+def test_it_can_be_copied_and_pickled() -> None:
+    """Applications send a configuration to their worker processes."""
+    config = Config()
+    assert pickle.loads(pickle.dumps(config)) == copy.deepcopy(config) == config
+    assert dataclasses.asdict(config)["components"] == 1
+
+
+@pytest.mark.parametrize(("value", "is_good"), [(0.0, True), (0.5, True), (1e-9, False), (-1.0, False), (6.0, False)])
+def test_consent_slack_is_nothing_or_worth_it(value: float, is_good: bool) -> None:
+    if is_good:
+        assert Config(consent_slack_s=value).consent_slack_s == value
+    else:
+        with pytest.raises(UsageError, match="consent_slack_s"):
+            Config(consent_slack_s=value)
