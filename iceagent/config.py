@@ -124,11 +124,11 @@ class Config:
     """RFC 8863, 4: RECOMMENDED for the PAC timer is the timeout of a check with all its repetitions, 39.5 s."""
     consent_interval_s: float = 5.0
     """RFC 7675, 5.1: a check every 5 s, each time varied by 0.8 … 1.2."""
-    consent_slack_s: float = 0.5
-    """How far a consent check may move within its 0.8 … 1.2, to leave together with one of another agent of the same
-    host object; 0: not at all. A process that wakes up once for 25 checks pays a third of what 25 wake-ups cost. At
-    0.5 s, agents of one interval share about two such moments a second, however many they are. Who sees two of them
-    can tell that they belong to one process.
+    consent_slack_s: float = 0.75
+    """How far a consent check may move within its 0.8 … 1.2, to leave together with those of other agents of the same
+    host object, 64 at most; 0: not at all. A process that wakes up once for 30 checks pays a third of what 30 wake-ups
+    cost. Two hundred agents share 1.2 such moments a second. Who sees two of them can tell that they belong to one
+    process.
     """
     consent_timeout_s: float = 30.0
     """RFC 7675, 5.1: consent expires after 30 s."""

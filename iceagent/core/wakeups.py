@@ -6,8 +6,8 @@ for a few microseconds of work each. So they share: a check whose time is drawn 
 another agent of the process wakes up, where there is one within ``slack_s``; else its own time becomes such a moment.
 
 A new moment has no other one within ``slack_s`` that could serve, so there are few (about ``1 / slack_s`` a second for
-agents of one interval, however many), and they are as random as what they were drawn from. An agent that is alone in
-its process moves nothing.
+agents of one interval), and they are as random as what they were drawn from. An agent that is alone in its process
+moves nothing. A moment serves a limited number, so that thousands of agents do not hold up their process all at once.
 
 Shared by all sessions of a host, like the ceiling of ``pacing.py``. Pure.
 """
@@ -16,16 +16,20 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 
-__all__ = ["WakeUps"]
+__all__ = ["MAX_SHARED", "WakeUps"]
+
+MAX_SHARED = 64
+"""What one moment serves: some 5 ms of work."""
 
 
 class WakeUps:
     """The moments to come."""
 
-    __slots__ = ("_moments",)
+    __slots__ = ("_moments", "_shared_by")
 
     def __init__(self) -> None:
         self._moments: list[float] = []
+        self._shared_by: dict[float, int] = {}
 
     def join(self, at: float, *, earliest: float, latest: float, slack_s: float, now: float) -> float:
         """Choose the moment for something that is due at ``at``, all in seconds.
@@ -37,21 +41,26 @@ class WakeUps:
             slack_s: how far it may move; 0: not at all.
 
         Returns:
-            the nearest known moment within all limits, else ``at``, which is known from now on.
+            the nearest known moment within all limits that is not full, else ``at``, which is known from now on.
         """
         if slack_s <= 0:
             return at
         moments = self._moments
-        del moments[: bisect_left(moments, now)]
+        over = bisect_left(moments, now)
+        for moment in moments[:over]:
+            del self._shared_by[moment]
+        del moments[:over]
         index = bisect_left(moments, at)
         near = [
             moment
             for moment in moments[max(index - 1, 0) : index + 1]
-            if abs(moment - at) <= slack_s and earliest <= moment <= latest
+            if abs(moment - at) <= slack_s and earliest <= moment <= latest and self._shared_by[moment] < MAX_SHARED
         ]
         if near:
-            return min(near, key=lambda moment: abs(moment - at))
-        insort(moments, at)
+            at = min(near, key=lambda moment: abs(moment - at))
+        elif at not in self._shared_by:
+            insort(moments, at)
+        self._shared_by[at] = self._shared_by.get(at, 0) + 1
         return at
 
     def __len__(self) -> int:

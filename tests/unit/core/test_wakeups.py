@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from random import Random
 
-from iceagent.core.wakeups import WakeUps
+from iceagent.core.wakeups import MAX_SHARED, WakeUps
 
 
 def join(wakeups: WakeUps, at: float, *, slack_s: float = 0.5, now: float = 100.0) -> float:
@@ -67,3 +67,22 @@ def test_moments_stay_random() -> None:
     gaps = [later - sooner for sooner, later in pairwise(settled)]
     assert len(gaps) <= 2 * (settled[-1] - settled[0])
     assert len({round(gap, 6) for gap in gaps}) > 0.95 * len(gaps)
+
+
+def test_a_full_moment_takes_nobody_more() -> None:
+    """A process of thousands of agents must not be held up by all of them at once."""
+    wakeups = WakeUps()
+    assert {join(wakeups, 105.0) for _ in range(MAX_SHARED)} == {105.0}
+    assert join(wakeups, 105.1) == 105.1
+    assert join(wakeups, 105.2) == 105.1
+    assert join(wakeups, 104.9) == 104.9
+    assert len(wakeups) == 3
+
+
+def test_who_draws_a_full_moment_exactly_keeps_it() -> None:
+    wakeups = WakeUps()
+    for _ in range(MAX_SHARED + 1):
+        assert join(wakeups, 105.0) == 105.0
+    assert len(wakeups) == 1
+    assert join(wakeups, 110.0, now=106.0) == 110.0
+    assert len(wakeups) == 1
