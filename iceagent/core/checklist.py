@@ -144,6 +144,9 @@ class CheckList:
             return
         if state not in TRANSITIONS[pair.state]:
             raise AssertionError(f"{pair} cannot become {state.value}")
+        if state is PairState.WAITING and pair.state not in _UNCHECKED:
+            # To be found again among those that may give way.
+            self._unchecked.clear()
         pair.state = state
         if state is PairState.FAILED:
             self._failed[pair] = None
@@ -160,6 +163,7 @@ class CheckList:
         """Our role changed (7.3.1.1): priorities depend on it."""
         for pair in self._pairs.values():
             pair.rerank(self._context.controlling)
+        self._unchecked.clear()
 
     def retain(self, keep: Callable[[CandidatePair], bool]) -> None:
         """Drop every pair that is not to be kept."""

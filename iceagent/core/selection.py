@@ -371,8 +371,9 @@ class Selection:
         return max(fresh, key=lambda p: p.rank, default=None)
 
     def _has_consent(self, pair: CandidatePair, now: float) -> bool:
-        since = now - self._context.config.consent_timeout_s
-        return pair.is_valid and pair.responded_at is not None and pair.responded_at > since
+        # Written as consent.py writes it: the two must not round differently at the instant of expiry.
+        timeout_s = self._context.config.consent_timeout_s
+        return pair.is_valid and pair.responded_at is not None and now < pair.responded_at + timeout_s
 
     def _component(self, pair: CandidatePair) -> _Component:
         return self._components.setdefault(pair.component, _Component())

@@ -129,6 +129,20 @@ def test_pairs_under_way_do_not_give_way() -> None:
     assert pairs.form(local(0), remote(9)) is None
 
 
+def test_a_pair_that_waits_again_may_give_way_again() -> None:
+    """It was under way when the list was full for the first time."""
+    pairs = form(checklist(Config(max_pairs=3)), [local(0)], [remote(3), remote(4), remote(5)])
+    lowest = pairs.find(local(0).address, remote(5).address)
+    assert lowest is not None
+    pairs.set_state(lowest, W)
+    pairs.set_state(lowest, ACTIVE)
+    pairs.add_remote(remote(2))
+    assert keys(pairs) == {("10.1.0.1", f"10.2.0.{index + 1}") for index in (5, 3, 2)}
+    pairs.set_state(lowest, W)
+    pairs.add_remote(remote(1))
+    assert keys(pairs) == {("10.1.0.1", f"10.2.0.{index + 1}") for index in (3, 2, 1)}
+
+
 def test_one_pair_of_each_foundation_waits_and_the_others_are_frozen() -> None:
     """RFC 8445, 6.1.2.6, in the form that RFC 8838, 12 gives it for trickled candidates."""
     pairs = form(checklist(), [local(0)], [remote(0, foundation="x"), remote(1, foundation="x"), remote(2)])

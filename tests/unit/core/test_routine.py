@@ -76,3 +76,23 @@ def test_a_signalled_peer_reflexive_candidate_is_taken_once() -> None:
     play.drain()
     assert [candidate.address for candidate in play.session.remote_candidates] == [SECOND_REMOTE]
     assert len(play.events_of(RemoteCandidateAdded)) == 1
+
+
+def test_a_standby_that_answered_in_the_same_instant_expires_with_the_pair_in_use() -> None:
+    """Adding and subtracting 30 s round differently: it took over for no time at all, and died of it."""
+    play = Answering(controlling=True)
+    play.run(3.0)
+    current = play.session.current()
+    assert current is not None
+    (standby,) = [pair for pair in play.session.pairs if pair is not current]
+    since = len(play.sent)
+    play.pass_time(7.0)
+    answered_at = next(at for i in range(10_000) if (at := play.now + i / 997) > (at + 30.0) - 30.0)
+    play.pass_time(answered_at - play.now)
+    play.now = answered_at
+    for _, transmit, message in play.requests(since):
+        play.answer(message, source=transmit.destination)
+    assert current.responded_at == standby.responded_at == answered_at
+    play.pass_time(30.0)
+    assert play.session.current() is None
+    assert (current.dead, standby.dead) == (True, False)
