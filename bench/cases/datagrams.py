@@ -8,8 +8,7 @@ imported nothing but aioice is in the slow state, one that imported enough else 
 little: so both are judged.
 
 Beside them the two system calls alone, in a loop without anything around them: they are the larger part of what ours
-costs, and their price differs from one machine to the next by a factor of two, the ratios with it. What each adds to
-them is told too.
+costs, and their price is the machine's, which the ratios depend on. What each adds to them is told too.
 
 Judged is processor time, which is what limits the rate: the process never waits, and what else the machine does counts
 less than in the time elapsed, which is told beside it.

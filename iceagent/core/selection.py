@@ -21,7 +21,6 @@ question.
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -250,7 +249,7 @@ class Selection:
         if not self._context.config.keep_pairs or pair.keys is not self._context.keys:
             return []
         others = [p for p in self.valid_pairs(pair.component) if p is not pair]
-        return heapq.nlargest(_STANDBY_PAIRS, others, key=lambda p: p.rank) if others else others
+        return sorted(others, key=lambda p: p.rank, reverse=True)[:_STANDBY_PAIRS]
 
     def wants(self, pair: CandidatePair) -> bool:
         """Whether a check of this pair can still improve something (8.1.2 stops the others)."""

@@ -282,7 +282,6 @@ class IceSession:
             self._context.drop(datagram, "malformed STUN")
             self._context.counters[f"malformed: {error.__class__.__name__}"] += 1
             return
-        is_routine = False
         if message.is_request:
             check = self._responder.handle_request(message, datagram, now)
             is_routine = check is not None and self._on_check(check, now)

@@ -6,8 +6,9 @@ for a few microseconds of work each. So they share: a check whose time is drawn 
 another agent of the process wakes up, where there is one within ``slack_s``; else its own time becomes such a moment.
 
 A new moment has no other one within ``slack_s`` that could serve, so there are few (about ``1 / slack_s`` a second for
-agents of one interval), and they are as random as what they were drawn from. An agent that is alone in its process
-moves nothing. A moment serves a limited number, so that thousands of agents do not hold up their process all at once.
+agents of one interval), and they are as random as what they were drawn from. An agent of one component that is alone
+in its process moves nothing. A moment serves a limited number, so that thousands of agents do not hold up their process
+all at once.
 
 Shared by all sessions of a host, like the ceiling of ``pacing.py``. Pure.
 """

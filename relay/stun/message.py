@@ -180,8 +180,7 @@ class Message:
             ValueError: if a value does not fit its attribute, the whole has more than 65,552 bytes, or a kind of
                 integrity is asked for without a key.
         """
-        is_plain = key is not None and fingerprint and not (sha256 or both)
-        if is_plain and self.method == _BINDING:
+        if key is not None and self.method == _BINDING and fingerprint and not (sha256 or both):
             # What every check and its answer needs, without the detours.
             try:
                 (signed_head, sealed_head), body = _write_repeated(self.message_class, self._pairs)
@@ -189,10 +188,10 @@ class Message:
                 pass
             else:
                 transaction_id = self.transaction_id
-                mac = key.sign(signed_head + transaction_id + body)  # type: ignore[union-attr]
+                mac = key.sign(signed_head + transaction_id + body)
                 message = b"".join((sealed_head, transaction_id, body, _INTEGRITY_HEAD, mac))
                 return message + _pack_fingerprint(_FINGERPRINT_HEAD, crc32(message) ^ FINGERPRINT_MASK)
-        return self._seal(message_type(self.method, self.message_class), self._write(), key, sha256, both, fingerprint)
+        return self._seal(message_type(self.method, self.message_class), self._body(), key, sha256, both, fingerprint)
 
     @property
     def attributes(self) -> list[tuple[int, Any]]:
@@ -269,7 +268,7 @@ class Message:
             raise ValueError(f"{length} bytes of attributes, more than {MAX_BODY_LENGTH}")
         return _pack_header(bits, length, MAGIC_COOKIE, self.transaction_id)
 
-    def _write(self) -> bytes:
+    def _body(self) -> bytes:
         try:
             return _write(self.attributes)
         except (LookupError, TypeError, ValueError, OverflowError, struct.error):
