@@ -99,9 +99,10 @@ class Agent(DataPath):
         rng: Random | None = None,
         credentials: Credentials | None = None,
     ) -> None:
-        super().__init__(host or _this_machine(), (config or Config()).components)
+        config = config or Config()
+        super().__init__(host or _this_machine(), config.components, config.coalesce_s)
         self._thread = threading.get_ident()
-        self._config = config = config or Config()
+        self._config = config
         host = self._host
         rng = rng or _system_rng
         ceiling, wakeups = _shared_by(host, config)
@@ -315,6 +316,7 @@ class Agent(DataPath):
 
     def pairs(self) -> list[PairStatistics]:
         """All pairs, in the order they are checked."""
+        self._flush()
         return [
             PairStatistics.of(pair, selected=self._session.current(pair.component) is pair)
             for pair in self._session.pairs
@@ -322,6 +324,7 @@ class Agent(DataPath):
 
     def statistics(self) -> AgentStatistics:
         """Totals since the agent was made."""
+        self._flush()
         traffics = {id(t): t for base in self._gathering.bases.values() for t in base.peers.values()}.values()
         return AgentStatistics(
             packets_sent=sum(t.packets_sent for t in traffics),
@@ -489,6 +492,7 @@ class Agent(DataPath):
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
+        self._flush()
         self._driver.command(self._session.close)
         self._driver.close()
         self._gathering.close()

@@ -83,6 +83,13 @@ class Config:
     receive_buffer: int | None = 4 * 2**20
     """Linux's default of 212,992 bytes holds some 280 small datagrams; the kernel caps this by ``rmem_max``."""
 
+    coalesce_s: float = 0.000_01
+    """A datagram that follows another within this time waits for the rest of its burst, until the loop comes round: all
+    of it then leaves in one call, which costs a tenth as much for each. 0: every one leaves at once. The first of a
+    burst always does. A tool that drops packets between the socket and the wire (``tc netem``) may drop such a train
+    as a whole.
+    """
+
     # --- checks --------------------------------------------------------------------------------------------------
     lite: bool = False
     """Be a lite agent (RFC 8445, 2.5): host candidates only, answer checks, never send any."""
@@ -147,6 +154,7 @@ class Config:
         _between("max_pairs", self.max_pairs, 1, 10_000)
         _between("max_peer_reflexive", self.max_peer_reflexive, 0, 10_000)
         _between("dscp", self.dscp, 0, 63)
+        _between("coalesce_s", self.coalesce_s, 0.0, 1.0)
         # RFC 7675, 5.1: never less than 4 s between checks, which vary by 0.8 … 1.2.
         _between("consent_interval_s", self.consent_interval_s, 5.0, 25.0)
         if self.consent_slack_s:

@@ -1,8 +1,8 @@
 """How does data get from ``send`` to the socket, and from the socket to the application?
 
-The half of :class:`iceagent.Agent` that every datagram goes through. Out: ``send`` calls the selected path's socket.
-In: the base (``gather/bases.py``) calls the *sink*, which is the application's handler or the queue that ``recv``
-reads. No task, no timer and no core on the way.
+The half of :class:`iceagent.Agent` that every datagram goes through. Out: ``send`` calls the selected path's socket,
+once for all datagrams of a burst (``outgoing.py``). In: the base (``gather/bases.py``) calls the *sink*, which is the
+application's handler or the queue that ``recv`` reads. No task, no timer and no core on the way.
 """
 
 from __future__ import annotations
@@ -12,43 +12,32 @@ import errno
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
-from iceagent.core.pair import CandidatePair, Traffic
+from iceagent.core.pair import CandidatePair
 from iceagent.errors import NoPath, UsageError
 from iceagent.events import AgentState
 from iceagent.gather.bases import Base
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import Host
+from iceagent.outgoing import Outgoing
 
-__all__ = ["MAX_DATAGRAM", "MAX_RECEIVE_QUEUE", "DataPath"]
+__all__ = ["MAX_RECEIVE_QUEUE", "DataPath"]
 
 # Received datagrams that wait for recv(), per component; what comes beyond is dropped and counted.
 MAX_RECEIVE_QUEUE = 8192
 # The same in bytes: as much again as the socket's own buffer.
 MAX_RECEIVE_BYTES = 4 * 2**20
-# What a UDP datagram over IPv4 can carry.
-MAX_DATAGRAM = 65_507
-
-
-@dataclass(slots=True, eq=False)
-class _Outgoing:
-    """Where data of a component leaves."""
-
-    send: Callable[[bytes, tuple[str, int]], int]
-    destination: TransportAddress
-    base: TransportAddress
-    traffic: Traffic
 
 
 class DataPath(ABC):
     """Sends and receives on the selected paths."""
 
-    def __init__(self, host: Host, components: int) -> None:
+    def __init__(self, host: Host, components: int, coalesce_s: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._host = host
         self._components = components
-        self._outgoing: dict[int, _Outgoing] = {}
+        self._coalesce_s = coalesce_s
+        self._outgoing: dict[int, Outgoing] = {}
         self._queues: dict[int, deque[bytes]] = {}
         self._queued_bytes: dict[int, int] = {}
         self._receivers: dict[int, asyncio.Future[None]] = {}
@@ -60,7 +49,10 @@ class DataPath(ABC):
     # --- for the application -------------------------------------------------------------------------------------
 
     def send(self, data: bytes, component: int = 1) -> None:
-        """Send one datagram on the selected path, at once; what the socket cannot take is dropped and counted.
+        """Send one datagram on the selected path; what the socket cannot take is dropped and counted.
+
+        It leaves at once. Of a burst, the first leaves at once and the others together, when the loop comes round
+        (``Config.coalesce_s``).
 
         Args:
             data: at most 65,507 bytes.
@@ -74,13 +66,7 @@ class DataPath(ABC):
         if out is None:
             self._check()
             raise NoPath(f"component {component} has no path in the state {self.state.value}")
-        number = out.send(data, out.destination)
-        if number:
-            self._on_send_error(out, data, number)
-            return
-        traffic = out.traffic
-        traffic.packets_sent += 1
-        traffic.bytes_sent += len(data)
+        out.send(data)
 
     async def recv(self, component: int = 1) -> bytes:
         """The next datagram of a component. Cancelling loses none.
@@ -143,12 +129,31 @@ class DataPath(ABC):
 
     def _set_path(self, component: int, pair: CandidatePair | None, bases: Mapping[TransportAddress, Base]) -> None:
         """Data of a component leaves on this pair from now on."""
+        former = self._outgoing.pop(component, None)
+        waiting = former.take() if former is not None else []
         base = bases.get(pair.base) if pair is not None else None
         if pair is None or base is None:
-            self._outgoing.pop(component, None)
+            if former is not None:
+                # RFC 7675, 5.1: nothing leaves any more.
+                former.traffic.packets_discarded += len(waiting)
+                self._send_dropped += len(waiting)
             return
-        self._path_switches += component in self._outgoing
-        self._outgoing[component] = _Outgoing(base.socket.send, pair.destination, pair.base, pair.traffic)
+        self._path_switches += former is not None
+        out = self._outgoing[component] = Outgoing(
+            base.socket,
+            pair.destination,
+            pair.traffic,
+            self._loop,
+            self._host.now,
+            self._coalesce_s,
+            self._on_send_error,
+        )
+        out.adopt(waiting)
+
+    def _flush(self) -> None:
+        """Send what waits for the rest of its burst."""
+        for out in list(self._outgoing.values()):
+            out.flush()
 
     def _clear_paths(self) -> None:
         self._outgoing.clear()
@@ -193,11 +198,9 @@ class DataPath(ABC):
         if end is not None:
             raise end
 
-    def _on_send_error(self, out: _Outgoing, data: bytes, number: int) -> None:
-        out.traffic.packets_discarded += 1
+    def _on_send_error(self, out: Outgoing, lost: int, number: int) -> None:
+        out.traffic.packets_discarded += lost
         if number == errno.EAGAIN:
-            self._send_dropped += 1
-        elif number == errno.EMSGSIZE and len(data) > MAX_DATAGRAM:
-            raise UsageError(f"a datagram of {len(data)} bytes, at most {MAX_DATAGRAM} can be sent")
+            self._send_dropped += lost
         else:
-            self._on_network_error(out.base, out.destination, number)
+            self._on_network_error(out.socket.address, out.destination, number)

@@ -99,7 +99,7 @@ class AgentTransport(asyncio.DatagramTransport):
         self._finish(None)
 
     def abort(self) -> None:
-        """The same: nothing is buffered."""
+        """The same: what was sent is on its way, and the agent stays open."""
         self._finish(None)
 
     def is_closing(self) -> bool:
@@ -114,7 +114,7 @@ class AgentTransport(asyncio.DatagramTransport):
         self._protocol = protocol
 
     def get_write_buffer_size(self) -> int:
-        """Always 0: a datagram leaves at once or is dropped, so writing is never paused."""
+        """Always 0: a datagram leaves within this turn of the loop or is dropped, so writing is never paused."""
         return 0
 
     def get_write_buffer_limits(self) -> tuple[int, int]:

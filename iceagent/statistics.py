@@ -85,7 +85,7 @@ class AgentStatistics:
     Attributes:
         counters: what was dropped, refused or held back, by reason; see ``docs/`` for the phrases.
         receive_queue_dropped: datagrams that nobody received in time.
-        send_dropped: datagrams that did not fit into the socket.
+        send_dropped: datagrams that did not fit into the socket, or whose path went while they waited for their burst.
     """
 
     packets_sent: int

@@ -7,8 +7,9 @@ whose price depends on the state of the memory allocator: fast in one process, s
 imported nothing but aioice is in the slow state, one that imported enough else in the fast one, where the repair gains
 little: so both are judged.
 
-Beside them the two system calls alone, in a loop without anything around them: they are the larger part of what ours
-costs, and their price is the machine's, which the ratios depend on. What each adds to them is told too.
+Ours hands the datagrams of a burst to the kernel in one call, and takes them from it in one (``iceagent/net/trains``).
+What that alone gives is seen beside it: the same with ``coalesce_s=0``, where each leaves by itself, and one datagram
+back and forth, where there is nothing to put together.
 
 Judged is processor time, which is what limits the rate: the process never waits, and what else the machine does counts
 less than in the time elapsed, which is told beside it.
@@ -17,14 +18,12 @@ less than in the time elapsed, which is told beside it.
 from __future__ import annotations
 
 import asyncio
-import socket
-import statistics
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 from bench.cases import Options
-from bench.contenders import AIOICE, AIOICE_FIXED, OURS, pair
+from bench.contenders import AIOICE, AIOICE_FIXED, OURS, OURS_SINGLY, Contender, pair
 from bench.netns import loopback_hosts, loopback_only
 from bench.processes import call
 from bench.results import Metric
@@ -37,14 +36,30 @@ WARM_UP_BURSTS = 100
 BURSTS = 600
 LIMIT_S = 60.0
 
-CALLBACK = "ours, callback"
-KERNEL = "kernel"
-WAYS = (CALLBACK, AIOICE, OURS, AIOICE_FIXED, KERNEL)
+CALLBACK, CALLBACK_SINGLY = "ours, callback", "ours, callback, one by one"
+BACK_AND_FORTH = ", back and forth"
+WAYS = (
+    CALLBACK,
+    AIOICE,
+    OURS,
+    AIOICE_FIXED,
+    CALLBACK_SINGLY,
+    *(name + BACK_AND_FORTH for name in (OURS, AIOICE, AIOICE_FIXED)),
+)
 
 Burst = Callable[[], Awaitable[None]]
 
-# (our way, the peer's, times at least), as datagrams per second.
-TARGETS = ((CALLBACK, AIOICE, 6.0), (CALLBACK, AIOICE_FIXED, 3.0), (OURS, AIOICE, 5.5), (OURS, AIOICE_FIXED, None))
+# (what, our way, the peer's, times at least), as datagrams per second.
+TARGETS = (
+    ("callback", CALLBACK, AIOICE, 6.0),
+    ("callback", CALLBACK, AIOICE_FIXED, 3.0),
+    ("send/recv", OURS, AIOICE, 5.5),
+    ("send/recv", OURS, AIOICE_FIXED, None),
+    ("callback, each leaves by itself", CALLBACK_SINGLY, AIOICE, None),
+    ("callback, each leaves by itself", CALLBACK_SINGLY, AIOICE_FIXED, None),
+    ("send/recv, one back and forth", OURS + BACK_AND_FORTH, AIOICE + BACK_AND_FORTH, None),
+    ("send/recv, one back and forth", OURS + BACK_AND_FORTH, AIOICE_FIXED + BACK_AND_FORTH, None),
+)
 
 
 def run(options: Options) -> list[Metric]:
@@ -59,84 +74,55 @@ def run(options: Options) -> list[Metric]:
                 result = call(namespace, "bench.cases.datagrams:trial", way=way)
                 wall[way].append(result["wall"])
                 cpu[way].append(result["cpu"])
-    above = Metric(
-        name="datagram, callback, above the two system calls",
-        unit="µs of CPU",
-        ours=_above(cpu[CALLBACK], cpu[KERNEL]),
-        peer=_above(cpu[AIOICE_FIXED], cpu[KERNEL]),
-        peer_name=AIOICE_FIXED,
-        note=f"sendto and recvfrom alone take {statistics.median(cpu[KERNEL]):.2f} µs here",
-    )
-    judged = [
+    return [
         Metric(
-            name=f"datagram, {'callback' if ours == CALLBACK else 'send/recv'}",
+            name=f"datagram, {what}",
             unit=f"µs {'of CPU' if values is cpu else 'elapsed'}",
             ours=values[ours],
             peer=values[peer],
-            peer_name=peer,
+            peer_name=peer.removesuffix(BACK_AND_FORTH),
             ratio_at_least=target if values is cpu else None,
         )
-        for ours, peer, target in TARGETS
-        for values in (wall, cpu)
+        for what, ours, peer, target in TARGETS
+        for values in ((wall, cpu) if target is not None else (cpu,))
     ]
-    return [*judged, above]
-
-
-def _above(values: list[float], floor: list[float]) -> list[float]:
-    return [value - least for value, least in zip(values, floor, strict=True)]
 
 
 async def trial(way: str) -> dict[str, float]:
     """Microseconds per datagram."""
-    if way == KERNEL:
-        return await _measure_kernel()
     a: Any
     b: Any
-    a, b = pair(OURS if way == CALLBACK else way, loopback_hosts(1))
+    make = {CALLBACK: OURS, CALLBACK_SINGLY: OURS_SINGLY}.get(way, way.removesuffix(BACK_AND_FORTH))
+    a, b = pair(make, loopback_hosts(1))
     await asyncio.gather(a.gather(), b.gather())
     to_a, to_b = b.description(), a.description()
     await a.set_remote(to_a)
     await b.set_remote(to_b)
     await asyncio.gather(a.connect(), b.connect())
-    if way == CALLBACK:
+    per_burst = BURST
+    if way.endswith(BACK_AND_FORTH):
+        burst, per_burst = _back_and_forth(a, b), 2
+    elif way in (CALLBACK, CALLBACK_SINGLY):
         burst = _callback(a.agent.send, b.agent.set_data_handler)
     elif way == OURS:
         burst = _ours(a.agent.send, b.agent.recv)
     else:
         burst = _aioice(a.connection.send, b.connection.recv)
     async with asyncio.timeout(LIMIT_S):
-        result = await _measure(burst)
+        result = await _measure(burst, per_burst)
     for agent in (a, b):
         await agent.close()
     return result
 
 
-async def _measure(burst: Burst) -> dict[str, float]:
+async def _measure(burst: Burst, per_burst: int) -> dict[str, float]:
     for _ in range(WARM_UP_BURSTS):
         await burst()
     wall, cpu = time.perf_counter(), time.process_time()
     for _ in range(BURSTS):
         await burst()
     wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-    return {"wall": wall / BURSTS / BURST * 1e6, "cpu": cpu / BURSTS / BURST * 1e6}
-
-
-async def _measure_kernel() -> dict[str, float]:
-    with (
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as a,
-        socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as b,
-    ):
-        a.bind(("127.0.0.1", 0))
-        b.bind(("127.0.0.1", 0))
-        destination = b.getsockname()
-
-        async def burst() -> None:
-            for _ in range(BURST):
-                a.sendto(PAYLOAD, destination)
-            for _ in range(BURST):
-                b.recvfrom(65_536)
-
-        return await _measure(burst)
+    return {"wall": wall / BURSTS / per_burst * 1e6, "cpu": cpu / BURSTS / per_burst * 1e6}
 
 
 def _callback(send: Callable[[bytes], None], set_data_handler: Callable[[Any], None]) -> Burst:
@@ -177,5 +163,14 @@ def _aioice(send: Callable[[bytes], Awaitable[None]], recv: Callable[[], Awaitab
             await send(PAYLOAD)
         for _ in range(BURST):
             await recv()
+
+    return burst
+
+
+def _back_and_forth(a: Contender, b: Contender) -> Burst:
+    async def burst() -> None:
+        await a.send(PAYLOAD)
+        await b.send(await b.recv())
+        await a.recv()
 
     return burst

@@ -14,11 +14,23 @@ import importlib
 from collections.abc import Sequence
 from typing import Protocol, cast
 
-__all__ = ["AIOICE", "AIOICE_FIXED", "CONTENDERS", "OURS", "OURS_ALONE", "Contender", "contender", "pair"]
+__all__ = [
+    "AIOICE",
+    "AIOICE_FIXED",
+    "CONTENDERS",
+    "OURS",
+    "OURS_ALONE",
+    "OURS_SINGLY",
+    "Contender",
+    "contender",
+    "pair",
+]
 
 OURS, AIOICE = "ours", "aioice"
 # Without the wake-ups that agents of one process share: see ``OurContenderAlone``.
 OURS_ALONE = "ours alone"
+# Every datagram leaves by itself.
+OURS_SINGLY = "ours singly"
 # With a repair of what makes receiving slow in asyncio: see ``AioiceContender``.
 AIOICE_FIXED = "aioice fixed"
 CONTENDERS = (OURS, AIOICE)
@@ -26,6 +38,7 @@ CONTENDERS = (OURS, AIOICE)
 _CLASSES = {
     OURS: ("bench.contenders.ours", "OurContender"),
     OURS_ALONE: ("bench.contenders.ours", "OurContenderAlone"),
+    OURS_SINGLY: ("bench.contenders.ours", "OurContenderSingly"),
     AIOICE: ("bench.contenders.theirs", "AioiceContender"),
     AIOICE_FIXED: ("bench.contenders.theirs", "FixedAioiceContender"),
 }

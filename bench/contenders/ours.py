@@ -7,7 +7,7 @@ from typing import Any
 
 from iceagent import Agent, Config, GatheringDone, IceServer, LocalCandidateFound
 
-__all__ = ["OurContender", "OurContenderAlone"]
+__all__ = ["OurContender", "OurContenderAlone", "OurContenderSingly"]
 
 
 class OurContender:
@@ -61,3 +61,9 @@ class OurContenderAlone(OurContender):
     """Shares no wake-ups with the other agents of its process."""
 
     options: Mapping[str, Any] = {"consent_slack_s": 0.0}
+
+
+class OurContenderSingly(OurContender):
+    """Puts no datagrams together."""
+
+    options: Mapping[str, Any] = {"coalesce_s": 0.0}

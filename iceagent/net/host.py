@@ -31,6 +31,7 @@ __all__ = [
     "Stream",
     "StreamListener",
     "Subscription",
+    "send_each",
 ]
 
 
@@ -143,8 +144,24 @@ class DatagramSocket(Protocol):
             0 when the kernel took it, else the errno (``EAGAIN``: the socket is full, the datagram is lost).
         """
 
+    def send_many(self, datagrams: Sequence[bytes], destination: tuple[str, int]) -> tuple[int, int]:
+        """Send these in order, at once, with as few calls of the system as it takes.
+
+        Returns:
+            How many the kernel took, and the errno of the next one; 0: it took all.
+        """
+
     def close(self) -> None:
         """Close; idempotent. The receiver hears nothing afterwards."""
+
+
+def send_each(socket: DatagramSocket, datagrams: Sequence[bytes], destination: tuple[str, int]) -> tuple[int, int]:
+    """:meth:`DatagramSocket.send_many`, one by one."""
+    for count, data in enumerate(datagrams):
+        number = socket.send(data, destination)
+        if number:
+            return count, number
+    return len(datagrams), 0
 
 
 class Stream(Protocol):

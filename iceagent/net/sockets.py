@@ -6,7 +6,11 @@ and reads one per turn of the loop.
 Reading. A wake-up reads up to ``budget`` datagrams. The budget starts at 1, doubles after a wake-up that used it up, to
 64, and falls to what was read when the socket ran empty: the exception of a read too many costs as much as a datagram.
 Where doubling found nothing more to read (one datagram at a time, or bursts of one size), it is tried again only after
-2, 4, 8 and then 16 used-up wake-ups.
+2, 4, 8 and then 16 used-up wake-ups. One read may bring a whole train (``trains.py``).
+
+Sending many. ``send_many`` makes trains. Where the kernel refuses one (its datagrams do not fit the path's MTU; the
+device has no checksum offload, which some kernels ask for; the buffer has no room for all of it), its datagrams are
+sent one by one, and that size is not tried again if this was the cure.
 
 Errors. IP_RECVERR makes the kernel queue ICMP errors together with the destination they are about. As long as one is
 queued, poll reports an error: asyncio's reader then spins, and uvloop's stops for good after the first one. So the
@@ -26,14 +30,25 @@ import asyncio
 import errno
 import socket
 import struct
+from collections.abc import Sequence
 
 from iceagent.net.address import TransportAddress, canonical_host, ip_address
-from iceagent.net.host import DatagramReceiver, SocketOptions
+from iceagent.net.host import DatagramReceiver, SocketOptions, send_each
+from iceagent.net.trains import (
+    MAX_SEGMENT,
+    SOL_UDP,
+    UDP_GRO,
+    cut,
+    segment_size_option,
+    trains,
+)
 
 __all__ = ["UdpSocket", "open_socket"]
 
-# A UDP datagram has 65,507 bytes at most over IPv4, 65,527 over IPv6.
+# A UDP datagram has 65,507 bytes at most over IPv4, 65,527 over IPv6; a train has no more.
 BUFFER_SIZE = 65_536
+# An int with its control message header: the size of a train's datagrams.
+CONTROL_SIZE = socket.CMSG_SPACE(4)
 # More would hold up the other sockets of the loop: 64 datagrams are about 0.3 ms.
 MAX_BUDGET = 64
 # Used-up wake-ups before the budget is doubled once more, where that was in vain before.
@@ -54,6 +69,8 @@ EXTENDED_ERROR = struct.Struct("=IBBBBII")
 
 # What the kernel says when a datagram did not fit into a queue; with IP_RECVERR also the device's queue (ENOBUFS).
 FULL = frozenset({errno.EAGAIN, errno.ENOBUFS})
+# What it says to a train that it would take datagram by datagram.
+NO_TRAIN = frozenset({errno.EIO, errno.EINVAL, errno.EMSGSIZE})
 
 
 def open_socket(
@@ -161,7 +178,8 @@ class UdpSocket:
     """A bound UDP socket on an event loop; implements :class:`iceagent.net.host.DatagramSocket`.
 
     Attributes:
-        budget: datagrams the next wake-up may read, 1 … 64.
+        budget: reads the next wake-up may do, 1 … 64.
+        max_segment: datagrams up to this size are sent as trains; 0: never (Linux before 5.0, or the device refuses).
         wakeups: how often the loop called.
         empty_reads: reads that found nothing.
         errors: ICMP errors taken from the kernel.
@@ -177,7 +195,7 @@ class UdpSocket:
         "_loop",
         "_patience",
         "_receiver",
-        "_recvfrom",
+        "_recvmsg",
         "_scope_id",
         "_sendto",
         "_socket",
@@ -185,6 +203,7 @@ class UdpSocket:
         "budget",
         "empty_reads",
         "errors",
+        "max_segment",
         "wakeups",
     )
 
@@ -200,7 +219,7 @@ class UdpSocket:
         self._receiver = receiver
         self._loop = loop
         # Looked up once: these two are called for every datagram.
-        self._recvfrom = sock.recvfrom
+        self._recvmsg = sock.recvmsg
         self._sendto = sock.sendto
         self._is_closed = False
         self._is_drain_due = False
@@ -211,6 +230,7 @@ class UdpSocket:
         self.wakeups = 0
         self.empty_reads = 0
         self.errors = 0
+        self.max_segment = _take_trains(sock)
         loop.add_reader(self._fileno, self._on_readable)
 
     @property
@@ -240,6 +260,27 @@ class UdpSocket:
             return self._send_again(data, target, ttl, error)
         return 0
 
+    def send_many(self, datagrams: Sequence[bytes], destination: tuple[str, int]) -> tuple[int, int]:
+        """Send these in order, at once, as trains.
+
+        Returns:
+            How many the kernel took, and what :meth:`send` returned for the next one; 0: it took all.
+        """
+        target = sockaddr(destination, self._scope_id) if self._scope_id else destination
+        taken = 0
+        for train in trains(datagrams, self.max_segment):
+            refusal = self._send_train(train, target)
+            if not refusal:
+                taken += len(train)
+                continue
+            count, number = send_each(self, train, destination)
+            taken += count
+            if number:
+                return taken, number
+            if refusal in NO_TRAIN:
+                self.max_segment = 0 if refusal == errno.EIO else len(train[0]) - 1
+        return taken, 0
+
     def close(self) -> None:
         """Close; idempotent. The receiver hears nothing afterwards."""
         if self._is_closed:
@@ -255,6 +296,16 @@ class UdpSocket:
         else:
             level, option = socket.IPPROTO_IP, socket.IP_TTL
         self._socket.sendmsg([data], [(level, option, struct.pack("=i", ttl))], 0, target)
+
+    def _send_train(self, train: Sequence[bytes], target: tuple[str, int] | tuple[str, int, int, int]) -> int:
+        """All of it or nothing; returns 0 or an errno, which may also be that of an ICMP error."""
+        if len(train) == 1:
+            return errno.EAGAIN
+        try:
+            self._socket.sendmsg(train, (segment_size_option(len(train[0])),), 0, target)
+        except OSError as error:
+            return error.errno or errno.EIO
+        return 0
 
     def _send_again(
         self, data: bytes, target: tuple[str, int] | tuple[str, int, int, int], ttl: int | None, error: OSError
@@ -279,13 +330,14 @@ class UdpSocket:
 
     def _on_readable(self) -> None:
         self.wakeups += 1
-        recvfrom = self._recvfrom
+        recvmsg = self._recvmsg
         deliver = self._receiver.datagram_received
         is_ipv6 = self._is_ipv6
         budget = self.budget
+        delivered = 0
         for count in range(budget):
             try:
-                data, source = recvfrom(BUFFER_SIZE)
+                data, ancillary, _, source = recvmsg(BUFFER_SIZE, CONTROL_SIZE)
             except BlockingIOError:
                 self.empty_reads += 1
                 self._shrink(count)
@@ -295,12 +347,17 @@ class UdpSocket:
                 return
             if is_ipv6:
                 source = _without_scope(source)
-            try:
-                deliver(self, data, source)
-            except Exception as error:  # A receiver's bug must not cost the datagrams behind this one.
-                self._report(error)
-            if self._is_closed:
-                return
+            datagrams = cut(data, ancillary) if ancillary else (data,)
+            for datagram in datagrams:
+                try:
+                    deliver(self, datagram, source)
+                except Exception as error:  # A receiver's bug must not cost the datagrams behind this one.
+                    self._report(error)
+                if self._is_closed:
+                    return
+            delivered += len(datagrams)
+            if delivered >= MAX_BUDGET:
+                break
         self._grow()
 
     def _grow(self) -> None:
@@ -358,6 +415,15 @@ class UdpSocket:
         self._loop.call_exception_handler(
             {"message": f"The receiver of UDP socket {self._address} raised", "exception": error}
         )
+
+
+def _take_trains(sock: socket.socket) -> int:
+    """Let the kernel hand over trains; returns the longest datagram that may be sent as part of one, 0: none."""
+    try:
+        sock.setsockopt(SOL_UDP, UDP_GRO, 1)
+    except OSError:
+        return 0
+    return MAX_SEGMENT
 
 
 def _without_scope(source: tuple[str, int, int, int]) -> tuple[str, int]:

@@ -27,6 +27,7 @@ from iceagent.net.host import (
     Stream,
     StreamListener,
     Subscription,
+    send_each,
 )
 from iceagent.testing import streams
 from iceagent.testing.links import DEFAULT_LATENCY_S
@@ -66,6 +67,10 @@ class MemorySocket:
         if not self._is_open:
             return errno.EBADF
         return self._host.send(Transmit(self.address, TransportAddress._make(destination), bytes(data), ttl))
+
+    def send_many(self, datagrams: Sequence[bytes], destination: tuple[str, int]) -> tuple[int, int]:
+        """Send these in order; returns how many left, and 0 or the errno of the next one."""
+        return send_each(self, datagrams, destination)
 
     def close(self) -> None:
         """Close; idempotent. The receiver hears nothing afterwards."""

@@ -23,12 +23,15 @@ from iceagent.net.address import TransportAddress
 from iceagent.net.host import SocketOptions
 from iceagent.net.interfaces import open_netlink, read_interfaces
 from iceagent.net.sockets import UdpSocket, bind_to_interface, open_socket
+from iceagent.net.trains import MAX_SEGMENT
 from tests.interop.netns import Namespace, namespace
 from tests.loopback.loops import Inbox, LoopFactory, on_both_loops, run
 
 FIRST = {4: "10.0.0.1", 6: "2001:db8:a::1"}
 SECOND = {4: "10.1.0.1", 6: "2001:db8:b::1"}
 SERVER = {4: "198.51.100.1", 6: "2001:db8:c::1"}
+# Behind a link that carries 1,000 bytes.
+NARROW = "198.51.100.2"
 ROOT, NOBODY = 0, 65534
 
 both_versions = pytest.mark.parametrize("version", [4, 6], ids=["IPv4", "IPv6"])
@@ -95,6 +98,7 @@ def world() -> Iterator[World]:
             "addr add 2001:db8:b::2/64 dev down1 nodad",
             f"addr add {SERVER[4]}/32 dev lo",
             f"addr add {SERVER[6]}/128 dev lo nodad",
+            f"addr add {NARROW}/32 dev lo",
             "addr add fe80::2/64 dev down1 nodad",
             "link set down0 up",
             "link set down1 up",
@@ -102,6 +106,7 @@ def world() -> Iterator[World]:
         home.ip(
             "route add 0.0.0.0/0 via 10.0.0.2 dev up0 metric 100",
             "route add 0.0.0.0/0 via 10.1.0.2 dev up1 metric 200",
+            f"route add {NARROW}/32 via 10.0.0.2 dev up0 mtu lock 1000",
             "route add ::/0 via 2001:db8:a::2 dev up0 metric 100",
             "route add ::/0 via 2001:db8:b::2 dev up1 metric 200",
         )
@@ -257,5 +262,47 @@ def test_a_full_socket_says_eagain(world: World, loop_factory: LoopFactory) -> N
         results = [sock.send(bytes(1000), ("10.0.0.77", 9)) for _ in range(50)]
         sock.close()
         assert (results[0], results[-1], set(results)) == (0, errno.EAGAIN, {0, errno.EAGAIN})
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_as_many_of_a_burst_leave_as_there_is_room_for(world: World, loop_factory: LoopFactory) -> None:
+    """The kernel takes a train as a whole or not at all; what does not fit as a train is tried one by one."""
+
+    async def main() -> None:
+        one_by_one = world.open(Inbox(), TransportAddress(FIRST[4], 0), SocketOptions(send_buffer=4608))
+        room = [one_by_one.send(bytes(1000), ("10.0.0.77", 9)) for _ in range(50)].index(errno.EAGAIN)
+        together = world.open(Inbox(), TransportAddress(FIRST[4], 0), SocketOptions(send_buffer=4608))
+        # The first train may find an empty buffer, which takes anything once.
+        assert together.send_many([bytes(1000)] * 50, ("10.0.0.78", 9)) == (50, 0)
+        assert together.send_many([bytes(1000)] * 50, ("10.0.0.78", 9)) == (0, errno.EAGAIN)
+        assert together.max_segment == MAX_SEGMENT
+        assert room > 0
+        for sock in (one_by_one, together):
+            sock.close()
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_a_train_that_does_not_fit_the_path_goes_one_by_one(world: World, loop_factory: LoopFactory) -> None:
+    """1,000 bytes of MTU less 28 of headers. Datagrams above are fragments, and trains of them are not tried again."""
+
+    async def main() -> None:
+        inbox = Inbox()
+        sock = world.open(Inbox(), TransportAddress(FIRST[4], 0), SocketOptions())
+        with world.internet.entered():
+            receiver = open_socket(TransportAddress(NARROW, 0), inbox, SocketOptions(), asyncio.get_running_loop())
+        sent = [os.urandom(size) for size in (*[1200] * 5, *[973] * 5, *[972] * 5, *[500] * 10)]
+        limits = []
+        for start in range(0, len(sent), 5):
+            assert sock.send_many(sent[start : start + 5], receiver.address) == (5, 0)
+            limits.append(sock.max_segment)
+        await inbox.until(lambda: len(inbox.received) == len(sent))
+        assert [data for data, _ in inbox.received] == sent
+        assert limits == [1199, 972, 972, 972, 972]
+        for each in (sock, receiver):
+            each.close()
 
     run(loop_factory, main())

@@ -9,12 +9,14 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import DatagramSocket, SocketOptions
 from iceagent.net.sockets import MAX_BUDGET, UdpSocket, open_socket
+from iceagent.net.trains import MAX_SEGMENT, SOL_UDP, UDP_GRO
 from tests.loopback.loops import Inbox, LoopFactory, on_both_loops, run
 
 ANY_PORT = TransportAddress("127.0.0.1", 0)
@@ -355,6 +357,137 @@ def test_a_full_socket_says_eagain_whatever_the_kernel_calls_it(loop_factory: Lo
             await inbox.until(lambda: len(inbox.received) == 2)
 
     run(loop_factory, main())
+
+
+@on_both_loops
+@pytest.mark.parametrize("local", [ANY_PORT, ANY_PORT_V6], ids=["IPv4", "IPv6"])
+def test_many_arrive_one_by_one_in_order_and_whole(loop_factory: LoopFactory, local: TransportAddress) -> None:
+    async def main() -> None:
+        inbox = Inbox()
+        with opened(inbox, local) as receiver, opened(Inbox(), local) as sender:
+            sent = [os.urandom(size) for size in (*[1200] * 100, 700, 700, 0, 1, 9000, 9000, *[3] * 70, 2)]
+            assert sender.send_many(sent, receiver.address) == (len(sent), 0)
+            await inbox.until(lambda: len(inbox.received) == len(sent))
+            assert [data for data, _ in inbox.received] == sent
+            assert {source for _, source in inbox.received} == {sender.address}
+            assert sender.send_many([], receiver.address) == (0, 0)
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_a_train_costs_one_read_and_others_get_their_turn(loop_factory: LoopFactory) -> None:
+    """54 datagrams of 1,200 bytes are one train. A wake-up hands over 64 datagrams at most, and the train it is at."""
+
+    async def main() -> None:
+        inbox = Inbox()
+        with opened(inbox, options=SocketOptions(receive_buffer=1 << 20)) as receiver, opened(Inbox()) as sender:
+            receiver.budget = MAX_BUDGET
+            sender.send_many([bytes(1200)] * 54 * 4, receiver.address)
+            for wakeups, count in ((1, 108), (2, 216)):
+                await inbox.until(lambda: len(inbox.received) >= 1)
+                assert (receiver.wakeups, len(inbox.received)) == (wakeups, count)
+                await asyncio.sleep(0)
+            assert receiver.empty_reads == 0
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_a_plain_sockets_datagrams_and_a_train_to_a_plain_socket(loop_factory: LoopFactory) -> None:
+    """The other side need not know what a train is: on the wire there is none."""
+
+    async def main() -> None:
+        inbox = Inbox()
+        with opened(inbox) as ours, plain() as other:
+            sent = [b"%04d" % number for number in range(20)]
+            for data in sent:
+                other.sendto(data, ours.address)
+            await inbox.until(lambda: len(inbox.received) == 20)
+            assert [data for data, _ in inbox.received] == sent
+            assert ours.send_many(sent, TransportAddress(*other.getsockname())) == (20, 0)
+            assert [other.recvfrom(2048) for _ in sent] == [(data, ours.address) for data in sent]
+
+    run(loop_factory, main())
+
+
+class StubbornSocket(socket.socket):
+    """Refuses trains as some devices and kernels do."""
+
+    refusal = 0
+    refused = 0
+
+    def sendmsg(self, *arguments: Any) -> int:
+        self.refused += 1
+        raise OSError(self.refusal, os.strerror(self.refusal))
+
+
+@pytest.mark.parametrize(
+    ("refusal", "limit", "attempts"),
+    [(errno.EIO, 0, 1), (errno.EINVAL, 99, 1), (errno.EMSGSIZE, 99, 1), (errno.ENOBUFS, MAX_SEGMENT, 2)],
+)
+async def test_where_trains_are_refused_datagrams_go_one_by_one(refusal: int, limit: int, attempts: int) -> None:
+    """And a refusal that is about the size or the device is believed: the next ones try no train."""
+    inbox = Inbox()
+    sock = StubbornSocket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    sock.bind(ANY_PORT)
+    sock.refusal = refusal
+    sender = UdpSocket(sock, Inbox(), asyncio.get_running_loop(), 0)
+    with opened(inbox) as receiver:
+        assert sender.max_segment == MAX_SEGMENT
+        for _ in range(2):
+            assert sender.send_many([bytes(100)] * 10, receiver.address) == (10, 0)
+        await inbox.until(lambda: len(inbox.received) == 20)
+        assert (sender.max_segment, sock.refused) == (limit, attempts)
+    sender.close()
+
+
+class FormerKernelSocket(socket.socket):
+    """Has no UDP_GRO, as Linux before 5.0."""
+
+    def setsockopt(self, level: int, option: int, *value: Any) -> None:
+        if (level, option) == (SOL_UDP, UDP_GRO):
+            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+        super().setsockopt(level, option, *value)
+
+    def sendmsg(self, *arguments: Any) -> int:
+        raise AssertionError("a kernel that knows no UDP_SEGMENT would send one giant datagram")
+
+
+async def test_an_old_kernel_gets_no_trains() -> None:
+    inbox = Inbox()
+    sock = FormerKernelSocket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    sock.bind(ANY_PORT)
+    sender = UdpSocket(sock, Inbox(), asyncio.get_running_loop(), 0)
+    with opened(inbox) as receiver:
+        assert sender.send_many([b"x"] * 10, receiver.address) == (10, 0)
+        await inbox.until(lambda: len(inbox.received) == 10)
+    sender.close()
+
+
+@on_both_loops
+def test_many_survive_an_icmp_error_about_an_earlier_one(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        inbox, news = Inbox(), Inbox()
+        with opened(inbox) as receiver, opened(news) as sender:
+            nobody = closed_port()
+            assert sender.send(b"x", nobody) == 0
+            # The kernel reports the error on the next call, which is a train to somebody else.
+            assert sender.send_many([b"y"] * 10, receiver.address) == (10, 0)
+            assert sender.max_segment == MAX_SEGMENT
+            await inbox.until(lambda: len(inbox.received) == 10)
+            await news.until(lambda: bool(news.errors))
+            assert news.errors == [(nobody, errno.ECONNREFUSED)]
+
+    run(loop_factory, main())
+
+
+async def test_many_on_a_closed_socket_and_to_the_other_ip_version_are_an_errno() -> None:
+    with opened(Inbox()) as sock:
+        assert sock.send_many([b"x", b"x"], TransportAddress("::1", 9)) == (0, errno.EAFNOSUPPORT)
+        assert sock.max_segment == MAX_SEGMENT
+        sock.close()
+        assert sock.send_many([b"x", b"x"], TransportAddress("127.0.0.1", 9)) == (0, errno.EBADF)
 
 
 @on_both_loops

@@ -122,6 +122,20 @@ class TestData:
             assert got == [b"x"]
 
     @in_virtual_time
+    async def test_what_waits_for_its_burst_is_counted_by_who_asks_and_leaves_before_the_end(self) -> None:
+        world = World()
+        a, b = pair_of_agents(world)
+        async with connected(a, b):
+            for number in range(5):
+                a.send(b"%d" % number)
+            assert a.statistics().packets_sent == 5
+            for number in range(5, 10):
+                a.send(b"%d" % number)
+            closing = asyncio.ensure_future(a.aclose())
+            assert [await b.recv() for _ in range(10)] == [b"%d" % number for number in range(10)]
+            await closing
+
+    @in_virtual_time
     async def test_a_handler_that_raises_does_not_stop_the_agent(self) -> None:
         world = World()
         problems: list[dict[str, Any]] = []

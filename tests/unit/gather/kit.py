@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from iceagent.config import Config
@@ -36,6 +36,9 @@ class Socket:
 
     def send(self, data: bytes, destination: tuple[str, int], ttl: int | None = None) -> int:
         return 0
+
+    def send_many(self, datagrams: Sequence[bytes], destination: tuple[str, int]) -> tuple[int, int]:
+        return len(datagrams), 0
 
     def close(self) -> None:
         """Nothing is open."""
