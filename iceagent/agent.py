@@ -409,8 +409,9 @@ class Agent(DataPath):
         """RFC 8445, 8.3: candidates are needed until every component has a nominated pair, valid ones are not
         enough.
         """
-        numbers = range(1, self._config.components + 1)
-        if not (self._is_concluded or self._closing) and all(self._session.selected(number) for number in numbers):
+        if self._is_concluded or self._closing:
+            return
+        if all(self._session.selected(number) for number in range(1, self._config.components + 1)):
             self._is_concluded = True
             self._gathering.conclude()
 

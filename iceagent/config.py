@@ -137,6 +137,10 @@ class Config:
     cost. Two hundred agents share 1.2 such moments a second. Who sees two of them can tell that they belong to one
     process.
     """
+    consent_follows: bool = True
+    """Send a consent check together with the answer to the peer's, where 0.8 of the interval are over. It saves one
+    wake-up of three on either side, and on a phone one of three times that the radio has to come to life.
+    """
     consent_timeout_s: float = 30.0
     """RFC 7675, 5.1: consent expires after 30 s."""
     disconnected_after_s: float = 11.0

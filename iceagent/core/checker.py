@@ -65,7 +65,7 @@ class Purpose(Enum):
     CONSENT = "consent"
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, eq=False, kw_only=True)
 class Check:
     """One transaction's meaning.
 

@@ -12,6 +12,10 @@ test_pairs_that_were_not_selected_are_kept_alive_and_take_over).
 Agents of one process send them together where their times allow (``wakeups.py``). DEVIATION from RFC 7675, 5.1, which
 randomizes "to prevent synchronization"; pinned by test_agents_of_one_process_share_wake_ups.
 
+A check of the peer's takes ours along where its time allows: both ends then wake up once to send and once for what
+comes, instead of three times. Who is first stays first, and the other one's time is the last that the RFC allows.
+DEVIATION from the same sentence, pinned by test_the_peers_check_takes_ours_along.
+
 Being checks, they also keep NAT bindings alive, for some carriers drop a heartbeat that nobody answers, and measure
 the round trip (DEVIATION from RFC 8445, 11, which sends indications; pinned by
 test_consent_checks_are_sent_once_with_new_ids_and_do_not_nominate).
@@ -86,13 +90,38 @@ class Consent:
 
     def unwatch(self, pair: CandidatePair) -> None:
         """No data goes there any more."""
-        self._watched.pop(pair, None)
+        watch = self._watched.pop(pair, None)
+        if watch is not None:
+            self._wakeups.leave(watch.next_at)
+
+    def stop(self) -> None:
+        """Watch nothing any more."""
+        for pair in list(self._watched):
+            self.unwatch(pair)
+
+    def follow(self, pair: CandidatePair, now: float) -> bool:
+        """The peer's own check came in on this pair; whether ours leaves with the answer, because its time allows."""
+        config = self._context.config
+        watch = self._watched.get(pair)
+        if (
+            watch is None
+            or not config.consent_follows
+            or now < watch.checked_at + config.consent_interval_s * _SHORTEST
+        ):
+            return False
+        self._wakeups.leave(watch.next_at)
+        self._check(pair, watch, now)
+        # The peer's next one comes before that, unless it is lost.
+        watch.next_at = now + config.consent_interval_s * _LONGEST
+        return True
 
     def doubt(self, pair: CandidatePair, now: float) -> None:
         """Something speaks against the path (an ICMP error, which may be forged): ask the peer itself."""
         watch = self._watched.get(pair)
         if watch is not None and now - watch.checked_at >= _DOUBT_INTERVAL_S:
+            self._wakeups.leave(watch.next_at)
             self._check(pair, watch, now)
+            watch.next_at = self._next_at(now)
 
     def handle_timeout(self, now: float) -> bool:
         """Send what is due, and report what expired; whether anything did."""
@@ -101,16 +130,20 @@ class Consent:
             if self._context.config.lite:
                 self._keep_alive(pair, watch, now)
             elif now >= self._expires_at(pair):
-                del self._watched[pair]
+                self.unwatch(pair)
                 has_expired = True
                 self._on_expired(pair, now)
             elif now >= watch.next_at:
                 self._check(pair, watch, now)
+                watch.next_at = self._next_at(now)
         return has_expired
 
     def poll_timeout(self) -> float | None:
         """The next check or expiry."""
-        return min((min(w.next_at, self._expires_at(p)) for p, w in self._watched.items()), default=None)
+        deadline = math.inf
+        for pair, watch in self._watched.items():
+            deadline = min(deadline, watch.next_at, self._expires_at(pair))
+        return None if deadline == math.inf else deadline
 
     def _keep_alive(self, pair: CandidatePair, watch: _Watch, now: float) -> None:
         """11: "All endpoints MUST send keepalives for each data session"."""
@@ -119,7 +152,6 @@ class Consent:
             self._checker.indicate(pair)
 
     def _check(self, pair: CandidatePair, watch: _Watch, now: float) -> None:
-        watch.next_at = self._next_at(now)
         watch.checked_at = now
         for each in (pair, *self._standby(pair)):
             self._checker.check(each, Purpose.CONSENT, now)

@@ -42,7 +42,7 @@ _STRANGER_ANSWERS = 10
 _MAX_ROLE_SWITCHES = 100
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class IncomingCheck:
     """An authenticated check of the peer's, already answered.
 

@@ -240,6 +240,11 @@ class Selection:
         found = self._components.get(component)
         return found.selected if found else None
 
+    def is_settled_on(self, pair: CandidatePair) -> bool:
+        """Whether this pair is nominated and in use, so that another answer on it decides nothing."""
+        found = self._components.get(pair.component)
+        return found is not None and found.selected is pair and found.current is pair and pair.nominate_with is None
+
     def valid_pairs(self, component: int) -> list[CandidatePair]:
         """Every valid pair of this generation, in no order."""
         return [p for p in self._checklist or () if p.component == component and p.is_valid]
@@ -247,6 +252,8 @@ class Selection:
     def standby(self, pair: CandidatePair) -> list[CandidatePair]:
         """The best valid pairs beside the one in use, which are kept alive with it."""
         if not self._context.config.keep_pairs or pair.keys is not self._context.keys:
+            return []
+        if self._checklist is None or len(self._checklist) < 2:
             return []
         others = [p for p in self.valid_pairs(pair.component) if p is not pair]
         return sorted(others, key=lambda p: p.rank, reverse=True)[:_STANDBY_PAIRS]
@@ -375,7 +382,10 @@ class Selection:
         return pair.is_valid and pair.responded_at is not None and now < pair.responded_at + timeout_s
 
     def _component(self, pair: CandidatePair) -> _Component:
-        return self._components.setdefault(pair.component, _Component())
+        found = self._components.get(pair.component)
+        if found is None:
+            found = self._components[pair.component] = _Component()
+        return found
 
 
 def as_path(pair: CandidatePair | None) -> Path | None:

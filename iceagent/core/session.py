@@ -84,6 +84,7 @@ class IceSession:
         "_decide_at",
         "_held",
         "_is_answer",
+        "_is_silence_next",
         "_is_used",
         "_locals",
         "_peers",
@@ -171,6 +172,7 @@ class IceSession:
         # When the last decisions must be looked at again, whatever happens until then.
         self._decide_at = -math.inf
         self._deadline: float | None = None
+        self._is_silence_next = False
 
     # --- commands ------------------------------------------------------------------------------------------------
 
@@ -262,6 +264,7 @@ class IceSession:
     def close(self, now: float) -> None:
         """Nothing is sent, answered or waited for any more."""
         self._status.move(AgentState.CLOSED, "closed by the application")
+        self._consent.stop()
         self._context.transmits.clear()
         self._deadline = None
 
@@ -293,8 +296,7 @@ class IceSession:
             is_routine = self._checker.handle_response(message, datagram, now)
         if not is_routine or now >= self._decide_at or self._status.state is not AgentState.CONNECTED:
             self._decide(now)
-        elif not message.is_request:
-            # Silence and the end of consent are further away now.
+        elif self._is_silence_next:
             self._set_deadline()
 
     def handle_error(self, base: TransportAddress, destination: TransportAddress, errno: int, now: float) -> None:
@@ -317,11 +319,12 @@ class IceSession:
         has_failed = self._checker.handle_timeout(now)
         has_expired = self._consent.handle_timeout(now)
         self._held.handle_timeout(now)
-        if has_failed or has_expired or now >= self._decide_at or self._status.is_due(now):
-            self._decide(now)
-        else:
+        if not (has_failed or has_expired):
             self._checker.flush(now)
             self._set_deadline()
+            if self._deadline is None or now < self._deadline:
+                return
+        self._decide(now)
 
     def poll_timeout(self) -> float | None:
         """The next deadline."""
@@ -474,14 +477,25 @@ class IceSession:
     # --- checks of the peer --------------------------------------------------------------------------------------
 
     def _on_check(self, check: IncomingCheck, now: float) -> bool:
-        """7.3.1: an authenticated check, already answered; whether it is routine: it changed no pair's state."""
+        """7.3.1: an authenticated check, already answered; whether it is routine: all that it says is known."""
+        keys = self._context.keys
+        is_current = check.own_ufrag == self.local_credentials.ufrag
+        is_of_now = is_current and keys is not None and check.ufrag == keys.remote.ufrag
+        pair = self._checklist.find(check.base, check.source)
+        if is_of_now and pair is not None and self._is_routine(pair, check):
+            pair.requests_received += 1
+            pair.responses_sent += 1
+            self._is_used = True
+            if self._consent.follow(pair, now):
+                self._checker.flush(now)
+                self._set_deadline()
+            return True
         component = self._locals.component_of(check.base)
-        if component is None or check.own_ufrag != self.local_credentials.ufrag:
+        if component is None or not is_current:
             # Of the second kind: the peer keeps consent for the path of the generation before.
             return False
         self._budget.asked(check.source, now)
-        keys = self._context.keys
-        if keys is None or check.ufrag != keys.remote.ufrag:
+        if not is_of_now:
             # Also a peer whose next credentials are ahead of their description.
             self._peers.allow(check.base, check.source, component, now)
             self._held.hold_check(check)
@@ -502,10 +516,13 @@ class IceSession:
         if self.config.lite:
             self._on_check_as_lite(pair, check, now)
             return False
-        is_routine = check.nomination is None and pair.state is PairState.SUCCEEDED
         needs_check = check.nomination is not None and self._selection.on_nominated(pair, check.nomination, now)
         self._trigger(pair, now, again=needs_check)
-        return is_routine
+        return False
+
+    def _is_routine(self, pair: CandidatePair, check: IncomingCheck) -> bool:
+        """Whether a check of the peer's is for its consent alone."""
+        return pair.state is PairState.SUCCEEDED and check.nomination is None and not self.config.lite
 
     def _is_freed(self, check: IncomingCheck, component: int) -> bool:
         """8.3.1: what was not selected is gone, where it is not kept; the check was answered, and that is all."""
@@ -561,6 +578,8 @@ class IceSession:
 
     def _on_check_success(self, check: Check, now: float) -> None:
         pair = check.pair
+        if check.nomination is None and pair.traffic.has_answered and self._selection.is_settled_on(pair):
+            return
         self._peers.allow(pair.base, pair.destination, pair.component, now, pair, is_answer=True)
         if pair.keys is not self._context.keys:
             return
@@ -673,12 +692,14 @@ class IceSession:
         self._set_deadline()
 
     def _set_deadline(self) -> None:
-        deadline = self._decide_at
+        deadline, at = self._decide_at, None
         for part in self._clocks:
             at = part.poll_timeout()
             if at is not None and at < deadline:
                 deadline = at
         self._deadline = None if deadline == math.inf else deadline
+        # The last clock is the status: silence comes before the next check unless this one is answered.
+        self._is_silence_next = at == deadline
 
 
 def _or_never(at: float | None) -> float:

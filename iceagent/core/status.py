@@ -107,13 +107,10 @@ class Status:
             return self._quiet_at(self._selection.currents())
         return self._pac_at
 
-    def is_due(self, now: float) -> bool:
-        """Whether :meth:`update` has something to say because time passed."""
-        at = self.poll_timeout()
-        return at is not None and now >= at
-
     def _quiet_at(self, paths: list[CandidatePair]) -> float:
-        oldest = min((pair.responded_at or 0.0 for pair in paths), default=math.inf)
+        oldest = math.inf
+        for pair in paths:
+            oldest = min(oldest, pair.responded_at or 0.0)
         return oldest + self._context.config.disconnected_after_s
 
     def _update_connected(self, paths: list[CandidatePair], now: float) -> None:

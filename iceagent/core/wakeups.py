@@ -64,5 +64,16 @@ class WakeUps:
         self._shared_by[at] = self._shared_by.get(at, 0) + 1
         return at
 
+    def leave(self, at: float) -> None:
+        """Take back what :meth:`join` gave: nothing is due then. A time that is not known does no harm."""
+        count = self._shared_by.get(at)
+        if count is None:
+            return
+        if count > 1:
+            self._shared_by[at] = count - 1
+            return
+        del self._shared_by[at]
+        del self._moments[bisect_left(self._moments, at)]
+
     def __len__(self) -> int:
         return len(self._moments)

@@ -1,8 +1,9 @@
 """How is a core pumped in production?
 
 One input goes in (a datagram, an error, a command, the time), then everything the core has to say comes out, then one
-timer is armed. There is no task and one timer per core; the timer is only moved when the deadline comes nearer, because
-a core does not mind being called early. The timer that comes early then finds the later deadline.
+timer is armed. There is no task and one timer per core; the timer is only moved when the deadline comes nearer, or
+goes far away, because a core does not mind being called early. The timer that comes early then finds the later
+deadline.
 
 A core that raises has a bug. It costs that one input: the loop's exception handler is told, whoever received the input
 hears nothing, what the core has to say comes out, and the timer goes on.
@@ -26,6 +27,8 @@ T = TypeVar("T")
 MAX_STEPS = 1_000
 # uvloop keeps time in whole milliseconds and may call up to half of one early; waiting for the rest takes this long.
 TIMER_GRAIN_S = 0.0005
+# A deadline that goes farther away than this moves the timer: waking a process that sleeps costs more.
+LAZY_S = 0.25
 # After a core raised, its timer fires this long after the last time at the earliest: one that raises every time, and so
 # never moves its deadline, must not spin.
 RETRY_S = 0.01
@@ -204,7 +207,7 @@ class Driver:
         if self._has_failed:
             deadline = max(deadline, self._fired_at + RETRY_S)
         if self._timer is not None:
-            if self._armed_at <= deadline:
+            if self._armed_at <= deadline <= self._armed_at + LAZY_S:
                 return
             self._timer.cancel()
         self._armed_at = deadline

@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 
+from iceagent.config import Config
 from iceagent.events import AgentState, StateChanged
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Transmit
@@ -15,9 +16,14 @@ from tests.sim.world import Side, World, make_world
 DAY_S = 86_400.0
 
 
-def settled(seed: int = 1, *, rtt_s: float = 0.040, hosts: int = 1) -> World:
+BY_ITSELF = Config(consent_follows=False)
+
+
+def settled(seed: int = 1, *, rtt_s: float = 0.040, hosts: int = 1, config: Config | None = None) -> World:
     world = make_world(
         seed,
+        config_a=config,
+        config_b=config,
         rtt_s=rtt_s,
         hosts_a=[f"10.1.0.{i + 1}" for i in range(hosts)],
         hosts_b=[f"10.2.0.{i + 1}" for i in range(hosts)],
@@ -47,6 +53,63 @@ def test_a_day_of_consent() -> None:
             assert 3600 / 6 - 2 <= len(times) <= 3600 / 4 + 2
             assert side.states() == [AgentState.CHECKING, AgentState.CONNECTED]
             side.peer.transmits.clear()
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_the_peers_check_takes_ours_along(seed: int) -> None:
+    """One end's check leaves when its timer says so, the other one's half a round trip later, with the answer; each is
+    awake twice for both, and not three times. Who is first stays first, and RFC 7675's 4 to 6 s hold for either.
+    """
+    world = settled(seed)
+    world.run(30.0)
+    start = world.now
+    world.run(600.0)
+    first, second = sorted(([at for at, _ in requests_of(side, start)] for side in (world.a, world.b)), key=min)
+    assert second == pytest.approx([at + 0.020 for at in first[: len(second)]])
+    for times in (first, second):
+        gaps = [later - sooner for sooner, later in pairwise(times)]
+        assert min(gaps) >= 4.0 and max(gaps) <= 6.0, world
+        assert len({round(gap, 3) for gap in gaps}) > len(gaps) * 0.6, world
+    for side in (world.a, world.b):
+        awake = {round(at, 3) for at, _ in side.peer.transmits if at >= start}
+        assert len(awake) <= len(first) * 2
+
+
+def test_without_following_each_end_keeps_its_own_time() -> None:
+    """``Config.consent_follows`` off: RFC 7675, 5.1, "To prevent synchronization of consent checks"."""
+    world = settled(config=BY_ITSELF)
+    world.run(600.0)
+    first, second = ({round(at, 3) for at, _ in requests_of(side, 30.0)} for side in (world.a, world.b))
+    assert len(second & {round(at + 0.020, 3) for at in first}) < 5
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_who_follows_does_not_wait_for_a_check_that_was_lost(seed: int) -> None:
+    """Its own leaves 6 s after the one before, at the latest, and then it goes by its own time."""
+    world = settled(seed)
+    world.run(30.0)
+    (of_a, *_), of_b = requests_of(world.a, 15.0), requests_of(world.b, 15.0)
+    is_a = any(at == pytest.approx(of_a[0] + 0.020) for at, _ in of_b)
+    leader, follower = (world.a, world.b) if is_a else (world.b, world.a)
+    leader.node.link.cut()
+    start = world.now
+    world.run(20.0)
+    times = [at for at, _ in requests_of(follower, 0.0)]
+    last = max(at for at in times if at <= start)
+    gaps = [later - sooner for sooner, later in pairwise(at for at in times if at >= last)]
+    assert gaps[0] == pytest.approx(6.0), world
+    assert all(4.0 <= round(gap, 6) <= 6.0 for gap in gaps) and len(gaps) >= 3
+
+
+def test_a_check_that_comes_too_early_takes_nothing_along() -> None:
+    """RFC 7675, 5.1: "MUST NOT set the period between checks to less than 4 seconds", whatever the peer's is."""
+    world = settled(1)
+    start = world.now
+    for _ in range(200):
+        world.b.session.handle_error(world.b.bases[0], world.a.bases[0], 111, world.now)
+        world.run(0.1)
+    gaps = [later - sooner for sooner, later in pairwise(at for at, _ in requests_of(world.a, start))]
+    assert min(gaps) >= 4.0 and max(gaps) <= 6.0
 
 
 def test_consent_checks_are_sent_once_with_new_ids_and_do_not_nominate() -> None:
@@ -187,7 +250,7 @@ def test_an_icmp_error_asks_for_a_check_and_kills_nothing() -> None:
     less
     than 4 seconds", whoever forges it.
     """
-    world = settled()
+    world = settled(config=BY_ITSELF)
     world.run(4.5)
     base, destination = world.a.bases[0], world.b.bases[0]
     start = world.now

@@ -94,7 +94,7 @@ def connected(config: Config | None = None) -> Idle:
 
 def test_agents_of_one_process_share_wake_ups() -> None:
     """Fifty sessions wake their process twice a second at most, and each keeps RFC 7675's 4 to 6 s."""
-    idle = connected()
+    idle = connected(Config(consent_follows=False))
     idle.run(MINUTES * 60.0)
     assert len(idle.woken_at) <= 2 * MINUTES * 60
     for times in idle.sent_at:
@@ -105,14 +105,14 @@ def test_agents_of_one_process_share_wake_ups() -> None:
 
 def test_without_slack_every_session_wakes_the_process_by_itself() -> None:
     """``Config.consent_slack_s`` 0: RFC 7675, 5.1, "To prevent synchronization of consent checks"."""
-    idle = connected(Config(consent_slack_s=0.0))
+    idle = connected(Config(consent_slack_s=0.0, consent_follows=False))
     idle.run(60.0)
     assert len(idle.woken_at) == sum(len(times) for times in idle.sent_at) >= COUNT * 9
 
 
 def test_an_idle_session_wakes_up_for_consent_alone() -> None:
     """One wake-up per check of ours: no timer of another part comes between them."""
-    idle = connected()
+    idle = connected(Config(consent_follows=False))
     idle.run(60.0)
     sent = sorted({at for times in idle.sent_at for at in times})
     assert sorted(idle.woken_at) == sent
