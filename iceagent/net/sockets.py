@@ -421,9 +421,11 @@ def _take_trains(sock: socket.socket) -> int:
     """Let the kernel hand over trains; returns the longest datagram that may be sent as part of one, 0: none."""
     try:
         sock.setsockopt(SOL_UDP, UDP_GRO, 1)
+        # Some systems that look like Linux accept an option that they do not know, and ignore it.
+        is_known = sock.getsockopt(SOL_UDP, UDP_GRO) == 1
     except OSError:
         return 0
-    return MAX_SEGMENT
+    return MAX_SEGMENT if is_known else 0
 
 
 def _without_scope(source: tuple[str, int, int, int]) -> tuple[str, int]:
