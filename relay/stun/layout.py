@@ -22,7 +22,10 @@ from relay.stun.attributes import ATTRIBUTES, Attribute
 from relay.stun.wire import ATTRIBUTE_HEAD, HEADER_LENGTH, MessageClass
 
 LAYOUT_LIMIT = 256
-"""Layouts kept; a session has about four. When the table is full it is emptied, and learned anew."""
+"""Starts kept; a session has about four. When the table is full it is emptied, and learned anew."""
+
+SAME_START_LIMIT = 4
+"""Layouts that share type and length, as the checks of a controlling and a controlled agent do."""
 
 MAX_LAYOUT_LENGTH = 548
 """Bytes of a message worth learning: what surely passes unfragmented over IPv4 (RFC 8489, 6.1)."""
@@ -43,7 +46,7 @@ _QUICK: dict[Callable[[bytes, bytes], Any], Callable[[bytes], Any]] = {
 }
 
 LAYOUTS: dict[bytes, Layout] = {}
-"""By the first four bytes, type and length."""
+"""By the first four bytes, type and length: the newest layout, which leads to the others that begin so."""
 
 
 class Envelope(NamedTuple):
@@ -78,6 +81,8 @@ class Layout:
         decoders: which values are not yet what they should be, and what makes them so.
         xored: the same, for those that take the transaction id.
         envelope: the same for every message.
+        other: the next one to try with the same type and length.
+        depth: how many layouts this and the others are.
     """
 
     method: int
@@ -88,17 +93,22 @@ class Layout:
     decoders: tuple[tuple[int, Callable[[bytes], Any]], ...]
     xored: tuple[tuple[int, Callable[[bytes, bytes], Any]], ...]
     envelope: Envelope
+    other: Layout | None
+    depth: int
 
 
 def learn(data: bytes, envelope: Envelope, method: int, message_class: MessageClass) -> None:
-    """Remember the kind of a message that was parsed and verified, if it is of use."""
-    if len(data) > MAX_LAYOUT_LENGTH or data[:4] in LAYOUTS or not envelope.has_fingerprint:
+    """Remember the kind of a message that was parsed the long way and verified, if it is of use."""
+    other = LAYOUTS.get(data[:4])
+    if len(data) > MAX_LAYOUT_LENGTH or not envelope.has_fingerprint:
+        return
+    if other is not None and other.depth >= SAME_START_LIMIT:
         return
     if envelope.integrity_at != len(data) - SEALS_LENGTH:
         return
-    if len(LAYOUTS) >= LAYOUT_LIMIT:
+    if other is None and len(LAYOUTS) >= LAYOUT_LIMIT:
         LAYOUTS.clear()
-    LAYOUTS[data[:4]] = _layout(data, envelope, method, message_class)
+    LAYOUTS[data[:4]] = _layout(data, envelope, method, message_class, other)
 
 
 def signed_head(data: bytes, at: int, length: int) -> bytes:
@@ -112,7 +122,7 @@ def signed_head(data: bytes, at: int, length: int) -> bytes:
     return data[:2] + (at + length - HEADER_LENGTH).to_bytes(2, "big")
 
 
-def _layout(data: bytes, envelope: Envelope, method: int, message_class: MessageClass) -> Layout:
+def _layout(data: bytes, envelope: Envelope, method: int, message_class: MessageClass, other: Layout | None) -> Layout:
     formats = [">Q12s"]
     heads = [int.from_bytes(data[:8], "big")]
     codes: list[int] = []
@@ -144,6 +154,8 @@ def _layout(data: bytes, envelope: Envelope, method: int, message_class: Message
         decoders=tuple(decoders),
         xored=tuple(xored),
         envelope=envelope._replace(signed_head=signed_head(data, end, 24)),
+        other=other,
+        depth=1 if other is None else other.depth + 1,
     )
 
 

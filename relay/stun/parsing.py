@@ -70,7 +70,12 @@ def parse(data: bytes) -> Message:
         return _parse(data)
     try:
         fields = layout.unpack(data)
-        if fields[::2] != layout.heads or fields[-1] != crc32(data[:-8]) ^ FINGERPRINT_MASK:
+        while fields[::2] != layout.heads:
+            if layout.other is None:
+                return _parse(data)
+            layout = layout.other
+            fields = layout.unpack(data)
+        if fields[-1] != crc32(data[:-8]) ^ FINGERPRINT_MASK:
             return _parse(data)
         transaction_id, found = fields[1], list(fields[3:-4:2])
         for index, decode in layout.decoders:

@@ -12,6 +12,7 @@ from iceagent.net.address import TransportAddress
 from relay.stun import (
     DATA,
     ERROR_CODE,
+    ICE_CONTROLLED,
     ICE_CONTROLLING,
     LIFETIME,
     PRIORITY,
@@ -32,7 +33,7 @@ from relay.stun import (
     is_stun,
     parse,
 )
-from relay.stun.layout import LAYOUT_LIMIT, LAYOUTS
+from relay.stun.layout import LAYOUT_LIMIT, LAYOUTS, SAME_START_LIMIT
 
 ID = bytes(range(12))
 KEY = IntegrityKey(b"key")
@@ -391,6 +392,30 @@ def test_layouts_are_learned_from_verified_messages_only_and_are_bounded() -> No
         assert parse(build(number, MessageClass.REQUEST, ID).encode(KEY)).verify(KEY)
         assert len(LAYOUTS) <= LAYOUT_LIMIT
     assert len(LAYOUTS) == 10
+
+
+def test_kinds_of_one_length_are_learned_side_by_side_and_are_bounded() -> None:
+    """The checks of a controlling and of a controlled agent differ in one attribute's code."""
+    LAYOUTS.clear()
+    roles = (ICE_CONTROLLING, ICE_CONTROLLED)
+    kinds = [request((USERNAME, "a:b"), (role, 5)).encode(KEY) for role in roles]
+    assert len({data[:4] for data in kinds}) == 1
+    for _ in range(3):
+        for role, data in zip(roles, kinds, strict=True):
+            found = parse(data)
+            assert found.verify(KEY)
+            assert found.attributes == [(USERNAME, "a:b"), (role, 5)]
+    (layout,) = LAYOUTS.values()
+    assert layout.depth == 2
+    for code in range(0x8100, 0x8100 + 2 * SAME_START_LIMIT):
+        message = request((USERNAME, "a:b"))
+        message.attributes.append((code, b"8 bytes!"))
+        data = message.encode(KEY)
+        for _ in range(2):
+            assert parse(data).verify(KEY)
+            assert parse(data).attributes == [(USERNAME, "a:b"), (code, b"8 bytes!")]
+    (layout,) = LAYOUTS.values()
+    assert layout.depth == SAME_START_LIMIT
 
 
 def test_message_shows_its_attributes_by_name() -> None:
