@@ -320,9 +320,10 @@ class IceSession:
         has_expired = self._consent.handle_timeout(now)
         self._held.handle_timeout(now)
         if not (has_failed or has_expired):
-            self._checker.flush(now)
+            # Nothing leaves before it is known that nothing is to be decided: that may cancel what is due.
             self._set_deadline()
             if self._deadline is None or now < self._deadline:
+                self._checker.flush(now)
                 return
         self._decide(now)
 
