@@ -85,9 +85,9 @@ class Config:
 
     coalesce_s: float = 0.000_01
     """A datagram that follows another within this time waits for the rest of its burst, until the loop comes round: all
-    of it then leaves in one call, which costs a tenth as much for each. 0: every one leaves at once. The first of a
-    burst always does. A tool that drops packets between the socket and the wire (``tc netem``) may drop such a train
-    as a whole.
+    of it then leaves in few calls, which cost a tenth as much for each. 0: every one leaves at once. The first of a
+    burst always does, and so does what is no ``bytes`` or has more than 8,952. Between the socket and the wire a train
+    may count as one packet: ``tc netem`` drops it as a whole, and a filter on packet length sees another length.
     """
 
     # --- checks --------------------------------------------------------------------------------------------------
@@ -134,12 +134,13 @@ class Config:
     consent_slack_s: float = 0.75
     """How far a consent check may move within its 0.8 … 1.2, to leave together with those of other agents of the same
     host object, 64 at most; 0: not at all. A process that wakes up once for 30 checks pays a third of what 30 wake-ups
-    cost. Two hundred agents share 1.2 such moments a second. Who sees two of them can tell that they belong to one
-    process.
+    cost. The checks of two hundred agents that follow nobody share 1.2 such moments a second. Who sees two of them can
+    tell that they belong to one process.
     """
     consent_follows: bool = True
     """Send a consent check together with the answer to the peer's, where 0.8 of the interval are over. It saves one
-    wake-up of three on either side, and on a phone one of three times that the radio has to come to life.
+    wake-up of three on either side, and on a phone one of three times that the radio has to come to life. Two agents of
+    one process meet by ``consent_slack_s`` as well.
     """
     consent_timeout_s: float = 30.0
     """RFC 7675, 5.1: consent expires after 30 s."""

@@ -55,7 +55,7 @@ class DataPath(ABC):
         (``Config.coalesce_s``).
 
         Args:
-            data: at most 65,507 bytes.
+            data: at most what UDP carries: 65,507 bytes over IPv4, 65,527 over IPv6.
 
         Raises:
             NoPath: there is none (yet, or any more).

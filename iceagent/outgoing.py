@@ -23,6 +23,8 @@ from iceagent.net.trains import MAX_SEGMENT, MAX_TRAIN
 
 __all__ = ["MAX_DATAGRAM", "Outgoing"]
 
+# A loop that comes round later than this was held up.
+LATE_S = 0.05
 # Followers that leave at once after one that waited in vain, where that happens again and again.
 MAX_PATIENCE = 16
 # What a UDP datagram over IPv4 can carry.
@@ -46,6 +48,7 @@ class Outgoing:
         "_coalesce_s",
         "_failed",
         "_is_flush_due",
+        "_is_late",
         "_loop",
         "_now",
         "_patience",
@@ -79,6 +82,7 @@ class Outgoing:
         self._waiting: list[bytes] = []
         self._sent_at = -1.0
         self._is_flush_due = False
+        self._is_late = False
         self._patience = 0
         self._to_pass = 0
 
@@ -110,13 +114,17 @@ class Outgoing:
         if not waiting:
             return
         self._learn(len(waiting))
-        taken, number = self.socket.send_many(waiting, self.destination)
+        while waiting:
+            taken, number = self.socket.send_many(waiting, self.destination)
+            self.traffic.packets_sent += taken
+            self.traffic.bytes_sent += sum(map(len, waiting[:taken]))
+            if not number:
+                break
+            # A full socket takes none of the others either; any other refusal may be about this datagram alone.
+            lost = len(waiting) - taken if number == errno.EAGAIN else 1
+            waiting = waiting[taken + lost :]
+            self._failed(self, lost, number)
         self._sent_at = self._now()
-        traffic = self.traffic
-        traffic.packets_sent += taken
-        traffic.bytes_sent += sum(map(len, waiting[:taken]))
-        if number:
-            self._failed(self, len(waiting) - taken, number)
 
     def take(self) -> list[bytes]:
         """What is waiting, which is the caller's from now on: the path is not to be used any more."""
@@ -127,6 +135,7 @@ class Outgoing:
         """Send what :meth:`take` gave, when the loop comes round; before anything was sent here."""
         self._waiting = datagrams
         if datagrams:
+            self._sent_at = self._now()
             self._flush_soon()
 
     def _is_burst(self) -> bool:
@@ -144,7 +153,12 @@ class Outgoing:
             self._loop.call_soon(self._flush_due)
 
     def _flush_due(self) -> None:
-        self._is_flush_due = False
+        if not self._is_late and self._now() - self._sent_at > LATE_S:
+            # The loop was held up. What else became due meanwhile comes first: it may be the end of consent.
+            self._is_late = True
+            self._loop.call_soon(self._flush_due)
+            return
+        self._is_late = self._is_flush_due = False
         self.flush()
 
     def _learn(self, count: int) -> None:

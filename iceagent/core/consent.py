@@ -111,8 +111,11 @@ class Consent:
             return False
         self._wakeups.leave(watch.next_at)
         self._check(pair, watch, now)
-        # The peer's next one comes before that, unless it is lost.
-        watch.next_at = now + config.consent_interval_s * _LONGEST
+        # The peer's next one comes before that, unless it is lost. With the longest of intervals, that would be when
+        # consent expires.
+        interval = config.consent_interval_s
+        latest = min(now + interval * _LONGEST, self._expires_at(pair) - interval * (_LONGEST - 1))
+        watch.next_at = max(latest, now + interval * _SHORTEST)
         return True
 
     def doubt(self, pair: CandidatePair, now: float) -> None:

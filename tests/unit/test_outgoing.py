@@ -26,6 +26,7 @@ class Socket:
     def __init__(self) -> None:
         self.calls: list[list[Any]] = []
         self.refuse: tuple[int, int] | None = None
+        self.forbidden: bytes | None = None
         self.count = 0
 
     def send(self, data: bytes, destination: tuple[str, int], ttl: int | None = None) -> int:
@@ -36,6 +37,8 @@ class Socket:
     def send_many(self, datagrams: Sequence[bytes], destination: tuple[str, int]) -> tuple[int, int]:
         assert destination == THEIRS
         self.calls.append(list(datagrams))
+        if self.forbidden in datagrams:
+            return datagrams.index(self.forbidden), errno.EPERM
         return self._take(len(datagrams))
 
     def close(self) -> None:
@@ -197,6 +200,33 @@ def test_what_the_socket_refuses_is_told_with_its_number(bench: Bench) -> None:
     bench.now += 1
     bench.send(b"6")
     assert bench.failures == [(2, errno.EAGAIN), (1, errno.EAGAIN)]
+
+
+def test_after_a_loop_that_was_held_up_timers_come_first(bench: Bench) -> None:
+    """asyncio puts due timers behind what was scheduled before: here the end of consent takes away what waits."""
+    bench.send(b"1", b"2", b"3")
+    bench.now += 1.0
+    bench.loop.call_soon(lambda: taken.extend(bench.out.take()))
+    taken: list[bytes] = []
+    bench.loop.come_round()
+    bench.loop.come_round()
+    assert taken == [b"2", b"3"]
+    assert bench.socket.calls == [[b"1"]]
+    bench.send(b"4", b"5", b"6")
+    bench.now += 1.0
+    bench.loop.come_round()
+    bench.loop.come_round()
+    assert bench.socket.calls == [[b"1"], [b"4"], [b"5", b"6"]]
+
+
+def test_a_refusal_of_one_datagram_costs_that_one_alone(bench: Bench) -> None:
+    """A packet filter on this machine, say."""
+    bench.socket.forbidden = b"no"
+    bench.send(b"1", b"2", b"no", b"3", b"no", b"4")
+    bench.loop.come_round()
+    assert bench.failures == [(1, errno.EPERM), (1, errno.EPERM)]
+    assert bench.counted == (4, 4)
+    assert bench.socket.calls == [[b"1"], [b"2", b"no", b"3", b"no", b"4"], [b"3", b"no", b"4"], [b"4"]]
 
 
 def test_what_waits_can_be_taken_away(bench: Bench) -> None:
