@@ -149,8 +149,9 @@ class Outgoing:
 
     def _flush_soon(self) -> None:
         if not self._is_flush_due:
-            self._is_flush_due = True
+            # In this order: a debugging loop refuses other threads.
             self._loop.call_soon(self._flush_due)
+            self._is_flush_due = True
 
     def _flush_due(self) -> None:
         if not self._is_late and self._now() - self._sent_at > LATE_S:

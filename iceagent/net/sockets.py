@@ -270,6 +270,9 @@ class UdpSocket:
         taken = 0
         for train in trains(datagrams, self.max_segment):
             refusal = self._send_train(train, target)
+            if refusal in NO_TRAIN:
+                # Or an ICMP error about an earlier, longer datagram, which is over now.
+                refusal = self._send_train(train, target)
             if not refusal:
                 taken += len(train)
                 continue
