@@ -23,6 +23,8 @@ from iceagent.net.trains import MAX_SEGMENT, MAX_TRAIN
 
 __all__ = ["MAX_DATAGRAM", "Outgoing"]
 
+# Longer than this no datagram waits for one that follows in the same turn of the loop.
+MAX_WAIT_S = 0.001
 # A loop that comes round later than this was held up.
 LATE_S = 0.05
 # Followers that leave at once after one that waited in vain, where that happens again and again.
@@ -103,7 +105,7 @@ class Outgoing:
             self._send_now(data)
             return
         waiting.append(data)
-        if len(waiting) == MAX_TRAIN:
+        if len(waiting) == MAX_TRAIN or self._now() - self._sent_at > MAX_WAIT_S:
             self.flush()
         else:
             self._flush_soon()

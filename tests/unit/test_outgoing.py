@@ -202,6 +202,13 @@ def test_what_the_socket_refuses_is_told_with_its_number(bench: Bench) -> None:
     assert bench.failures == [(2, errno.EAGAIN), (1, errno.EAGAIN)]
 
 
+def test_who_computes_between_sends_holds_them_up_for_a_millisecond_at_most(bench: Bench) -> None:
+    bench.send(b"1", b"2")
+    bench.now += 0.0011
+    bench.send(b"3")
+    assert bench.socket.calls == [[b"1"], [b"2", b"3"]]
+
+
 def test_after_a_loop_that_was_held_up_timers_come_first(bench: Bench) -> None:
     """asyncio puts due timers behind what was scheduled before: here the end of consent takes away what waits."""
     bench.send(b"1", b"2", b"3")
