@@ -2,8 +2,8 @@
 
 :class:`Outgoing` is the way out of one component: a socket and where to. The first datagram of a moment leaves at once.
 One that follows within ``Config.coalesce_s`` belongs to a burst: it waits, together with the ones behind it, until the
-loop comes round again or 64 are waiting, and then all leave in one call (``net/trains.py``). So one datagram at a time
-is never late, and a burst costs a fraction of as many calls.
+loop comes round again, 64 are waiting, or another one is sent a millisecond later; then all leave in few calls
+(``net/trains.py``). So one datagram at a time is never late, and a burst costs a fraction of as many calls.
 
 Where nothing came behind the one that waited (datagrams in twos, or a round trip as short as that), the next 1, 2, 4, 8
 and then 16 followers leave at once: a turn of the loop costs as much as the call it might save.
@@ -141,7 +141,7 @@ class Outgoing:
             self._flush_soon()
 
     def _is_burst(self) -> bool:
-        """Whether to expect more behind a datagram that nothing waits before."""
+        """Whether to expect more behind a datagram that nothing waits before; counts those that are let pass."""
         if self._now() - self._sent_at >= self._coalesce_s:
             return False
         if self._to_pass:

@@ -18,7 +18,7 @@ SOL_UDP = 17
 UDP_SEGMENT = 103
 UDP_GRO = 104
 
-# The kernel's UDP_MAX_SEGMENTS.
+# The kernel's UDP_MAX_SEGMENTS, which is 128 in newer ones.
 MAX_TRAIN = 64
 # All of a train is one IP packet at first, whose length has 16 bits; less the headers of IPv6 (40) and UDP (8).
 MAX_TRAIN_BYTES = 65_487
