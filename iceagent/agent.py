@@ -356,6 +356,9 @@ class Agent(DataPath):
 
     # --- what the data path needs --------------------------------------------------------------------------------
 
+    def _catch_up(self) -> None:
+        self._driver.command(self._session.handle_timeout)
+
     def _set_sink(self, sink: Callable[[bytes, int], None]) -> None:
         self._gathering.set_sink(sink)
         # Who waits in recv() has to hear that nothing comes there any more.

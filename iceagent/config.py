@@ -15,6 +15,9 @@ from iceagent.net.host import Interface
 
 __all__ = ["NOMINATION_WAIT_S", "Config", "IceServer"]
 
+# RFC 7675 is silent on slow paths; a consent check that leaves at its latest is given this long to be answered.
+_ANSWER_S = 2.0
+
 # How long a valid pair whose local or remote candidate is of this type waits for a better one before it is nominated.
 # Host pairs do not wait: nothing better can come. Reflexive pairs are usually followed by a host pair within one
 # round trip of the slower path; a relay pair by a reflexive one within a lost check and its repetition (500 ms, RFC
@@ -87,7 +90,8 @@ class Config:
     """A datagram that follows another within this time waits for the rest of its burst, until the loop comes round: all
     of it then leaves in few calls, which cost a tenth as much for each. 0: every one leaves at once. The first of a
     burst always does, and so does what is no ``bytes`` or has more than 8,952. Between the socket and the wire a train
-    may count as one packet: ``tc netem`` drops it as a whole, and a filter on packet length sees another length.
+    may count as one packet: ``tc netem`` drops it as a whole, as a policer does, a limit on packets per second counts
+    it once, and a filter on packet length sees another length.
     """
 
     # --- checks --------------------------------------------------------------------------------------------------
@@ -143,7 +147,7 @@ class Config:
     one process meet by ``consent_slack_s`` as well.
     """
     consent_timeout_s: float = 30.0
-    """RFC 7675, 5.1: consent expires after 30 s."""
+    """RFC 7675, 5.1: consent expires after 30 s. It must leave a check at its latest two seconds to be answered."""
     disconnected_after_s: float = 11.0
     """Silence on the selected path after which the state says ``disconnected``: two consent checks at their slowest
     and a second.
@@ -161,10 +165,10 @@ class Config:
         _between("dscp", self.dscp, 0, 63)
         _between("coalesce_s", self.coalesce_s, 0.0, 1.0)
         # RFC 7675, 5.1: never less than 4 s between checks, which vary by 0.8 … 1.2.
-        _between("consent_interval_s", self.consent_interval_s, 5.0, 25.0)
+        _between("consent_interval_s", self.consent_interval_s, 5.0, (30.0 - _ANSWER_S) // 0.12 / 10)
         if self.consent_slack_s:
             _between("consent_slack_s", self.consent_slack_s, 0.01, 5.0)
-        _between("consent_timeout_s", self.consent_timeout_s, 1.0, 30.0)
+        _between("consent_timeout_s", self.consent_timeout_s, 1.2 * self.consent_interval_s + _ANSWER_S, 30.0)
         if len(self.early_checks_s) > 3:
             raise UsageError(f"early_checks_s has {len(self.early_checks_s)} times, at most 3 are allowed")
         if self.port_range is not None:
@@ -180,4 +184,4 @@ class Config:
 
 def _between(name: str, value: float, low: float, high: float) -> None:
     if not low <= value <= high:
-        raise UsageError(f"{name} is {value}, allowed is {low} to {high}")
+        raise UsageError(f"{name} is {value}, allowed is {low:g} to {high:g}")

@@ -120,6 +120,10 @@ class DataPath(ABC):
         """Why nothing can be received any more."""
 
     @abstractmethod
+    def _catch_up(self) -> None:
+        """Do what is due by now."""
+
+    @abstractmethod
     def _set_sink(self, sink: Callable[[bytes, int], None]) -> None:
         """Where the sockets deliver."""
 
@@ -151,9 +155,11 @@ class DataPath(ABC):
         out.adopt(waiting)
 
     def _flush(self) -> None:
-        """Send what waits for the rest of its burst."""
-        for out in list(self._outgoing.values()):
-            out.flush()
+        """Send what waits for the rest of its burst; in a loop that was held up, consent may have ended meanwhile."""
+        if any(out.is_waiting for out in self._outgoing.values()):
+            self._catch_up()
+            for out in list(self._outgoing.values()):
+                out.flush()
 
     def _clear_paths(self) -> None:
         self._outgoing.clear()

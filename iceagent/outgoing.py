@@ -103,12 +103,13 @@ class Outgoing:
             # What may change until the loop comes round cannot wait, nor can what is no bytes at all.
             self.flush()
             self._send_now(data)
+            self._sent_at = self._now()
             return
+        # First, because a debugging loop refuses other threads: then nothing waits.
+        self._flush_soon()
         waiting.append(data)
         if len(waiting) == MAX_TRAIN or self._now() - self._sent_at > MAX_WAIT_S:
             self.flush()
-        else:
-            self._flush_soon()
 
     def flush(self) -> None:
         """Send what is waiting."""
@@ -127,6 +128,11 @@ class Outgoing:
             waiting = waiting[taken + lost :]
             self._failed(self, lost, number)
         self._sent_at = self._now()
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether something waits for the rest of its burst."""
+        return bool(self._waiting)
 
     def take(self) -> list[bytes]:
         """What is waiting, which is the caller's from now on: the path is not to be used any more."""
@@ -151,7 +157,6 @@ class Outgoing:
 
     def _flush_soon(self) -> None:
         if not self._is_flush_due:
-            # In this order: a debugging loop refuses other threads.
             self._loop.call_soon(self._flush_due)
             self._is_flush_due = True
 

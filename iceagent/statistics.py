@@ -83,7 +83,7 @@ class AgentStatistics:
     """The whole agent.
 
     Attributes:
-        counters: what was dropped, refused or held back, by reason; see ``docs/`` for the phrases.
+        counters: what was dropped, refused or held back, by reason in words.
         receive_queue_dropped: datagrams that nobody received in time.
         send_dropped: datagrams that did not fit into the socket, or whose path went while they waited for their burst.
     """

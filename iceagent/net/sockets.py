@@ -10,7 +10,7 @@ Where doubling found nothing more to read (one datagram at a time, or bursts of 
 
 Sending many. ``send_many`` makes trains. Where the kernel refuses one (its datagrams do not fit the path's MTU; the
 device has no checksum offload, which some kernels ask for; the buffer has no room for all of it), its datagrams are
-sent one by one, and that size is not tried again if this was the cure.
+sent one by one, and that size is not tried again for a while if this was the cure.
 
 Errors. IP_RECVERR makes the kernel queue ICMP errors together with the destination they are about. As long as one is
 queued, poll reports an error: asyncio's reader then spins, and uvloop's stops for good after the first one. So the
@@ -49,10 +49,13 @@ __all__ = ["UdpSocket", "open_socket"]
 BUFFER_SIZE = 65_536
 # An int with its control message header: the size of a train's datagrams.
 CONTROL_SIZE = socket.CMSG_SPACE(4)
-# More would hold up the other sockets of the loop: 64 datagrams are about 0.3 ms.
+# More would hold up the other sockets of the loop. The read that reaches it may bring a whole train: 63 + 128 at worst.
 MAX_BUDGET = 64
 # Used-up wake-ups before the budget is doubled once more, where that was in vain before.
 MAX_PATIENCE = 16
+# Calls of ``send_many`` after which a size that was refused is tried again: the path may be another one, or its MTU; or
+# the refusal was that of an ICMP error that somebody forged.
+RETRY_TRAINS_AFTER = 1_000
 # ICMP errors read per wake-up; what is left wakes the reader again.
 MAX_ERRORS_PER_WAKEUP = 32
 # sock_extended_err (16 bytes) and the offender's address (28 at most), each with a control message header.
@@ -179,7 +182,7 @@ class UdpSocket:
 
     Attributes:
         budget: reads the next wake-up may do, 1 … 64.
-        max_segment: datagrams up to this size are sent as trains; 0: never (Linux before 5.0, or the device refuses).
+        max_segment: datagrams up to this size are sent as trains; 0: none (Linux before 5.0, or the device refuses).
         wakeups: how often the loop called.
         empty_reads: reads that found nothing.
         errors: ICMP errors taken from the kernel.
@@ -192,6 +195,7 @@ class UdpSocket:
         "_is_drain_due",
         "_is_ipv6",
         "_is_trial",
+        "_kernel_max_segment",
         "_loop",
         "_patience",
         "_receiver",
@@ -199,6 +203,7 @@ class UdpSocket:
         "_scope_id",
         "_sendto",
         "_socket",
+        "_trains_again_in",
         "_used_up",
         "budget",
         "empty_reads",
@@ -230,7 +235,8 @@ class UdpSocket:
         self.wakeups = 0
         self.empty_reads = 0
         self.errors = 0
-        self.max_segment = _take_trains(sock)
+        self.max_segment = self._kernel_max_segment = _take_trains(sock)
+        self._trains_again_in = 0  # Calls of send_many until what was learned about trains is forgotten.
         loop.add_reader(self._fileno, self._on_readable)
 
     @property
@@ -267,6 +273,10 @@ class UdpSocket:
             How many the kernel took, and what :meth:`send` returned for the next one; 0: it took all.
         """
         target = sockaddr(destination, self._scope_id) if self._scope_id else destination
+        if self._trains_again_in:
+            self._trains_again_in -= 1
+            if not self._trains_again_in:
+                self.max_segment = self._kernel_max_segment
         taken = 0
         for train in trains(datagrams, self.max_segment):
             refusal = self._send_train(train, target)
@@ -282,6 +292,7 @@ class UdpSocket:
                 return taken, number
             if refusal in NO_TRAIN:
                 self.max_segment = 0 if refusal == errno.EIO else len(train[0]) - 1
+                self._trains_again_in = RETRY_TRAINS_AFTER
         return taken, 0
 
     def close(self) -> None:
@@ -354,7 +365,8 @@ class UdpSocket:
             for datagram in datagrams:
                 try:
                     deliver(self, datagram, source)
-                except Exception as error:  # A receiver's bug must not cost the datagrams behind this one.
+                except (Exception, asyncio.CancelledError) as error:
+                    # A receiver's bug must not cost the datagrams behind this one.
                     self._report(error)
                 if self._is_closed:
                     return
@@ -407,14 +419,14 @@ class UdpSocket:
             self.errors += 1
             try:
                 self._receiver.error_received(self, _destination_of(name), number)
-            except Exception as error:  # As above.
+            except (Exception, asyncio.CancelledError) as error:  # As above.
                 self._report(error)
             if self._is_closed:
                 return
         self._loop.remove_reader(self._fileno)
         self._loop.add_reader(self._fileno, self._on_readable)
 
-    def _report(self, error: Exception) -> None:
+    def _report(self, error: BaseException) -> None:
         self._loop.call_exception_handler(
             {"message": f"The receiver of UDP socket {self._address} raised", "exception": error}
         )

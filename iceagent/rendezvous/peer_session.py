@@ -113,7 +113,9 @@ class PeerSession:
         self._failed = False
 
     async def run(self) -> None:
-        """Connect, and stay connected until the plan's end, or until no path is left."""
+        """Connect, and stay connected until the plan's end, or until no path is left; ends at once when the peer's
+        description cannot come any more.
+        """
         stream = self._agent.events()
         jobs = [self._follow(stream), self._read_descriptions(), self._exchange_payload()]
         tasks = [asyncio.ensure_future(job) for job in jobs]
@@ -199,19 +201,24 @@ class PeerSession:
             self._tell(Refusal(reason=f"our description could not be written: {error}"))
 
     async def _read_descriptions(self) -> None:
-        """Take what the peer says, for as long as it may say something; never returns."""
+        """Take what the peer says, for as long as it may say something; returns when it never will."""
         async for found in self._inbox.descriptions():
             if isinstance(found, Refusal):
                 self._tell(found)
                 continue
-            if self._described_at is None:
-                self._described_at = self._now()
+            found_at = self._now()
             try:
                 self._agent.set_remote_description(found)
             except PeerError as error:
                 self._tell(Refusal(reason=str(error)))
+                continue
+            if self._described_at is None:
+                self._described_at = found_at
             # An ICE restart of the peer's is answered by new credentials of ours.
             self._publish()
+        if self._described_at is None:
+            self._tell(Refusal(reason="the input has ended without the peer's description"))
+            return
         await _for_ever()
 
     # --- payload -------------------------------------------------------------------------------------------------

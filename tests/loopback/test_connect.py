@@ -189,6 +189,18 @@ async def test_copy_and_paste(tmp_path: Path) -> None:
     assert "received=2" in a.lines[-1]
 
 
+async def test_an_input_that_ends_without_a_description() -> None:
+    """There is nothing left to wait for."""
+    async with connect("--role", "controlled", "--out", "-", "--in", "-", "--json") as command:
+        assert command.process.stdin is not None
+        command.process.stdin.write(b"a=ice-ufrag:abcd\n")
+        command.process.stdin.close()
+        assert await command.ended() == 4
+        reasons = [event["reason"] for event in command.of("description.refused")]
+    assert "ice-pwd" in reasons[0]
+    assert reasons[1:] == ["the input has ended without the peer's description"]
+
+
 async def test_lines_for_a_person(tmp_path: Path) -> None:
     """CLI contract: without a terminal there is no colour and no animation. Logs on stderr."""
     first, second = ends(tmp_path)

@@ -15,7 +15,7 @@ import pytest
 
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import DatagramSocket, SocketOptions
-from iceagent.net.sockets import MAX_BUDGET, UdpSocket, open_socket
+from iceagent.net.sockets import MAX_BUDGET, RETRY_TRAINS_AFTER, UdpSocket, open_socket
 from iceagent.net.trains import MAX_SEGMENT, SOL_UDP, UDP_GRO
 from tests.loopback.loops import Inbox, LoopFactory, on_both_loops, run
 
@@ -264,24 +264,30 @@ def test_closing_in_the_error_callback_ends_the_drain(loop_factory: LoopFactory)
 
 
 class RaisingInbox(Inbox):
-    """A receiver with a bug."""
+    """A receiver with a bug, of the kinds that the socket itself must not mistake for its own."""
+
+    def __init__(self, kind: type[BaseException]) -> None:
+        super().__init__()
+        self.kind = kind
 
     def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
         super().datagram_received(socket, data, source)
-        raise OSError("a bug, and of the kind that the socket itself must not mistake for its own")
+        raise self.kind
 
 
 @on_both_loops
-def test_a_receivers_bug_reaches_the_loops_handler_and_costs_no_datagram(loop_factory: LoopFactory) -> None:
+@pytest.mark.parametrize("kind", [OSError, asyncio.CancelledError])
+def test_a_receivers_bug_reaches_the_loops_handler_and_costs_no_datagram(
+    loop_factory: LoopFactory, kind: type[BaseException]
+) -> None:
     async def main() -> None:
         reported = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: reported.append(context["exception"]))
-        inbox = RaisingInbox()
+        inbox = RaisingInbox(kind)
         with opened(inbox) as receiver, opened(Inbox()) as sender:
-            for _ in range(5):
-                sender.send(b"x", receiver.address)
+            assert sender.send_many([b"x"] * 5, receiver.address) == (5, 0)
             await inbox.until(lambda: len(inbox.received) == 5)
-        assert [type(error) for error in reported] == [OSError] * 5
+        assert [type(error) for error in reported] == [kind] * 5
 
     run(loop_factory, main())
 
@@ -439,6 +445,20 @@ async def test_where_trains_are_refused_datagrams_go_one_by_one(refusal: int, li
             assert sender.send_many([bytes(100)] * 10, receiver.address) == (10, 0)
         await inbox.until(lambda: len(inbox.received) == 20)
         assert (sender.max_segment, sock.refused) == (limit, attempts)
+    sender.close()
+
+
+async def test_a_refused_size_is_tried_again_in_the_end() -> None:
+    """The path may be another one by then; or the refusal was that of a forged ICMP error."""
+    sock = StubbornSocket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    sock.bind(ANY_PORT)
+    sock.refusal = errno.EMSGSIZE
+    sender = UdpSocket(sock, Inbox(), asyncio.get_running_loop(), 0)
+    with plain() as peer:
+        for _ in range(1 + RETRY_TRAINS_AFTER):
+            assert sender.send_many([b"xy"] * 2, peer.getsockname()) == (2, 0)
+    # Two attempts the first time, and two when it is tried again, which teaches the same.
+    assert (sock.refused, sender.max_segment) == (4, 1)
     sender.close()
 
 

@@ -19,11 +19,18 @@ MINUTES = 10
 
 
 class Idle:
-    """Sessions of one process, each with a peer of its own that answers at once; ``sent_at``: requests, per session."""
+    """Sessions of one process, each with a peer of its own that answers at once.
+
+    Attributes:
+        woken_at: when a timer of ours was due.
+        awake_at: when our process had anything to do: a timer, or a datagram of a peer's.
+        sent_at: our requests, per session.
+    """
 
     def __init__(self, config: Config | None = None) -> None:
         self.now = 0.0
         self.woken_at: set[float] = set()
+        self.awake_at: set[float] = set()
         self.sent_at: list[list[float]] = [[] for _ in range(COUNT)]
         wakeups = WakeUps()
         self.ours = [make_session(True, seed, config, name="ours", wakeups=wakeups) for seed in range(COUNT)]
@@ -74,6 +81,7 @@ class Idle:
         while (transmit := sender.poll_transmit()) is not None:
             if number is not None and parse(transmit.data).is_request:
                 self.sent_at[number].append(self.now)
+            self.awake_at.add(self.now)
             receiver.handle_datagram(Datagram(transmit.destination, transmit.base, transmit.data), self.now)
             moved += 1
         while sender.poll_event() is not None:
@@ -87,6 +95,7 @@ def connected(config: Config | None = None) -> Idle:
     idle.run(60.0)
     assert {session.state for session in (*idle.ours, *idle.theirs)} == {AgentState.CONNECTED}
     idle.woken_at.clear()
+    idle.awake_at.clear()
     for times in idle.sent_at:
         times.clear()
     return idle
@@ -116,3 +125,16 @@ def test_an_idle_session_wakes_up_for_consent_alone() -> None:
     idle.run(60.0)
     sent = sorted({at for times in idle.sent_at for at in times})
     assert sorted(idle.woken_at) == sent
+
+
+def test_with_the_defaults_half_of_the_wake_ups_are_saved_that_peers_cause() -> None:
+    """Fifty peers of other processes wake ours ten times a second; what follows them needs no wake-up of its own."""
+    awake = {}
+    for follows in (True, False):
+        idle = connected(Config(consent_follows=follows))
+        idle.run(MINUTES * 60.0)
+        awake[follows] = len(idle.awake_at) / (MINUTES * 60.0)
+        for times in idle.sent_at:
+            gaps = [later - sooner for sooner, later in pairwise(times)]
+            assert min(gaps) >= 4.0 and max(gaps) <= 6.0
+    assert awake[True] <= 7.0 and awake[True] <= 0.65 * awake[False], awake

@@ -55,8 +55,11 @@ class Loop:
 
     def __init__(self) -> None:
         self.due: list[Callable[[], None]] = []
+        self.is_refusing = False
 
     def call_soon(self, callback: Callable[[], None]) -> None:
+        if self.is_refusing:
+            raise RuntimeError("non-thread-safe operation")
         self.due.append(callback)
 
     def come_round(self) -> None:
@@ -179,6 +182,28 @@ def test_what_can_change_or_is_long_does_not_wait_and_overtakes_nothing(bench: B
     bench.loop.come_round()
     assert bench.socket.calls[-1] == [b"5"]
     assert bench.counted == (6, 5 + MAX_SEGMENT + 1)
+
+
+def test_what_does_not_wait_is_followed_by_a_burst_all_the_same(bench: Bench) -> None:
+    bench.send(b"1")
+    bench.now += 0.9 * WINDOW_S
+    bench.send(bytearray(b"2"))  # type: ignore[arg-type]
+    bench.now += 0.9 * WINDOW_S
+    bench.send(b"3", b"4")
+    assert bench.socket.calls == [[b"1"], [b"2"]]
+    bench.loop.come_round()
+    assert bench.socket.calls == [[b"1"], [b"2"], [b"3", b"4"]]
+
+
+def test_a_loop_that_refuses_another_thread_leaves_nothing_waiting(bench: Bench) -> None:
+    bench.send(b"1")
+    bench.loop.is_refusing = True
+    with pytest.raises(RuntimeError):
+        bench.send(b"2")
+    bench.loop.is_refusing = False
+    bench.send(b"3")
+    bench.loop.come_round()
+    assert bench.socket.calls == [[b"1"], [b"3"]]
 
 
 @pytest.mark.parametrize("before", [0, 2])

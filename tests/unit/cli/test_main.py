@@ -220,12 +220,16 @@ async def interrupted_by(number: signal.Signals, cleaned: list[str]) -> int:
     ],
 )
 def test_a_signal_cancels(number: signal.Signals, options: dict[str, Any], code: int) -> None:
-    """CLI contract: Ctrl-C ends cleanly; 130 interrupted."""
-    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    """CLI contract: Ctrl-C ends cleanly; 130 interrupted. Also in the background of a script, which ignores SIGINT."""
     cleaned: list[str] = []
-    assert run(interrupted_by(number, cleaned), **options) == code
+    former = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert run(interrupted_by(number, cleaned), **options) == code
+    finally:
+        after = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+        signal.signal(signal.SIGINT, former)
     assert cleaned == ["cleaned up"]
-    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert after == (signal.default_int_handler, signal.SIG_DFL)
 
 
 def test_a_command_that_makes_the_best_of_its_cancellation() -> None:
