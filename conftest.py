@@ -7,6 +7,7 @@ Where a test lives says what it may use:
   own wake-up socket pair is no Internet socket), and where a loop keeps virtual time, sleeping on it is fine.
 - ``tests/loopback``: real sockets on loopback addresses; no root, no system package.
 - ``tests/interop``: foreign ICE agents, from system packages (see ``tests/provision.py``).
+- ``tests/lab``: real NATs of the kernel, in network namespaces; root, and system packages.
 
 Hypothesis: profile ``ci`` (where the variable CI is set) draws the same examples every time; ``dev`` draws new ones.
 Neither has a deadline: a slow machine is no bug.

@@ -1,9 +1,9 @@
-"""Installs the system packages that the tests against foreign ICE agents need.
+"""Installs the system packages that a part of the tests needs.
 
 As root on Debian it installs what is missing. Elsewhere it prints what is missing and how to get it, and exits with 1:
 a run that promises these tests must not pass without them.
 
-Run as ``python tests/provision.py``.
+Run as ``python tests/provision.py interop``, or ``lab``.
 """
 
 from __future__ import annotations
@@ -13,19 +13,31 @@ import shutil
 import subprocess
 import sys
 
-PACKAGES = ("gcc", "pkg-config", "libnice-dev", "libglib2.0-dev", "iproute2", "nftables", "openssl")
+PACKAGES = {
+    # ICE agents of other makes.
+    "interop": ("gcc", "pkg-config", "libnice-dev", "libglib2.0-dev", "iproute2", "nftables", "openssl"),
+    # Real NATs, and what stands beside them.
+    "lab": (
+        *("nftables", "conntrack", "iproute2", "iputils-ping"),
+        *("coturn", "miniupnpd-nftables", "miniupnpc", "tayga", "unbound", "tinyproxy-bin"),
+    ),
+}
 
 APT_TIMEOUT_S = 900
 QUERY_TIMEOUT_S = 30
 INSTALLED = "install ok installed"
 
 
-def main() -> int:
-    """Bring the packages here; returns the exit code."""
+def main(arguments: list[str]) -> int:
+    """Bring the packages of one part here; returns the exit code."""
+    if len(arguments) != 1 or arguments[0] not in PACKAGES:
+        print(f"usage: python tests/provision.py {' | '.join(PACKAGES)}")
+        return 2
+    wanted = PACKAGES[arguments[0]]
     if shutil.which("dpkg-query") is None or shutil.which("apt-get") is None:
-        print(f"This is not Debian. Needed, under whatever names your system gives them: {' '.join(PACKAGES)}")
+        print(f"This is not Debian. Needed, under whatever names your system gives them: {' '.join(wanted)}")
         return 1
-    missing = [package for package in PACKAGES if not is_installed(package)]
+    missing = [package for package in wanted if not is_installed(package)]
     if not missing:
         return 0
     if os.geteuid() != 0:
@@ -58,4 +70,4 @@ def install(packages: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

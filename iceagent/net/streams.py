@@ -63,6 +63,7 @@ async def connect_tcp(
     tls_server_name: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
     alpn: Sequence[str] = (),
+    open_socket: Callable[[int, int], socket.socket] = socket.socket,
 ) -> TcpStream:
     """Connect a stream.
 
@@ -74,6 +75,7 @@ async def connect_tcp(
         ssl_context: how TLS verifies, instead of by the system's authorities.
         alpn: the application protocols to offer (RFC 7301; ``stun.turn`` for TURN, RFC 7443). Only without
             ``ssl_context``, which has its own.
+        open_socket: makes the socket, of a family and a kind; in another network namespace, say.
 
     Raises:
         OSError: refused, unreachable, no answer within 10 s (TimeoutError), or the certificate is not valid
@@ -84,17 +86,24 @@ async def connect_tcp(
         # Reading the system's authorities takes tens of milliseconds.
         ssl_context = await loop.run_in_executor(None, _client_context, tuple(alpn))
     is_tls = tls_server_name is not None
-    async with asyncio.timeout(CONNECT_TIMEOUT_S):
-        _, stream = await loop.create_connection(
-            lambda: TcpStream(lambda _: listener),
-            remote.host,
-            remote.port,
-            ssl=ssl_context if is_tls else None,
-            server_hostname=tls_server_name,
-            local_addr=None if local is None else (local.host, local.port),
-            ssl_handshake_timeout=CONNECT_TIMEOUT_S if is_tls else None,
-            ssl_shutdown_timeout=CLOSE_TIMEOUT_S if is_tls else None,
-        )
+    sock = open_socket(_family(remote), socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        if local is not None:
+            sock.bind((local.host, local.port))
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
+            await loop.sock_connect(sock, (remote.host, remote.port))
+            _, stream = await loop.create_connection(
+                lambda: TcpStream(lambda _: listener),
+                sock=sock,
+                ssl=ssl_context if is_tls else None,
+                server_hostname=tls_server_name,
+                ssl_handshake_timeout=CONNECT_TIMEOUT_S if is_tls else None,
+                ssl_shutdown_timeout=CLOSE_TIMEOUT_S if is_tls else None,
+            )
+    except BaseException:
+        sock.close()
+        raise
     return stream
 
 
@@ -103,6 +112,7 @@ async def listen_tcp(
     accept: Callable[[Stream], StreamListener],
     *,
     ssl_context: ssl.SSLContext | None = None,
+    open_socket: Callable[[int, int], socket.socket] = socket.socket,
 ) -> TcpListener:
     """Accept streams; with ``ssl_context`` (a server's, with its certificate), TLS.
 
@@ -110,11 +120,12 @@ async def listen_tcp(
         local: where to listen; port 0 takes a free one.
         accept: called with every new stream, over TLS after the handshake; returns who hears what it receives.
         ssl_context: a server's context.
+        open_socket: as in :func:`connect_tcp`.
 
     Raises:
         OSError: the address cannot be bound.
     """
-    listening = socket.socket(socket.AF_INET6 if local.version == 6 else socket.AF_INET, socket.SOCK_STREAM)
+    listening = open_socket(_family(local), socket.SOCK_STREAM)
     try:
         listening.setblocking(False)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -126,6 +137,10 @@ async def listen_tcp(
         listening.close()
         raise
     return TcpListener(listening, accept, ssl_context)
+
+
+def _family(address: TransportAddress) -> int:
+    return socket.AF_INET6 if address.version == 6 else socket.AF_INET
 
 
 def descriptor_limit() -> int:

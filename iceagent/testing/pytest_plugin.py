@@ -10,6 +10,9 @@ costs other people's test runs nothing.
   test.
 - ``iceagent_internet``: an ``iceagent.testing.MemoryInternet`` of that network on that loop.
 - ``iceagent_run``: runs a coroutine on that loop.
+- ``natlab``: an ``iceagent.lab.Lab``: real NATs of the kernel, in network namespaces. Needs Linux, nft(8), and root or
+  ``unshare -Urnm pytest``. ``@pytest.mark.natlab_needs("turnserver", …)`` names programs that a test needs besides.
+  What is missing fails the test, with a sentence that says so; with ``--natlab-skip`` it is skipped.
 
 An example::
 
@@ -21,13 +24,15 @@ An example::
 
 from __future__ import annotations
 
+import shutil
 import zlib
 from collections.abc import Callable, Coroutine, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 
 if TYPE_CHECKING:
+    from iceagent.lab.lab import Lab
     from iceagent.testing.clock import VirtualLoop
     from iceagent.testing.internet import MemoryInternet
     from iceagent.testing.network import Network
@@ -36,6 +41,22 @@ if TYPE_CHECKING:
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("iceagent")
     group.addoption("--iceagent-seed", type=int, default=None, help="seed of simulated networks (default: by test)")
+    group.addoption(
+        "--natlab-skip", action="store_true", help="skip tests of natlab where something is missing, instead of failing"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "natlab_needs(*programs): programs that a test of natlab needs")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("natlab_needs"):
+        for program in mark.args:
+            if shutil.which(program, path=_path()) is None:
+                from iceagent.lab.errors import MissingProgram
+
+                _give_up(item.config, str(MissingProgram(program)))
 
 
 @pytest.fixture
@@ -82,3 +103,29 @@ def iceagent_internet(iceagent_network: Network, iceagent_virtual_loop: VirtualL
 def iceagent_run(iceagent_virtual_loop: VirtualLoop) -> Callable[[Coroutine[Any, Any, Any]], Any]:
     """Runs a coroutine in virtual time and returns its result."""
     return iceagent_virtual_loop.run_until_complete
+
+
+@pytest.fixture
+def natlab(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """An Internet with real NATs."""
+    from iceagent.lab.errors import LabError
+    from iceagent.lab.lab import Lab
+
+    try:
+        lab = Lab()
+    except LabError as error:
+        _give_up(request.config, str(error))
+    with lab:
+        yield lab
+
+
+def _give_up(config: pytest.Config, reason: str) -> NoReturn:
+    if config.getoption("natlab_skip", False):
+        pytest.skip(reason)
+    pytest.fail(reason, pytrace=False)
+
+
+def _path() -> str:
+    from iceagent.lab.owner import search_path
+
+    return search_path()

@@ -1,0 +1,180 @@
+"""A laboratory: an Internet of network namespaces in one process, with real NATs between its machines."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from iceagent.lab.errors import LabError
+from iceagent.lab.host import LabHost
+from iceagent.lab.kinds import EVERYTHING, Egress, kind_named
+from iceagent.lab.machines import Internet, Machine, Network, Router
+from iceagent.lab.namespace import Namespace
+from iceagent.lab.owner import VARIABLE, Owner, search_path, sweep
+
+__all__ = ["Lab"]
+
+POLL_S = 0.002
+# How long programs have to end when they are told to.
+END_TIMEOUT_S = 2.0
+
+
+class Lab:
+    """An Internet, and what is plugged into it. Close it after use, or use it in a ``with`` block.
+
+    Needs root, or ``unshare -Urnm`` around the program, and nft(8).
+
+    Attributes:
+        internet: joins all sites.
+        folder: for logs and configurations; removed at the end.
+        names: what names of machines stand for, for :class:`LabHost`: every machine is ``NAME.lab``.
+
+    Raises:
+        LabError: namespaces cannot be made here.
+    """
+
+    def __init__(self) -> None:
+        sweep()
+        self._owner = Owner()
+        self.folder: Path = self._owner.folder
+        self.names: dict[str, tuple[str, ...]] = {}
+        self._env = {**os.environ, "PATH": search_path(), VARIABLE: self._owner.mark}
+        self._namespaces: list[Namespace] = []
+        self._processes: list[subprocess.Popen[Any]] = []
+        self._hosts: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, LabHost]] = WeakKeyDictionary()
+        try:
+            self.internet = Internet(self)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Lab:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def router(
+        self,
+        kind: str = "port-restricted",
+        name: str | None = None,
+        *,
+        behind: Network | None = None,
+        hairpin: bool = False,
+        lifetime_s: int = 30,
+        egress: Egress = EVERYTHING,
+        ipv6: str | None = None,
+        is_carrier: bool = False,
+    ) -> Router:
+        """Add a router.
+
+        Args:
+            kind: one of :data:`iceagent.lab.kinds.KINDS`.
+            name: unique; ``None``: made of its kind.
+            behind: another router, or ``None``: the Internet.
+            hairpin: machines behind it reach each other through outside addresses; cones only.
+            lifetime_s: seconds that a binding lives unused.
+            egress: what it lets out, beside what its kind says.
+            ipv6: ``"firewall"`` lets in answers only, ``"open"`` everything; ``None``: no IPv6 behind it.
+            is_carrier: a carrier's: homes are plugged in, and are in 100.64.0.0/24.
+
+        Raises:
+            LabError: a value makes no sense, or the kernel refused.
+        """
+        return Router(
+            self,
+            self._unused(name, kind),
+            kind_named(kind),
+            behind or self.internet,
+            hairpin=hairpin,
+            lifetime_s=lifetime_s,
+            egress=egress,
+            ipv6=ipv6,
+            is_carrier=is_carrier,
+        )
+
+    def machine(self, name: str | None = None, *, behind: Network | None = None, addresses: int = 1) -> Machine:
+        """Add a machine.
+
+        Args:
+            name: unique; ``NAME.lab`` stands for its addresses.
+            behind: a router, or ``None``: on the Internet.
+            addresses: how many IPv4 addresses it has.
+        """
+        name = self._unused(name, "machine")
+        machine = Machine(self, name, behind or self.internet, addresses=addresses)
+        self.names[f"{name}.lab"] = machine.hosts
+        return machine
+
+    def close(self) -> None:
+        """End all programs, close all namespaces, remove the folder; idempotent."""
+        for process in self._processes:
+            process.terminate()
+        deadline = time.monotonic() + END_TIMEOUT_S
+        for process in self._processes:
+            try:
+                process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+        self._processes.clear()
+        for hosts in self._hosts.values():
+            for host in hosts.values():
+                host.close()
+        self._hosts.clear()
+        while self._namespaces:
+            self._namespaces.pop().close()
+        self._owner.close()
+
+    # --- for its parts -------------------------------------------------------------------------------------------
+
+    def add_namespace(self, name: str) -> Namespace:
+        """A new namespace that is closed with the laboratory."""
+        namespace = Namespace(name, self._env)
+        self._namespaces.append(namespace)
+        return namespace
+
+    def host_of(self, machine: Machine) -> LabHost:
+        """The one host of a machine on the running loop."""
+        hosts = self._hosts.setdefault(asyncio.get_running_loop(), {})
+        host = hosts.get(machine.name)
+        if host is None:
+            host = hosts[machine.name] = LabHost(machine.namespace, self.names)
+        return host
+
+    def popen(self, namespace: Namespace, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a program that ends with the laboratory at the latest."""
+        process = namespace.popen(command, **options)
+        self._processes.append(process)
+        return process
+
+    def wait_until(self, fact: Callable[[], bool], timeout_s: float, complaint: str) -> None:
+        """Look at ``fact`` until it is true.
+
+        Raises:
+            LabError: it is not, after so many seconds.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not fact():
+            if time.monotonic() > deadline:
+                raise LabError(f"{complaint} after {timeout_s:g} s")
+            time.sleep(POLL_S)
+
+    def _unused(self, name: str | None, otherwise: str) -> str:
+        used = {namespace.name for namespace in self._namespaces}
+        if name is None:
+            return next(
+                f"{otherwise}-{number}" for number in range(1, len(used) + 2) if f"{otherwise}-{number}" not in used
+            )
+        if name in used:
+            raise LabError(f"there is a {name!r} already")
+        return name

@@ -1,0 +1,281 @@
+"""What stands in a laboratory? Machines, routers between them, and the Internet that joins those.
+
+The Internet is one router with a network of its own for every *site*: whatever travels from one site to another
+crosses it, so that a packet can die between two NATs. Its addresses look public (20.0.N.0/24, 2620:1:N::/48 for site
+N), because some router software refuses to work with the documentation networks of RFC 5737; they exist in the
+laboratory only.
+
+Every home has the same inside network, 192.168.1.0/24, as homes do; behind a carrier's NAT the homes are in
+100.64.0.0/24 (RFC 6598).
+"""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from iceagent.lab.errors import LabError
+from iceagent.lab.host import LabHost
+from iceagent.lab.kinds import EVERYTHING, Egress, Kind, Setting, rules
+from iceagent.lab.namespace import Namespace
+
+if TYPE_CHECKING:
+    from iceagent.lab.lab import Lab
+
+__all__ = ["Internet", "Machine", "Network", "Router", "Uplink"]
+
+HOME_LAN = "192.168.1"
+CARRIER_LAN = "100.64.0"
+# The highest number of a site, and of a host in a network.
+MAX_SITES = 250
+MAX_HOSTS = 120
+FORWARDING_TIMEOUT_S = 2.0
+POLL_S = 0.002
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Uplink:
+    """How a machine is reached and what it reaches others through.
+
+    Attributes:
+        addresses: of the link, with prefix lengths; IPv4 first.
+        gateways: next hops of the default routes.
+        lan: an IPv4 network that is routed to this machine, as its first three numbers and the number of its first
+            host (``("20.0.1", 129)``); ``None``: there is none.
+        lan6: an IPv6 /64 that is routed to this machine, without its ``::``; ``None``: there is none.
+    """
+
+    addresses: tuple[str, ...]
+    gateways: tuple[str, ...]
+    lan: tuple[str, int] | None = None
+    lan6: str | None = None
+
+    @property
+    def host(self) -> str:
+        """The IPv4 address."""
+        return self.addresses[0].split("/")[0]
+
+
+class Network(Protocol):
+    """What a machine can be plugged into."""
+
+    def plug(self, namespace: Namespace, device: str, *, addresses: int = 1) -> Uplink:
+        """Lay a cable to ``device`` of a machine, with so many IPv4 addresses; it is up afterwards, with routes."""
+
+
+class Machine:
+    """A computer in the laboratory.
+
+    Attributes:
+        name: unique in its laboratory.
+        namespace: its network; for what is not offered here.
+        uplink: how it is connected.
+    """
+
+    device = "eth0"
+
+    def __init__(self, lab: Lab, name: str, network: Network, *, addresses: int = 1) -> None:
+        self._lab = lab
+        self.name = name
+        self.namespace = lab.add_namespace(name)
+        self.uplink = network.plug(self.namespace, self.device, addresses=addresses)
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """Its IP addresses, IPv4 first."""
+        return tuple(address.split("/")[0] for address in self.uplink.addresses)
+
+    @property
+    def address(self) -> str:
+        """Its first IPv4 address."""
+        return self.uplink.host
+
+    @property
+    def host(self) -> LabHost:
+        """What an :class:`iceagent.Agent` takes as its host; belongs to the running loop."""
+        return self._lab.host_of(self)
+
+    def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a program on this machine; the laboratory ends it, and what it starts, at the latest when it closes.
+
+        Args:
+            command: the program and its arguments.
+            options: as :class:`subprocess.Popen` takes them.
+
+        Raises:
+            LabError: it is not installed.
+        """
+        return self._lab.popen(self.namespace, command, **options)
+
+    def run(self, command: Sequence[str], text: str = "") -> str:
+        """Run a program to its end, with ``text`` as its input, and return its output.
+
+        Raises:
+            LabError: it failed, with its own words; it is not installed; or it took longer than 30 s.
+        """
+        return self.namespace.run(command, text)
+
+
+class Router(Machine):
+    """A router with a NAT, a firewall, or nothing.
+
+    Attributes:
+        kind: see :data:`iceagent.lab.kinds.KINDS`.
+        setting: what its rules depend on.
+    """
+
+    device = "wan"
+
+    def __init__(
+        self,
+        lab: Lab,
+        name: str,
+        kind: Kind,
+        network: Network,
+        *,
+        hairpin: bool = False,
+        lifetime_s: int = 30,
+        egress: Egress = EVERYTHING,
+        ipv6: str | None = None,
+        is_carrier: bool = False,
+    ) -> None:
+        if hairpin and not kind.can_hairpin:
+            raise LabError(f"a router of the kind {kind.name} knows no hairpin")
+        if ipv6 not in (None, "firewall", "open"):
+            raise LabError(f"ipv6 is {ipv6!r}, it can be None, 'firewall' or 'open'")
+        super().__init__(lab, name, network)
+        self.kind = kind
+        self._egress = egress
+        self._is_carrier = is_carrier
+        self._has_ipv6 = ipv6 is not None and self.uplink.lan6 is not None
+        self._ports = 0
+        self._prefix, self._first, length = self._inside()
+        self.setting = Setting(
+            wan=self.address,
+            lan=f"{self._prefix}.{self._first - 1}/{length}",
+            hairpin=hairpin,
+            lifetime_s=lifetime_s,
+            ipv6_open=ipv6 == "open",
+        )
+        self.namespace.bridge("lan")
+        inside = [f"{self._prefix}.{self._first}/{length}"]
+        if self._has_ipv6:
+            inside.append(f"{self.uplink.lan6}::1/64")
+        self.namespace.up("lan", *inside)
+        self._length = length
+        self.namespace.sysctl("ipv4/ip_forward", 1)
+        if self._has_ipv6:
+            self.namespace.sysctl("ipv6/conf/all/forwarding", 1)
+        self.set_lifetime(lifetime_s)
+
+    @property
+    def lan_address(self) -> str:
+        """Its inside IPv4 address."""
+        return f"{self._prefix}.{self._first}"
+
+    def plug(self, namespace: Namespace, device: str, *, addresses: int = 1) -> Uplink:
+        """Lay a cable to one of the inside machines."""
+        if self._ports + addresses > MAX_HOSTS:
+            raise LabError(f"{self.name} has no address left for {addresses} more, it has {MAX_HOSTS}")
+        first = self._first + 1 + self._ports
+        self._ports += addresses
+        port = f"p{first}"
+        found = [f"{self._prefix}.{first + i}/{self._length}" for i in range(addresses)]
+        gateways = [self.lan_address]
+        if self._has_ipv6:
+            found += [f"{self.uplink.lan6}::{first + i:x}/64" for i in range(addresses)]
+            gateways.append(f"{self.uplink.lan6}::1")
+        self.namespace.veth(port, namespace, device)
+        namespace.up(device, *found)
+        self.namespace.up(port, master="lan")
+        self._lab.wait_until(
+            lambda: self.namespace.is_forwarding(port),
+            FORWARDING_TIMEOUT_S,
+            f"port {port} of {self.name} does not forward",
+        )
+        _route_all(namespace, gateways)
+        return Uplink(addresses=tuple(found), gateways=tuple(gateways))
+
+    # --- events --------------------------------------------------------------------------------------------------
+
+    def set_lifetime(self, seconds: int) -> None:
+        """How long a binding lives unused, from now on. Bindings that exist are lost."""
+        for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
+            self.namespace.sysctl(f"netfilter/{name}", seconds)
+        self.setting = replace(self.setting, lifetime_s=seconds)
+        self.load()
+
+    def open_firewall(self, *, is_open: bool) -> None:
+        """Let everything in, or what the kind says."""
+        self.load(extra="meta nfproto { ipv4, ipv6 } accept" if is_open else "")
+
+    def reboot(self) -> None:
+        """Forget all bindings, as a router does that was switched off and on again. Needs conntrack(8)."""
+        self.namespace.run(["conntrack", "-F"])
+        self.load()
+
+    def move(self, number: int = 1) -> str:
+        """Get another outside IPv4 address, ``number`` above the one it has, as after a reconnection; returns it."""
+        old, length = self.uplink.addresses[0].split("/")
+        prefix, _, last = old.rpartition(".")
+        new = f"{prefix}.{int(last) + number}"
+        self.namespace.add_address(self.device, f"{new}/{length}")
+        self.namespace.delete_address(self.device, f"{old}/{length}")
+        self.uplink = replace(self.uplink, addresses=(f"{new}/{length}", *self.uplink.addresses[1:]))
+        # Deleting an address takes the routes along that used it.
+        _route_all(self.namespace, self.uplink.gateways)
+        self.setting = replace(self.setting, wan=new)
+        self.reboot()
+        return new
+
+    def load(self, extra: str = "") -> None:
+        """Load the rules anew, with one more rule for what is forwarded. The cones forget their bindings."""
+        self.namespace.nft(rules(self.kind, self.setting, self._egress, extra))
+
+    def _inside(self) -> tuple[str, int, int]:
+        """The first three numbers of the inside network, the router's own, and the length of its prefix."""
+        if self.kind.is_translating:
+            return (CARRIER_LAN if self._is_carrier else HOME_LAN), 1, 24
+        if self.uplink.lan is None:
+            raise LabError(f"a router of the kind {self.kind.name} needs public addresses: not behind another router")
+        prefix, first = self.uplink.lan
+        return prefix, first, 25
+
+
+class Internet:
+    """The router that joins all sites; implements :class:`Network`."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.namespace = lab.add_namespace("internet")
+        self._sites = 0
+        for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            self.namespace.sysctl(name, 1)
+
+    def plug(self, namespace: Namespace, device: str, *, addresses: int = 1) -> Uplink:
+        """A new site: the lower half of its IPv4 network is the cable's, the upper one is routed to the machine."""
+        if self._sites == MAX_SITES:
+            raise LabError(f"the Internet has {MAX_SITES} sites, and no more")
+        self._sites += 1
+        number = self._sites
+        site = f"site{number}"
+        prefix, prefix6 = f"20.0.{number}", f"2620:1:{number:x}"
+        found = [f"{prefix}.{2 + i}/25" for i in range(addresses)]
+        found += [f"{prefix6}::{2 + i:x}/64" for i in range(addresses)]
+        self.namespace.veth(site, namespace, device)
+        self.namespace.up(site, f"{prefix}.1/25", f"{prefix6}::1/64")
+        namespace.up(device, *found)
+        gateways = (f"{prefix}.1", f"{prefix6}::1")
+        _route_all(namespace, gateways)
+        self.namespace.route(f"{prefix}.128/25", f"{prefix}.2")
+        self.namespace.route(f"{prefix6}:1::/64", f"{prefix6}::2")
+        return Uplink(addresses=tuple(found), gateways=gateways, lan=(prefix, 129), lan6=f"{prefix6}:1")
+
+
+def _route_all(namespace: Namespace, gateways: Sequence[str]) -> None:
+    for gateway in gateways:
+        namespace.route("default", gateway)
+
+
+Waiter = Callable[[Callable[[], bool], float, str], None]

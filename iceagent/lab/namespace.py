@@ -1,0 +1,310 @@
+"""What is a machine of the laboratory, to the kernel? A network namespace without a name, and a thread that is in it.
+
+Without a name it lives as long as a descriptor, a socket or a process of it does: a laboratory that is killed leaves
+none behind. The thread opens what is to belong there: netlink sockets, processes, files below ``/proc/sys/net``. A
+socket stays in the namespace that it was made in, so the caller's thread only has to be inside for that moment
+(:meth:`Namespace.entered`); afterwards one loop serves the sockets of all machines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import socket
+import subprocess
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from iceagent.lab.errors import LabError, MissingProgram
+
+__all__ = ["Namespace"]
+
+T = TypeVar("T")
+
+# <linux/sched.h>
+CLONE_NEWNET = 0x40000000
+OWN = "/proc/thread-self/ns/net"
+COMMAND_TIMEOUT_S = 30.0
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+class Namespace:
+    """A new network namespace with loopback up, whose addresses are usable at once. Close it after use.
+
+    Args:
+        name: of its thread; need not be unique.
+        env: the environment of programs that are started there.
+
+    Raises:
+        LabError: this process may not make one.
+    """
+
+    def __init__(self, name: str, env: Mapping[str, str]) -> None:
+        self.name = name
+        self._env = env
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"lab {name}")
+        self._netlink: IPRoute | None = None
+        self._fd = -1
+        try:
+            self._fd = self.do(_unshare)
+            self.do(self._prepare)
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def path(self) -> str:
+        """What ``nsenter --net=`` and ip(8) take as this namespace, while this process lives."""
+        return f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    def do(self, work: Callable[[], T]) -> T:
+        """Run ``work`` in the thread that is inside, and wait for it."""
+        return self._thread.submit(work).result()
+
+    @contextlib.contextmanager
+    def entered(self) -> Iterator[None]:
+        """The calling thread is inside: sockets made now belong here for good. Takes some 20 µs; do not await in it."""
+        own = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            _set_namespace(self._fd)
+            yield
+        finally:
+            try:
+                _set_namespace(own)
+            finally:
+                os.close(own)
+
+    def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM) -> socket.socket:
+        """A new socket of this namespace, to be used in any thread."""
+        with self.entered():
+            return socket.socket(family, kind)
+
+    # --- links, addresses, routes --------------------------------------------------------------------------------
+
+    def veth(self, name: str, other: Namespace, other_name: str) -> None:
+        """Join two namespaces by a cable; both ends are down."""
+        self.netlink(
+            lambda ip: ip.link("add", ifname=name, kind="veth", peer={"ifname": other_name, "net_ns_fd": other.path})
+        )
+
+    def bridge(self, name: str) -> None:
+        """An Ethernet switch, up, with an address of its own that does not change with its ports."""
+
+        def make(ip: IPRoute) -> None:
+            ip.link("add", ifname=name, kind="bridge", address=_stable_mac(name), br_forward_delay=0)
+            ip.link("set", index=_index(ip, name), state="up")
+
+        self.netlink(make)
+        # A bridge would else look for IGMP queriers before it forwards SSDP.
+        self.write(f"/sys/devices/virtual/net/{name}/bridge/multicast_snooping", 0, may_fail=True)
+
+    def up(self, name: str, *addresses: str, master: str | None = None) -> None:
+        """Bring a link up, with addresses (``192.0.2.1/24``), or as a port of a bridge."""
+
+        def bring_up(ip: IPRoute) -> None:
+            index = _index(ip, name)
+            for address in addresses:
+                _add_address(ip, index, address)
+            if master is not None:
+                ip.link("set", index=index, master=_index(ip, master))
+            ip.link("set", index=index, state="up")
+
+        self.netlink(bring_up)
+        if self._has_arp(name):
+            # A first ARP request that is lost would else cost a second.
+            self.sysctl(f"ipv4/neigh/{name}/retrans_time_ms", 50)
+
+    def set_link(self, name: str, *, is_up: bool) -> None:
+        """Take a link down, or up. Taking it down loses its routes."""
+        state = "up" if is_up else "down"
+        self.netlink(lambda ip: ip.link("set", index=_index(ip, name), state=state))
+
+    def delete_link(self, name: str) -> None:
+        """Remove a link; a cable goes with either of its ends."""
+        self.netlink(lambda ip: ip.link("del", index=_index(ip, name)))
+
+    def add_address(self, name: str, address: str, *, is_deprecated: bool = False) -> None:
+        """Add one, or change whether it is deprecated (RFC 4862: preferred lifetime 0)."""
+        self.netlink(lambda ip: _add_address(ip, _index(ip, name), address, is_deprecated=is_deprecated))
+
+    def delete_address(self, name: str, address: str) -> None:
+        """Remove an address."""
+        host, length = address.split("/")
+        self.netlink(lambda ip: ip.addr("del", index=_index(ip, name), address=host, prefixlen=int(length)))
+
+    def route(self, destination: str, gateway: str) -> None:
+        """Add a route, or move it; ``destination``: a prefix, or ``default``."""
+        family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
+        target = {} if destination == "default" else {"dst": destination}
+        self.netlink(lambda ip: ip.route("replace", family=family, gateway=gateway, **target))
+
+    def is_forwarding(self, port: str) -> bool:
+        """Whether a port of a bridge forwards; until then it loses what it is given."""
+
+        def look(ip: IPRoute) -> bool:
+            (link,) = ip.get_links(_index(ip, port))
+            state: object = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_SLAVE_DATA", "IFLA_BRPORT_STATE")
+            return state == BRIDGE_PORT_FORWARDING
+
+        return self.netlink(look)
+
+    def netlink(self, work: Callable[[IPRoute], T]) -> T:
+        """Run ``work`` with the namespace's netlink socket, in its thread.
+
+        Raises:
+            LabError: the kernel refused; the message has its words.
+        """
+
+        def inside() -> T:
+            if self._netlink is None:
+                self._netlink = IPRoute()
+            return work(self._netlink)
+
+        try:
+            return self.do(inside)
+        except NetlinkError as error:
+            raise LabError(f"{self.name}: the kernel refused: {error}") from error
+
+    # --- rules, switches, processes ------------------------------------------------------------------------------
+
+    def nft(self, rules: str) -> None:
+        """Load rules of nftables, all or none.
+
+        Raises:
+            LabError: nft refused them.
+            MissingProgram: it is not installed.
+        """
+        self.run(["nft", "-f", "-"], rules)
+
+    def sysctl(self, name: str, value: int) -> None:
+        """Write ``net/NAME`` below ``/proc/sys``."""
+        self.write(f"/proc/sys/net/{name}", value)
+
+    def write(self, path: str, value: int, *, may_fail: bool = False) -> None:
+        """Write a number to a file of the kernel that belongs to this namespace."""
+        try:
+            self.do(lambda: Path(path).write_text(str(value)))
+        except OSError as error:
+            if not may_fail:
+                raise LabError(f"{self.name}: {path}: {error.strerror}") from error
+
+    def run(self, command: Sequence[str], text: str = "") -> str:
+        """Run a program here, with ``text`` as its input, and return its output.
+
+        Raises:
+            LabError: it failed, with its own words, or took longer than 30 s.
+            MissingProgram: it is not installed.
+        """
+        try:
+            done = self.do(
+                lambda: subprocess.run(
+                    command,
+                    input=text,
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    timeout=COMMAND_TIMEOUT_S,
+                    env=self._env,
+                )
+            )
+        except FileNotFoundError as error:
+            raise MissingProgram(command[0]) from error
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"{self.name}: {command[0]} took longer than {COMMAND_TIMEOUT_S:.0f} s") from error
+        if done.returncode != 0:
+            raise LabError(f"{self.name}: {' '.join(command)}: {done.stderr.strip() or f'exit {done.returncode}'}")
+        return done.stdout
+
+    def popen(self, command: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+        """Start a program here; ``options``: as :class:`subprocess.Popen` takes them, ``env`` adds to ours.
+
+        Raises:
+            MissingProgram: it is not installed.
+        """
+        env = {**self._env, **options.pop("env", {})}
+        try:
+            return self.do(lambda: subprocess.Popen(command, env=env, **options))
+        except FileNotFoundError as error:
+            raise MissingProgram(command[0]) from error
+
+    def close(self) -> None:
+        """Forget it; the kernel takes it down with the last socket and process in it. Idempotent."""
+        if self._netlink is not None:
+            self.do(self._netlink.close)
+            self._netlink = None
+        self._thread.shutdown()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def _prepare(self) -> None:
+        for name, value in _SWITCHES.items():
+            with contextlib.suppress(FileNotFoundError):  # A kernel without IPv6, or without br_netfilter.
+                Path("/proc/sys/net", name).write_text(str(value))
+        with IPRoute() as ip:
+            ip.link("set", index=1, state="up")
+
+    def _has_arp(self, name: str) -> bool:
+        return self.do(lambda: Path(f"/proc/sys/net/ipv4/neigh/{name}/retrans_time_ms").exists())
+
+
+# BR_STATE_FORWARDING of <linux/if_bridge.h>
+BRIDGE_PORT_FORWARDING = 3
+
+_SWITCHES = {
+    # An IPv6 address would else be tentative for a second or two, also one that is added later.
+    "ipv6/conf/all/accept_dad": 0,
+    "ipv6/conf/default/accept_dad": 0,
+    "ipv6/conf/default/autoconf": 0,
+    "ipv6/conf/default/accept_ra": 0,
+    # A machine with two uplinks may hear on either; what filters here shall be the rules only.
+    "ipv4/conf/all/rp_filter": 0,
+    "ipv4/conf/default/rp_filter": 0,
+    # Deleting the first address of a subnet would else delete those that were added later.
+    "ipv4/conf/all/promote_secondaries": 1,
+    "ipv4/conf/default/promote_secondaries": 1,
+    # Frames between two ports of a bridge would else pass the NAT rules, half of them.
+    "bridge/bridge-nf-call-iptables": 0,
+    "bridge/bridge-nf-call-ip6tables": 0,
+    "bridge/bridge-nf-call-arptables": 0,
+}
+
+
+def _unshare() -> int:
+    """The calling thread gets a new namespace; returns its descriptor."""
+    if _libc.unshare(CLONE_NEWNET) != 0:
+        raise LabError(
+            "making a network namespace needs root, or a user namespace: unshare -Urnm, around the whole program"
+        )
+    return os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _set_namespace(fd: int) -> None:
+    if _libc.setns(fd, CLONE_NEWNET) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _index(ip: IPRoute, name: str) -> int:
+    found: list[int] = list(ip.link_lookup(ifname=name))
+    if not found:
+        raise LabError(f"there is no link {name}")
+    return found[0]
+
+
+def _add_address(ip: IPRoute, index: int, address: str, *, is_deprecated: bool = False) -> None:
+    host, length = address.split("/")
+    options: dict[str, Any] = {"preferred_lft": 0, "valid_lft": 0xFFFFFFFF} if is_deprecated else {}
+    ip.addr("replace", index=index, address=host, prefixlen=int(length), **options)
+
+
+def _stable_mac(name: str) -> str:
+    """Locally administered, unicast, of a bridge with this name; each namespace has one of a name."""
+    return "02:62:72:" + ":".join(f"{byte:02x}" for byte in name.encode().ljust(3, b"\0")[:3])

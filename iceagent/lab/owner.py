@@ -1,0 +1,129 @@
+"""Whose is a process, or a folder, of a laboratory, and is its owner still alive?
+
+Namespaces have no names and end by themselves. What a killed laboratory leaves behind is the programs that it started,
+and its folder of logs. Both carry a mark: the environment variable ``ICEAGENT_LAB``, which children inherit, and the
+folder's name. It says who the owner is: PID namespace, process id, and when that process began, so that a later process
+with the same id is not taken for it. The next laboratory sweeps what belongs to the dead, as does ``iceagent lab
+clean``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+__all__ = ["VARIABLE", "Owner", "Swept", "search_path", "sweep"]
+
+VARIABLE = "ICEAGENT_LAB"
+_FOLDER = "iceagent-lab-"
+# The position of the start time behind the program's name, in proc_pid_stat(5).
+_STARTED_FIELD = 19
+
+
+@dataclass(frozen=True, slots=True)
+class Swept:
+    """What was taken away: so many processes and folders of laboratories whose owners are dead."""
+
+    processes: int
+    folders: int
+
+
+def search_path() -> str:
+    """Where programs are looked for: on the PATH, and where system programs are, which are not on everybody's."""
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), "/usr/sbin", "/sbin"))
+
+
+class Owner:
+    """This process, for as long as a laboratory of it is open.
+
+    Attributes:
+        mark: identifies the laboratory among all others; value of the variable.
+        folder: its own, for logs and configurations.
+    """
+
+    _count = 0
+
+    def __init__(self) -> None:
+        Owner._count += 1
+        pid = os.getpid()
+        self.mark = f"{_pid_namespace()}.{pid}.{_started(pid)}.{Owner._count}"
+        self.folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{self.mark}-"))
+
+    def close(self) -> None:
+        """End what is left of our processes, and remove the folder; idempotent."""
+        _end_processes(lambda mark: mark == self.mark)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def sweep() -> Swept:
+    """End the programs, and remove the folders, of laboratories whose owner is dead."""
+    processes = _end_processes(_is_dead)
+    folders = 0
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
+        if _is_dead(folder.name.removeprefix(_FOLDER).partition("-")[0]):
+            shutil.rmtree(folder, ignore_errors=True)
+            folders += not folder.exists()
+    return Swept(processes, folders)
+
+
+def _end_processes(is_wanted: Callable[[str], bool]) -> int:
+    ended = 0
+    for pid in _pids():
+        mark = _mark_of(pid)
+        if mark is None or pid == os.getpid() or not is_wanted(mark):
+            continue
+        with contextlib.suppress(OSError):  # It ended meanwhile, or is somebody else's.
+            fd = os.pidfd_open(pid)
+            try:
+                # The number may be another process's by now; the descriptor cannot become one.
+                if _mark_of(pid) == mark:
+                    signal.pidfd_send_signal(fd, signal.SIGKILL)
+                    ended += 1
+            finally:
+                os.close(fd)
+    return ended
+
+
+def _pids() -> Iterator[int]:
+    for entry in os.scandir("/proc"):
+        if entry.name.isdecimal():
+            yield int(entry.name)
+
+
+def _mark_of(pid: int) -> str | None:
+    try:
+        variables = Path(f"/proc/{pid}/environ").read_bytes()
+    except OSError:
+        return None
+    for variable in variables.split(b"\0"):
+        name, _, value = variable.partition(b"=")
+        if name == VARIABLE.encode():
+            return value.decode(errors="replace")
+    return None
+
+
+def _is_dead(mark: str) -> bool:
+    """Whether the owner of this mark is dead; of another PID namespace we cannot tell."""
+    namespace, pid, started, *_ = (*mark.split("."), "", "", "")
+    if namespace != str(_pid_namespace()) or not pid.isdecimal():
+        return False
+    return _started(int(pid)) != started
+
+
+def _pid_namespace() -> int:
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+def _started(pid: int) -> str | None:
+    """When a process began, in clock ticks since the machine did; ``None``: there is no such process."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    return stat.rpartition(")")[2].split()[_STARTED_FIELD]
