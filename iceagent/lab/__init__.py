@@ -18,5 +18,6 @@ from iceagent.lab.errors import LabError, MissingProgram
 from iceagent.lab.kinds import KINDS, Egress, Kind
 from iceagent.lab.lab import Lab
 from iceagent.lab.machines import Machine, Router
+from iceagent.lab.wire import Impairment
 
-__all__ = ["KINDS", "Egress", "Kind", "Lab", "LabError", "Machine", "MissingProgram", "Router"]
+__all__ = ["KINDS", "Egress", "Impairment", "Kind", "Lab", "LabError", "Machine", "MissingProgram", "Router"]

@@ -7,6 +7,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -17,6 +18,7 @@ from iceagent.lab.kinds import EVERYTHING, Egress, kind_named
 from iceagent.lab.machines import Internet, Machine, Network, Router
 from iceagent.lab.namespace import Namespace
 from iceagent.lab.owner import VARIABLE, Owner, search_path, sweep
+from iceagent.lab.wire import Impairment, Wire, open_tap
 
 __all__ = ["Lab"]
 
@@ -71,6 +73,7 @@ class Lab:
         egress: Egress = EVERYTHING,
         ipv6: str | None = None,
         is_carrier: bool = False,
+        impairment: Impairment | None = None,
     ) -> Router:
         """Add a router.
 
@@ -83,6 +86,8 @@ class Lab:
             egress: what it lets out, beside what its kind says.
             ipv6: ``"firewall"`` lets in answers only, ``"open"`` everything; ``None``: no IPv6 behind it.
             is_carrier: a carrier's: homes are plugged in, and are in 100.64.0.0/24.
+            impairment: of its cable to the outside, which can be changed later (``router.wire.set``); ``None``: a
+                faster one that cannot.
 
         Raises:
             LabError: a value makes no sense, or the kernel refused.
@@ -97,18 +102,27 @@ class Lab:
             egress=egress,
             ipv6=ipv6,
             is_carrier=is_carrier,
+            impairment=impairment,
         )
 
-    def machine(self, name: str | None = None, *, behind: Network | None = None, addresses: int = 1) -> Machine:
+    def machine(
+        self,
+        name: str | None = None,
+        *,
+        behind: Network | None = None,
+        addresses: int = 1,
+        impairment: Impairment | None = None,
+    ) -> Machine:
         """Add a machine.
 
         Args:
             name: unique; ``NAME.lab`` stands for its addresses.
             behind: a router, or ``None``: on the Internet.
             addresses: how many IPv4 addresses it has.
+            impairment: of its cable, as for a router.
         """
         name = self._unused(name, "machine")
-        machine = Machine(self, name, behind or self.internet, addresses=addresses)
+        machine = Machine(self, name, behind or self.internet, addresses=addresses, impairment=impairment)
         self.names[f"{name}.lab"] = machine.hosts
         return machine
 
@@ -142,6 +156,24 @@ class Lab:
         namespace = Namespace(name, self._env)
         self._namespaces.append(namespace)
         return namespace
+
+    def lay(
+        self, inner: Namespace, device: str, outer: Namespace, port: str, impairment: Impairment | None
+    ) -> Wire | None:
+        """Lay a cable between two namespaces; both ends are down."""
+        if impairment is None:
+            outer.veth(port, inner, device)
+            return None
+        fds: list[int] = []
+        try:
+            fds += [space.do(partial(open_tap, name)) for space, name in ((inner, device), (outer, port))]
+        except OSError as error:
+            for fd in fds:
+                os.close(fd)
+            raise LabError(f"a cable with delay or loss needs /dev/net/tun: {error.strerror}") from error
+        wire = Wire(fds[0], fds[1], impairment, len(self._processes), self._env)
+        self._processes.append(wire.process)
+        return wire
 
     def host_of(self, machine: Machine) -> LabHost:
         """The one host of a machine on the running loop."""

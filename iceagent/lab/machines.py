@@ -12,7 +12,7 @@ Every home has the same inside network, 192.168.1.0/24, as homes do; behind a ca
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ from iceagent.lab.errors import LabError
 from iceagent.lab.host import LabHost
 from iceagent.lab.kinds import EVERYTHING, Egress, Kind, Setting, rules
 from iceagent.lab.namespace import Namespace
+from iceagent.lab.wire import Impairment, Wire
 
 if TYPE_CHECKING:
     from iceagent.lab.lab import Lab
@@ -32,7 +33,6 @@ CARRIER_LAN = "100.64.0"
 MAX_SITES = 250
 MAX_HOSTS = 120
 FORWARDING_TIMEOUT_S = 2.0
-POLL_S = 0.002
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,10 +45,12 @@ class Uplink:
         lan: an IPv4 network that is routed to this machine, as its first three numbers and the number of its first
             host (``("20.0.1", 129)``); ``None``: there is none.
         lan6: an IPv6 /64 that is routed to this machine, without its ``::``; ``None``: there is none.
+        wire: the cable, where it can be impaired.
     """
 
     addresses: tuple[str, ...]
     gateways: tuple[str, ...]
+    wire: Wire | None = None
     lan: tuple[str, int] | None = None
     lan6: str | None = None
 
@@ -61,8 +63,15 @@ class Uplink:
 class Network(Protocol):
     """What a machine can be plugged into."""
 
-    def plug(self, namespace: Namespace, device: str, *, addresses: int = 1) -> Uplink:
-        """Lay a cable to ``device`` of a machine, with so many IPv4 addresses; it is up afterwards, with routes."""
+    def plug(self, namespace: Namespace, device: str, addresses: int, impairment: Impairment | None) -> Uplink:
+        """Lay a cable to ``device`` of a machine, with so many IPv4 addresses; it is up afterwards, with routes.
+
+        Args:
+            namespace: the machine's.
+            device: what the machine's end is called.
+            addresses: how many IPv4 addresses the machine gets.
+            impairment: of the cable; ``None``: it has none, ever, and is faster.
+        """
 
 
 class Machine:
@@ -76,11 +85,13 @@ class Machine:
 
     device = "eth0"
 
-    def __init__(self, lab: Lab, name: str, network: Network, *, addresses: int = 1) -> None:
+    def __init__(
+        self, lab: Lab, name: str, network: Network, *, addresses: int = 1, impairment: Impairment | None = None
+    ) -> None:
         self._lab = lab
         self.name = name
         self.namespace = lab.add_namespace(name)
-        self.uplink = network.plug(self.namespace, self.device, addresses=addresses)
+        self.uplink = network.plug(self.namespace, self.device, addresses, impairment)
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -91,6 +102,17 @@ class Machine:
     def address(self) -> str:
         """Its first IPv4 address."""
         return self.uplink.host
+
+    @property
+    def wire(self) -> Wire:
+        """Its cable, to be impaired.
+
+        Raises:
+            LabError: it was not made for that.
+        """
+        if self.uplink.wire is None:
+            raise LabError(f"the cable of {self.name} was made without an impairment, and cannot get one")
+        return self.uplink.wire
 
     @property
     def host(self) -> LabHost:
@@ -117,6 +139,29 @@ class Machine:
         """
         return self.namespace.run(command, text)
 
+    def set_link(self, *, is_up: bool) -> None:
+        """Pull the cable, or plug it in again; its routes come back with it."""
+        self.namespace.set_link(self.device, is_up=is_up)
+        if is_up:
+            for address in self.uplink.addresses:
+                self.namespace.add_address(self.device, address)
+            _route_all(self.namespace, self.uplink.gateways)
+
+    def roam(self, network: Network) -> None:
+        """Leave the network, and join another one: other addresses, another router. Sockets stay open."""
+        self.namespace.delete_link(self.device)
+        self.uplink = network.plug(self.namespace, self.device, len(self.hosts_of(4)), None)
+        self._lab.names[f"{self.name}.lab"] = self.hosts
+
+    def hosts_of(self, version: int) -> tuple[str, ...]:
+        """Its addresses of one IP version."""
+        return tuple(host for host in self.hosts if (":" in host) == (version == 6))
+
+    def deprecate(self, host: str) -> None:
+        """One of its IPv6 addresses is to be used no more for what is new (RFC 4862, 5.5.4)."""
+        address = next(each for each in self.uplink.addresses if each.split("/")[0] == host)
+        self.namespace.add_address(self.device, address, is_deprecated=True)
+
 
 class Router(Machine):
     """A router with a NAT, a firewall, or nothing.
@@ -140,12 +185,13 @@ class Router(Machine):
         egress: Egress = EVERYTHING,
         ipv6: str | None = None,
         is_carrier: bool = False,
+        impairment: Impairment | None = None,
     ) -> None:
         if hairpin and not kind.can_hairpin:
             raise LabError(f"a router of the kind {kind.name} knows no hairpin")
         if ipv6 not in (None, "firewall", "open"):
             raise LabError(f"ipv6 is {ipv6!r}, it can be None, 'firewall' or 'open'")
-        super().__init__(lab, name, network)
+        super().__init__(lab, name, network, impairment=impairment)
         self.kind = kind
         self._egress = egress
         self._is_carrier = is_carrier
@@ -175,7 +221,7 @@ class Router(Machine):
         """Its inside IPv4 address."""
         return f"{self._prefix}.{self._first}"
 
-    def plug(self, namespace: Namespace, device: str, *, addresses: int = 1) -> Uplink:
+    def plug(self, namespace: Namespace, device: str, addresses: int, impairment: Impairment | None) -> Uplink:
         """Lay a cable to one of the inside machines."""
         if self._ports + addresses > MAX_HOSTS:
             raise LabError(f"{self.name} has no address left for {addresses} more, it has {MAX_HOSTS}")
@@ -187,7 +233,7 @@ class Router(Machine):
         if self._has_ipv6:
             found += [f"{self.uplink.lan6}::{first + i:x}/64" for i in range(addresses)]
             gateways.append(f"{self.uplink.lan6}::1")
-        self.namespace.veth(port, namespace, device)
+        wire = self._lab.lay(namespace, device, self.namespace, port, impairment)
         namespace.up(device, *found)
         self.namespace.up(port, master="lan")
         self._lab.wait_until(
@@ -196,7 +242,7 @@ class Router(Machine):
             f"port {port} of {self.name} does not forward",
         )
         _route_all(namespace, gateways)
-        return Uplink(addresses=tuple(found), gateways=tuple(gateways))
+        return Uplink(addresses=tuple(found), gateways=tuple(gateways), wire=wire)
 
     # --- events --------------------------------------------------------------------------------------------------
 
@@ -248,12 +294,13 @@ class Internet:
     """The router that joins all sites; implements :class:`Network`."""
 
     def __init__(self, lab: Lab) -> None:
+        self._lab = lab
         self.namespace = lab.add_namespace("internet")
         self._sites = 0
         for name in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
             self.namespace.sysctl(name, 1)
 
-    def plug(self, namespace: Namespace, device: str, *, addresses: int = 1) -> Uplink:
+    def plug(self, namespace: Namespace, device: str, addresses: int, impairment: Impairment | None) -> Uplink:
         """A new site: the lower half of its IPv4 network is the cable's, the upper one is routed to the machine."""
         if self._sites == MAX_SITES:
             raise LabError(f"the Internet has {MAX_SITES} sites, and no more")
@@ -263,19 +310,21 @@ class Internet:
         prefix, prefix6 = f"20.0.{number}", f"2620:1:{number:x}"
         found = [f"{prefix}.{2 + i}/25" for i in range(addresses)]
         found += [f"{prefix6}::{2 + i:x}/64" for i in range(addresses)]
-        self.namespace.veth(site, namespace, device)
+        wire = self._lab.lay(namespace, device, self.namespace, site, impairment)
         self.namespace.up(site, f"{prefix}.1/25", f"{prefix6}::1/64")
         namespace.up(device, *found)
         gateways = (f"{prefix}.1", f"{prefix6}::1")
         _route_all(namespace, gateways)
         self.namespace.route(f"{prefix}.128/25", f"{prefix}.2")
         self.namespace.route(f"{prefix6}:1::/64", f"{prefix6}::2")
-        return Uplink(addresses=tuple(found), gateways=gateways, lan=(prefix, 129), lan6=f"{prefix6}:1")
+        # Nobody has to ask who is where: a lost ARP request would be part of every measurement, and for a second after
+        # a link came up a router has no address to ask from in IPv6 (the kernel tells it late that the link is there).
+        hosts = [address.split("/")[0] for address in found]
+        self.namespace.know_neighbours(site, namespace.mac(device), hosts)
+        namespace.know_neighbours(device, self.namespace.mac(site), gateways)
+        return Uplink(addresses=tuple(found), gateways=gateways, lan=(prefix, 129), lan6=f"{prefix6}:1", wire=wire)
 
 
 def _route_all(namespace: Namespace, gateways: Sequence[str]) -> None:
     for gateway in gateways:
         namespace.route("default", gateway)
-
-
-Waiter = Callable[[Callable[[], bool], float, str], None]

@@ -31,6 +31,7 @@ T = TypeVar("T")
 CLONE_NEWNET = 0x40000000
 OWN = "/proc/thread-self/ns/net"
 COMMAND_TIMEOUT_S = 30.0
+NEIGHBOUR_RETRANSMIT_MS = 10
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -98,12 +99,11 @@ class Namespace:
         """An Ethernet switch, up, with an address of its own that does not change with its ports."""
 
         def make(ip: IPRoute) -> None:
-            ip.link("add", ifname=name, kind="bridge", address=_stable_mac(name), br_forward_delay=0)
+            # A bridge would else look for IGMP queriers before it forwards SSDP.
+            ip.link("add", ifname=name, kind="bridge", address=_stable_mac(name), br_mcast_snooping=0)
             ip.link("set", index=_index(ip, name), state="up")
 
         self.netlink(make)
-        # A bridge would else look for IGMP queriers before it forwards SSDP.
-        self.write(f"/sys/devices/virtual/net/{name}/bridge/multicast_snooping", 0, may_fail=True)
 
     def up(self, name: str, *addresses: str, master: str | None = None) -> None:
         """Bring a link up, with addresses (``192.0.2.1/24``), or as a port of a bridge."""
@@ -117,9 +117,28 @@ class Namespace:
             ip.link("set", index=index, state="up")
 
         self.netlink(bring_up)
-        if self._has_arp(name):
-            # A first ARP request that is lost would else cost a second.
-            self.sysctl(f"ipv4/neigh/{name}/retrans_time_ms", 50)
+        for version in (4, 6):
+            # The first request may come before the other end is ready, and would be repeated after a second.
+            self.sysctl(f"ipv{version}/neigh/{name}/retrans_time_ms", NEIGHBOUR_RETRANSMIT_MS)
+
+    def mac(self, name: str) -> str:
+        """The Ethernet address of a link."""
+
+        def look(ip: IPRoute) -> str:
+            (link,) = ip.get_links(_index(ip, name))
+            return str(link.get_attr("IFLA_ADDRESS"))
+
+        return self.netlink(look)
+
+    def know_neighbours(self, name: str, mac: str, hosts: Sequence[str]) -> None:
+        """These addresses are at that Ethernet address: nobody has to ask for them."""
+
+        def tell(ip: IPRoute) -> None:
+            index = _index(ip, name)
+            for host in hosts:
+                ip.neigh("replace", dst=host, lladdr=mac, ifindex=index, state="permanent")
+
+        self.netlink(tell)
 
     def set_link(self, name: str, *, is_up: bool) -> None:
         """Take a link down, or up. Taking it down loses its routes."""
@@ -185,15 +204,11 @@ class Namespace:
 
     def sysctl(self, name: str, value: int) -> None:
         """Write ``net/NAME`` below ``/proc/sys``."""
-        self.write(f"/proc/sys/net/{name}", value)
-
-    def write(self, path: str, value: int, *, may_fail: bool = False) -> None:
-        """Write a number to a file of the kernel that belongs to this namespace."""
+        path = Path("/proc/sys/net", name)
         try:
-            self.do(lambda: Path(path).write_text(str(value)))
+            self.do(lambda: path.write_text(str(value)))
         except OSError as error:
-            if not may_fail:
-                raise LabError(f"{self.name}: {path}: {error.strerror}") from error
+            raise LabError(f"{self.name}: {path}: {error.strerror}") from error
 
     def run(self, command: Sequence[str], text: str = "") -> str:
         """Run a program here, with ``text`` as its input, and return its output.
@@ -250,9 +265,6 @@ class Namespace:
                 Path("/proc/sys/net", name).write_text(str(value))
         with IPRoute() as ip:
             ip.link("set", index=1, state="up")
-
-    def _has_arp(self, name: str) -> bool:
-        return self.do(lambda: Path(f"/proc/sys/net/ipv4/neigh/{name}/retrans_time_ms").exists())
 
 
 # BR_STATE_FORWARDING of <linux/if_bridge.h>

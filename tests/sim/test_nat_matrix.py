@@ -1,8 +1,8 @@
 """Which NATs meet without a relay, and do we connect whenever theory says so, and only then?
 
 Each side has one host candidate behind one NAT and the server-reflexive candidate that a STUN server saw. The
-expectation is derived from RFC 4787's two words for a NAT, mapping and filtering, in :func:`connects`; nothing in it
-was measured.
+expectation is derived from RFC 4787's two words for a NAT, mapping and filtering (``iceagent/nat/theory.py``); nothing
+in it was measured.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import pytest
 
 from iceagent.events import AgentState
 from iceagent.nat.kinds import Filtering, Mapping
+from iceagent.nat.theory import can_meet
 from iceagent.testing.nat import NatModel
 from tests.sim.world import EXTERNAL_A, EXTERNAL_B, World, make_world
 
@@ -30,44 +31,14 @@ class Kind(NamedTuple):
     def __str__(self) -> str:
         return f"{self.mapping.value}-{self.filtering.value}"
 
-    @property
-    def is_known_ahead(self) -> bool:
-        """Whether the address that the STUN server saw is the one that the peer will see."""
-        return self.mapping is Mapping.EIM
-
 
 KINDS = tuple(Kind(mapping, filtering) for mapping in MAPPINGS for filtering in FILTERINGS)
 CELLS = [(a, b) for a in KINDS for b in KINDS]
 
 
 def connects(a: Kind, b: Kind) -> bool:
-    """Whether two NATs meet, from theory.
-
-    Let ``a(d)`` be the outside address of a's socket towards ``d``, ``S`` the STUN server, so that ``a(S)`` is
-    signalled.
-    A path is a pair of addresses with ``x = a(y)`` and ``y = b(x)`` whose packets pass both filters.
-
-    Both EIM: ``x = a(S)`` and ``y = b(S)``, known to both. Each one's own checks open its filter to the other. Always.
-
-    One EIM, say a: ``x = a(S)``, and ``y = b(x)`` is no address that a knows, so b's check has to pass a's filter
-    first. EIF lets it in; ADF too, as a has sent to ``b(S)``, which is on the same host; APDF does not: a never sent to
-    that port. b's filter does not matter: what could come in at ``b(S)`` under EIF is answered from ``y``, to which a's
-    filter is closed.
-
-    Neither EIM: a's check leaves ``x' = a(b(S))``, which b does not know, for ``b(S)``, whose filter is open to S alone
-    unless it is EIF. So one side must be EIF, say b; it answers from ``y' = b(x')``, not where a sent to: a's filter
-    must let another port of the same host in (EIF or ADF). a then sends to ``y'`` from ``a(y')``. With ADM that is
-    ``x'`` again, and the path is found; with APDM it is another ``x''``, which b, if it is ADM, answers from ``y'``
-    (the same host), and the path is found; if both are APDM every answer shows a new address, for ever.
-    """
-    ahead = [kind.is_known_ahead for kind in (a, b)]
-    if all(ahead):
-        return True
-    if any(ahead):
-        known = a if a.is_known_ahead else b
-        return known.filtering is not Filtering.APDF
-    filters = {a.filtering, b.filtering}
-    return Filtering.EIF in filters and Filtering.APDF not in filters and Mapping.ADM in (a.mapping, b.mapping)
+    """Whether two NATs meet, from theory."""
+    return can_meet((a.mapping, a.filtering), (b.mapping, b.filtering))
 
 
 def world_of(a: Kind, b: Kind, *, seed: int = 1, loss: float = 0.0) -> World:

@@ -1,0 +1,250 @@
+"""Which kinds of router can two agents connect through, how fast, and does theory allow better?
+
+A *cell* is two kinds, or two machines behind one router. Cells that theory allows are measured one after the other, so
+that none disturbs another's time; those it does not are left to try side by side, until the laboratory's own limit.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from enum import Enum
+from statistics import median
+from typing import Any
+
+from iceagent.config import Config
+from iceagent.lab.contenders import CONTENDERS
+from iceagent.lab.errors import LabError
+from iceagent.lab.kinds import kind_named
+from iceagent.lab.lab import Lab
+from iceagent.lab.machines import Machine
+from iceagent.lab.session import LIMIT_S, Outcome, Side, connect
+from iceagent.nat.theory import can_meet
+from iceagent.net.address import TransportAddress
+from relay.server import STUN_PORT, Server
+
+__all__ = ["KIND_NAMES", "Cell", "Place", "Result", "Summary", "cells", "play", "stun_server", "summarize"]
+
+KIND_NAMES = (
+    "open",
+    "firewall",
+    "full-cone",
+    "addr-restricted",
+    "port-restricted",
+    "port-restricted-naive",
+    "eim-random",
+    "addr-symmetric",
+    "symmetric",
+    "symmetric-seq",
+    "no-udp",
+)
+"""Rows and columns of the whole matrix."""
+
+# Cells that are built and torn down together: each has four namespaces and threads.
+BATCH = 16
+# A cell that theory allows holds up the next one for so long at most; then both go on side by side.
+HEAD_START_S = 1.0
+
+
+class Place(Enum):
+    """How the two machines stand to each other."""
+
+    APART = "apart"
+    SAME_HOME = "same home"
+    SAME_HOME_HAIRPIN = "same home, hairpin"
+    SAME_CARRIER = "same carrier"
+    SAME_CARRIER_HAIRPIN = "same carrier, hairpin"
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is tried.
+
+    Attributes:
+        a: kind of the controlling side's router; of the only one, where there is one.
+        b: kind of the controlled side's.
+        place: where they stand; behind one carrier's NAT the kinds are those of the homes.
+        late_s: seconds that a side is told later: positive the controlled one, negative the controlling one.
+    """
+
+    a: str
+    b: str
+    place: Place = Place.APART
+    late_s: float = 0.0
+
+    def __str__(self) -> str:
+        late = f", {abs(self.late_s) * 1000:g} ms late: {'b' if self.late_s > 0 else 'a'}" if self.late_s else ""
+        return f"{self.a} × {self.b}{'' if self.place is Place.APART else f' ({self.place.value})'}{late}"
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether theory allows a direct path, without guessing ports."""
+        if self.place is Place.SAME_CARRIER:
+            return False
+        if self.place is not Place.APART:
+            return True
+        a, b = kind_named(self.a), kind_named(self.b)
+        return can_meet((a.mapping, a.filtering), (b.mapping, b.filtering))
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came out of a cell."""
+
+    cell: Cell
+    outcome: Outcome
+
+    @property
+    def could_be_better(self) -> bool:
+        """Theory allows a direct path, and there is none."""
+        return self.cell.is_possible and self.outcome.kind != "direct"
+
+    def as_json(self) -> dict[str, Any]:
+        """The fields of the event ``lab.cell``."""
+        cell, outcome = self.cell, self.outcome
+        return {
+            "a": cell.a,
+            "b": cell.b,
+            "place": cell.place.value,
+            "late_ms": cell.late_s * 1000,
+            "connected": outcome.connected,
+            "kind": outcome.kind,
+            "remotes": None if outcome.remotes is None else [each.value for each in outcome.remotes],
+            "elapsed_ms": None if outcome.elapsed_s is None else outcome.elapsed_s * 1000,
+            "possible": cell.is_possible,
+            "reason": outcome.reason,
+        }
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary:
+    """Of all cells.
+
+    Attributes:
+        cells: how many.
+        possible: of them, theory allows a direct path in.
+        connected: of them, connected.
+        missed: theory allows a direct path, and there is none.
+        median_ms: time to connect of the connected ones; ``None``: there are none.
+    """
+
+    cells: int
+    possible: int
+    connected: int
+    missed: int
+    median_ms: float | None
+
+
+def cells(kinds: Sequence[str] = KIND_NAMES, *, with_places: bool = True) -> list[Cell]:
+    """Every pair of kinds, and two machines behind one router.
+
+    Raises:
+        LabError: there is no such kind.
+    """
+    for name in kinds:
+        kind_named(name)
+    found = [Cell(a, b) for a in kinds for b in kinds]
+    if with_places:
+        cone, plain = "port-restricted-strict", "port-restricted"
+        found += [
+            Cell(plain, plain, Place.SAME_HOME),
+            Cell(cone, cone, Place.SAME_HOME_HAIRPIN),
+            Cell(plain, plain, Place.SAME_CARRIER_HAIRPIN),
+            Cell(plain, plain, Place.SAME_CARRIER),
+        ]
+    return found
+
+
+def summarize(results: Iterable[Result]) -> Summary:
+    """Count."""
+    results = list(results)
+    times = [result.outcome.elapsed_s for result in results if result.outcome.elapsed_s is not None]
+    return Summary(
+        cells=len(results),
+        possible=sum(result.cell.is_possible for result in results),
+        connected=len(times),
+        missed=sum(result.could_be_better for result in results),
+        median_ms=median(times) * 1000 if times else None,
+    )
+
+
+async def play(
+    wanted: Iterable[Cell], *, agent: str = "iceagent", config: Config | None = None, limit_s: float = LIMIT_S
+) -> AsyncIterator[Result]:
+    """Try all cells, and give each result when it is there.
+
+    Args:
+        wanted: what to try.
+        agent: who plays both sides; a name of :data:`CONTENDERS`.
+        config: of our agents.
+        limit_s: of one cell.
+
+    Raises:
+        LabError: there is no such agent, or the laboratory cannot be built.
+    """
+    if agent not in CONTENDERS:
+        raise LabError(f"there is no agent called {agent!r}; there are {', '.join(CONTENDERS)}")
+    possible: list[Cell] = []
+    others: list[Cell] = []
+    for cell in wanted:
+        (possible if cell.is_possible else others).append(cell)
+    batches = [possible[i : i + BATCH] for i in range(0, len(possible), BATCH)]
+    # Nothing is measured here: all that wait for the limit may wait together.
+    batches += [others[i : i + 2 * BATCH] for i in range(0, len(others), 2 * BATCH)]
+    for batch in batches:
+        with Lab() as lab:
+            async with stun_server(lab) as stun:
+                async for result in _play_batch(lab, batch, stun, agent, config, limit_s):
+                    yield result
+
+
+@asynccontextmanager
+async def stun_server(lab: Lab) -> AsyncIterator[TransportAddress]:
+    """Our own server, on a machine ``stun`` of the laboratory with two addresses; gives the first one."""
+    machine = lab.machine("stun", addresses=2)
+    address = TransportAddress(machine.address, STUN_PORT)
+    async with Server(machine.host, [address]):
+        yield address
+
+
+async def _play_batch(
+    lab: Lab, batch: Sequence[Cell], stun: TransportAddress, agent: str, config: Config | None, limit_s: float
+) -> AsyncIterator[Result]:
+    machines = [_build(lab, cell) for cell in batch]
+    running: set[asyncio.Task[Result]] = set()
+    try:
+        for cell, (a, b) in zip(batch, machines, strict=True):
+
+            async def run(cell: Cell = cell, a: Machine = a, b: Machine = b) -> Result:
+                sides = Side(machine=a, late_s=max(0.0, -cell.late_s)), Side(machine=b, late_s=max(0.0, cell.late_s))
+                return Result(cell, await connect(*sides, agent=agent, stun=stun, config=config, limit_s=limit_s))
+
+            task = asyncio.ensure_future(run())
+            running.add(task)
+            if cell.is_possible:
+                await asyncio.wait([task], timeout=HEAD_START_S)
+            for done in [task for task in running if task.done()]:
+                running.remove(done)
+                yield done.result()
+        while running:
+            finished, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            for done in finished:
+                yield done.result()
+    finally:
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)
+
+
+def _build(lab: Lab, cell: Cell) -> tuple[Machine, Machine]:
+    if cell.place is Place.APART:
+        return lab.machine(behind=lab.router(cell.a)), lab.machine(behind=lab.router(cell.b))
+    if cell.place in (Place.SAME_HOME, Place.SAME_HOME_HAIRPIN):
+        home = lab.router(cell.a, hairpin=cell.place is Place.SAME_HOME_HAIRPIN)
+        return lab.machine(behind=home), lab.machine(behind=home)
+    hairpin = cell.place is Place.SAME_CARRIER_HAIRPIN
+    carrier = lab.router("port-restricted-strict", is_carrier=True, hairpin=hairpin)
+    homes = lab.router(cell.a, behind=carrier), lab.router(cell.b, behind=carrier)
+    return lab.machine(behind=homes[0]), lab.machine(behind=homes[1])
