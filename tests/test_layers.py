@@ -121,14 +121,14 @@ PACKAGE_RULES = {
 
 # DESIGN: each library has one purpose, and the places that serve it.
 LIBRARIES = {
-    "aioice": ("iceagent/gather/mdns.py", "iceagent/rtc.py"),
+    "aioice": ("iceagent/gather/mdns.py", "iceagent/lab/contenders.py", "iceagent/rtc.py"),
     "aiortc": ("iceagent/rtc.py",),
     "click": ("iceagent/cli/",),
     "dns": ("iceagent/net/resolve.py",),
     "miniupnpc": ("portmap/igd.py",),
     "pyroute2": ("iceagent/lab/", "iceagent/net/interfaces.py", "portmap/gateway.py"),
     "pytest": ("iceagent/testing/pytest_plugin.py",),
-    "rich": ("iceagent/cli/", "iceagent/probe/"),
+    "rich": ("iceagent/cli/", "iceagent/lab/render.py", "iceagent/probe/"),
     "structlog": ("iceagent/cli/", "iceagent/logs.py"),
     "uvloop": ("iceagent/cli/",),
 }

@@ -54,6 +54,7 @@ _MAX_REFUSAL = 600
 # Subcommand → where its click command lives, and its line in the list of commands (which must not import it).
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "connect": ("iceagent.cli.connect:connect", "Connect two hosts, and keep them connected."),
+    "lab": ("iceagent.cli.lab:lab", "Real NATs, to test what runs behind them."),
     "probe": ("iceagent.cli.probe:probe", "What can reach this host, and what can it reach?"),
     "serve": ("iceagent.cli.serve:serve", "Run a STUN server."),
 }

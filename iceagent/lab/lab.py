@@ -52,6 +52,7 @@ class Lab:
         self._hosts: WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, LabHost]] = WeakKeyDictionary()
         try:
             self.internet = Internet(self)
+            self.internet.namespace.check()
         except BaseException:
             self.close()
             raise

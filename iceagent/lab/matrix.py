@@ -23,7 +23,7 @@ from iceagent.lab.machines import Machine
 from iceagent.lab.session import LIMIT_S, Outcome, Side, connect
 from iceagent.nat.theory import can_meet
 from iceagent.net.address import TransportAddress
-from relay.server import STUN_PORT, Server
+from relay.server import STUN_PORT, Server, ServerOptions
 
 __all__ = ["KIND_NAMES", "Cell", "Place", "Result", "Summary", "cells", "play", "stun_server", "summarize"]
 
@@ -202,11 +202,11 @@ async def play(
 
 @asynccontextmanager
 async def stun_server(lab: Lab) -> AsyncIterator[TransportAddress]:
-    """Our own server, on a machine ``stun`` of the laboratory with two addresses; gives the first one."""
+    """Our own server, on a machine ``stun`` of the laboratory, with behaviour discovery; gives its first address."""
     machine = lab.machine("stun", addresses=2)
-    address = TransportAddress(machine.address, STUN_PORT)
-    async with Server(machine.host, [address]):
-        yield address
+    listen = [TransportAddress(host, STUN_PORT) for host in machine.hosts_of(4)]
+    async with Server(machine.host, listen, options=ServerOptions(behaviour_discovery=True)):
+        yield listen[0]
 
 
 async def _play_batch(

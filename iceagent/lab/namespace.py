@@ -82,6 +82,24 @@ class Namespace:
             finally:
                 os.close(own)
 
+    def check(self) -> None:
+        """Whether threads can come back from here.
+
+        Raises:
+            LabError: they cannot: the network that they come from belongs to a user namespace that we are not root of.
+        """
+
+        def visit() -> None:
+            with self.entered():
+                pass
+
+        # In a thread that may be lost.
+        with ThreadPoolExecutor(1) as pool:
+            try:
+                pool.submit(visit).result()
+            except OSError as error:
+                raise LabError(_NEEDED) from error
+
     def socket(self, family: int = socket.AF_INET, kind: int = socket.SOCK_DGRAM) -> socket.socket:
         """A new socket of this namespace, to be used in any thread."""
         with self.entered():
@@ -289,12 +307,13 @@ _SWITCHES = {
 }
 
 
+_NEEDED = "a laboratory needs root, or user and network namespaces of its own: unshare -Urnm, around the whole program"
+
+
 def _unshare() -> int:
     """The calling thread gets a new namespace; returns its descriptor."""
     if _libc.unshare(CLONE_NEWNET) != 0:
-        raise LabError(
-            "making a network namespace needs root, or a user namespace: unshare -Urnm, around the whole program"
-        )
+        raise LabError(_NEEDED)
     return os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
 
 

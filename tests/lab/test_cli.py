@@ -1,0 +1,152 @@
+"""``iceagent lab``, from the outside."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from iceagent.lab import KINDS
+
+ROOT = Path(__file__).parents[2]
+
+
+def iceagent(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "iceagent", "lab", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_kinds() -> None:
+    lines = [json.loads(line) for line in iceagent("kinds", "--json").stdout.splitlines()]
+    assert [line["name"] for line in lines] == list(KINDS)
+    assert lines[0] == {
+        "t": lines[0]["t"],
+        "event": "lab.kind",
+        "name": "open",
+        "mapping": "EIM",
+        "filtering": "EIF",
+        "keeps_port": True,
+        "hairpin": False,
+        "early_packet_trap": False,
+        "summary": KINDS["open"].summary,
+    }
+    assert iceagent("kinds").stdout.count("\n") == len(KINDS) + 1
+
+
+def test_a_story_with_a_direct_path() -> None:
+    done = iceagent("run", "--a", "symmetric", "--b", "full-cone", "--json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert (done.returncode, done.stderr) == (0, "")
+    machines = [event for event in events if event["event"] == "lab.machine"]
+    assert [(event["who"], event["router"]) for event in machines] == [("a", "symmetric"), ("b", "full-cone")]
+    paths = {event["who"]: event for event in events if event["event"] == "path.selected"}
+    assert paths["a"]["local"]["type"] == "prflx" and paths["b"]["remote"]["type"] == "prflx"
+    result = events[-1]
+    assert result["event"] == "lab.result" and result["connected"] and result["kind"] == "direct"
+    assert result["remotes"] == ["srflx", "prflx"] and result["elapsed_ms"] > 0
+
+
+def test_a_story_without_a_path() -> None:
+    done = iceagent("run", "--a", "symmetric", "--b", "symmetric", "--limit", "1")
+    assert done.returncode == 4
+    assert done.stdout.splitlines()[-1].endswith('reason="not connected within 1 s"')
+
+
+@pytest.mark.parametrize("agent", ["iceagent", "aioice"])
+def test_a_small_matrix(tmp_path: Path, agent: str) -> None:
+    file, drawing = tmp_path / "m.json", tmp_path / "m.svg"
+    arguments = ("--kinds", "full-cone,symmetric", "--limit", "1", "--agent", agent)
+    done = iceagent("matrix", *arguments, "--json", str(file), "--svg", str(drawing))
+    assert (done.returncode, done.stderr) == (0, "")
+    document = json.loads(file.read_text())
+    assert (document["agent"], document["kinds"]) == (agent, ["full-cone", "symmetric"])
+    connected = {(cell["a"], cell["b"]) for cell in document["cells"] if cell["connected"]}
+    assert connected == {("full-cone", "full-cone"), ("full-cone", "symmetric"), ("symmetric", "full-cone")}
+    rows = [line for line in done.stdout.splitlines() if line.startswith(" 2 symmetric")]
+    assert len(rows) == 1 and "s/p" in rows[0] and rows[0].rstrip().endswith("–")
+    assert len(ElementTree.parse(drawing).findall(".//{*}rect")) == 4
+    last = done.stdout.splitlines()[-1]
+    assert f"lab.matrix agent={agent} cells=4 possible=3 connected=3 missed=0" in last
+
+
+def test_a_matrix_as_json_lines() -> None:
+    done = iceagent("matrix", "--kinds", "full-cone", "--json")
+    cell, summary = (json.loads(line) for line in done.stdout.splitlines())
+    assert (cell["event"], cell["a"], cell["possible"]) == ("lab.cell", "full-cone", True)
+    assert (summary["event"], summary["connected"]) == ("lab.matrix", 1)
+
+
+def test_a_program_behind_a_nat() -> None:
+    script = "echo $STUN_SERVER; echo $ICEAGENT_SERVERS; cat; exit 7"
+    command = [sys.executable, "-m", "iceagent", "lab", "exec", "--nat", "symmetric", "--", "sh", "-c", script]
+    done = subprocess.run(command, input="said", capture_output=True, text=True, check=False, cwd=ROOT)
+    server, servers, said = done.stdout.splitlines()
+    assert (done.returncode, said, json.loads(servers)) == (7, "said", [{"urls": f"stun:{server}"}])
+
+
+@pytest.mark.parametrize("kind", ["full-cone", "addr-restricted", "port-restricted", "symmetric"])
+def test_a_probe_behind_a_nat_finds_what_it_is(kind: str) -> None:
+    """RFC 5780, by the program that users have, against the server that it is given."""
+    done = iceagent("exec", "--nat", kind, "--", sys.executable, "-m", "iceagent", "probe", "--json")
+    nat = json.loads(done.stdout)["nat"]
+    assert (nat["mapping"], nat["filtering"]) == (KINDS[kind].mapping.value, KINDS[kind].filtering.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("run", "--a", "cone", "--b", "open"), "no kind of router called 'cone'; there are open, firewall"),
+        (("matrix", "--kinds", "open,x"), "no kind of router called 'x'"),
+        (("matrix", "--svg", "/nonexistent/m.svg"), "/nonexistent/m.svg cannot be written: No such file"),
+        (("exec", "--nat", "open", "--", "nonesuch"), "nonesuch is not installed"),
+        (("exec", "--nat", "open", "--hairpin", "--", "true"), "kind open knows no hairpin"),
+        (("exec", "--nat", "open"), "Missing argument"),
+    ],
+)
+def test_wrong_usage(arguments: tuple[str, ...], complaint: str) -> None:
+    done = iceagent(*arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert complaint in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_it_runs_in_a_user_namespace() -> None:
+    """As it does for an ordinary user."""
+    command = ["unshare", "-Urnm", sys.executable, "-m", "iceagent", "lab", "run", "--a", "open", "--b", "symmetric"]
+    done = subprocess.run([*command, "--delay", "0.01"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted(number: signal.Signals) -> None:
+    """CLI contract: Ctrl-C ends cleanly; 130. The program that it ran ends too."""
+    command = [
+        sys.executable,
+        "-m",
+        "iceagent",
+        "lab",
+        "exec",
+        "--nat",
+        "open",
+        "--",
+        "sh",
+        "-c",
+        "echo $$; sleep 1000",
+    ]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    process.send_signal(number)
+    assert process.wait() == 130
+    process.stdout.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_clean() -> None:
+    assert "lab.cleaned processes=0 folders=0" in iceagent("clean").stdout
