@@ -58,13 +58,11 @@ class Egress:
         udp_ports: destination ports; ``None``: all.
         tcp_ports: destination ports; ``None``: all.
         blocked: IPv4 addresses that nothing reaches.
-        proxy_port: inside hosts may talk to an HTTP proxy on this port of the router; ``None``: there is none.
     """
 
     udp_ports: tuple[int, ...] | None = None
     tcp_ports: tuple[int, ...] | None = None
     blocked: tuple[str, ...] = ()
-    proxy_port: int | None = None
 
     def rules(self) -> list[str]:
         """Rules of a forward chain that drop the rest."""
@@ -120,6 +118,20 @@ def kind_named(name: str) -> Kind:
     return found
 
 
+# miniupnpd writes into the first three.
+_FOR_MINIUPNPD = (
+    *("chain miniupnpd {", "}", "chain prerouting_miniupnpd {", "}", "chain postrouting_miniupnpd {", "}"),
+    "chain mapped_in {",
+    "type nat hook prerouting priority dstnat - 1;",
+    "jump prerouting_miniupnpd",
+    "}",
+    "chain mapped_out {",
+    "type nat hook postrouting priority srcnat - 1;",
+    "jump postrouting_miniupnpd",
+    "}",
+)
+
+
 def rules(kind: Kind, setting: Setting, egress: Egress = EVERYTHING, extra: str = "") -> str:
     """All rules of a router, to be loaded in the place of what it had.
 
@@ -135,7 +147,7 @@ def rules(kind: Kind, setting: Setting, egress: Egress = EVERYTHING, extra: str 
         "jump miniupnpd",
         *kind.egress.rules(),
         *egress.rules(),
-        'iifname "lan" accept',
+        'iifname { "lan", "nat64" } accept',
         "ct status dnat accept",
     ]
     if not kind.is_translating and kind.filtering is Filtering.EIF:
@@ -148,10 +160,8 @@ def rules(kind: Kind, setting: Setting, egress: Egress = EVERYTHING, extra: str 
         "delete table inet filter",
         "table ip nat",
         "delete table ip nat",
-        # miniupnpd writes into these.
         "table inet filter {",
-        "chain miniupnpd {",
-        "}",
+        *_FOR_MINIUPNPD,
         "chain input {",
         "type filter hook input priority filter; policy drop;",
         'iifname { "lo", "lan", "nat64" } accept',

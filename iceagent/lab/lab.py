@@ -74,6 +74,7 @@ class Lab:
         egress: Egress = EVERYTHING,
         ipv6: str | None = None,
         is_carrier: bool = False,
+        is_ipv6_only: bool = False,
         impairment: Impairment | None = None,
     ) -> Router:
         """Add a router.
@@ -87,6 +88,7 @@ class Lab:
             egress: what it lets out, beside what its kind says.
             ipv6: ``"firewall"`` lets in answers only, ``"open"`` everything; ``None``: no IPv6 behind it.
             is_carrier: a carrier's: homes are plugged in, and are in 100.64.0.0/24.
+            is_ipv6_only: machines behind it have no IPv4 addresses; see :func:`iceagent.lab.services.nat64`.
             impairment: of its cable to the outside, which can be changed later (``router.wire.set``); ``None``: a
                 faster one that cannot.
 
@@ -103,6 +105,7 @@ class Lab:
             egress=egress,
             ipv6=ipv6,
             is_carrier=is_carrier,
+            is_ipv6_only=is_ipv6_only,
             impairment=impairment,
         )
 

@@ -12,8 +12,9 @@ Every home has the same inside network, 192.168.1.0/24, as homes do; behind a ca
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from iceagent.lab.errors import LabError
@@ -56,7 +57,7 @@ class Uplink:
 
     @property
     def host(self) -> str:
-        """The IPv4 address."""
+        """The first address."""
         return self.addresses[0].split("/")[0]
 
 
@@ -92,6 +93,7 @@ class Machine:
         self.name = name
         self.namespace = lab.add_namespace(name)
         self.uplink = network.plug(self.namespace, self.device, addresses, impairment)
+        self._resolv_conf: Path | None = None
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -100,8 +102,28 @@ class Machine:
 
     @property
     def address(self) -> str:
-        """Its first IPv4 address."""
+        """Its first address, IPv4 where it has any."""
         return self.uplink.host
+
+    @property
+    def folder(self) -> Path:
+        """Its own, for logs and configurations; removed with the laboratory."""
+        folder = self._lab.folder / self.name
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def lab_names(self) -> Mapping[str, Sequence[str]]:
+        """What the laboratory's names stand for by now."""
+        return self._lab.names
+
+    def wait_until(self, fact: Callable[[], bool], timeout_s: float, complaint: str) -> None:
+        """Look at ``fact`` until it is true.
+
+        Raises:
+            LabError: it is not, after so many seconds.
+        """
+        self._lab.wait_until(fact, timeout_s, complaint)
 
     @property
     def wire(self) -> Wire:
@@ -129,7 +151,19 @@ class Machine:
         Raises:
             LabError: it is not installed.
         """
-        return self._lab.popen(self.namespace, command, **options)
+        return self._lab.popen(self.namespace, self._with_name_server(command), **options)
+
+    def use_name_server(self, host: str) -> None:
+        """Programs that are started from now on ask this name server, and not this machine's."""
+        self._resolv_conf = self.folder / "resolv.conf"
+        self._resolv_conf.write_text(f"nameserver {host}\n")
+
+    def _with_name_server(self, command: Sequence[str]) -> Sequence[str]:
+        if self._resolv_conf is None:
+            return command
+        # A mount namespace of its own, with another /etc/resolv.conf.
+        script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
+        return ["unshare", "--mount", "sh", "-c", script, str(self._resolv_conf), *command]
 
     def run(self, command: Sequence[str], text: str = "") -> str:
         """Run a program to its end, with ``text`` as its input, and return its output.
@@ -137,7 +171,7 @@ class Machine:
         Raises:
             LabError: it failed, with its own words; it is not installed; or it took longer than 30 s.
         """
-        return self.namespace.run(command, text)
+        return self.namespace.run(self._with_name_server(command), text)
 
     def set_link(self, *, is_up: bool) -> None:
         """Pull the cable, or plug it in again; its routes come back with it."""
@@ -185,16 +219,20 @@ class Router(Machine):
         egress: Egress = EVERYTHING,
         ipv6: str | None = None,
         is_carrier: bool = False,
+        is_ipv6_only: bool = False,
         impairment: Impairment | None = None,
     ) -> None:
         if hairpin and not kind.can_hairpin:
             raise LabError(f"a router of the kind {kind.name} knows no hairpin")
         if ipv6 not in (None, "firewall", "open"):
             raise LabError(f"ipv6 is {ipv6!r}, it can be None, 'firewall' or 'open'")
+        if is_ipv6_only and ipv6 is None:
+            raise LabError("a router for IPv6 only needs IPv6: 'firewall' or 'open'")
         super().__init__(lab, name, network, impairment=impairment)
         self.kind = kind
         self._egress = egress
         self._is_carrier = is_carrier
+        self._is_ipv6_only = is_ipv6_only
         self._has_ipv6 = ipv6 is not None and self.uplink.lan6 is not None
         self._ports = 0
         self._prefix, self._first, length = self._inside()
@@ -221,6 +259,11 @@ class Router(Machine):
         """Its inside IPv4 address."""
         return f"{self._prefix}.{self._first}"
 
+    @property
+    def inside_host6(self) -> str | None:
+        """Its inside IPv6 address; ``None``: there is no IPv6 behind it."""
+        return f"{self.uplink.lan6}::1" if self._has_ipv6 else None
+
     def plug(self, namespace: Namespace, device: str, addresses: int, impairment: Impairment | None) -> Uplink:
         """Lay a cable to one of the inside machines."""
         if self._ports + addresses > MAX_HOSTS:
@@ -228,8 +271,11 @@ class Router(Machine):
         first = self._first + 1 + self._ports
         self._ports += addresses
         port = f"p{first}"
-        found = [f"{self._prefix}.{first + i}/{self._length}" for i in range(addresses)]
-        gateways = [self.lan_address]
+        found: list[str] = []
+        gateways: list[str] = []
+        if not self._is_ipv6_only:
+            found += [f"{self._prefix}.{first + i}/{self._length}" for i in range(addresses)]
+            gateways.append(self.lan_address)
         if self._has_ipv6:
             found += [f"{self.uplink.lan6}::{first + i:x}/64" for i in range(addresses)]
             gateways.append(f"{self.uplink.lan6}::1")

@@ -135,7 +135,7 @@ class Namespace:
             ip.link("set", index=index, state="up")
 
         self.netlink(bring_up)
-        for version in (4, 6):
+        for version in (4, 6) if self._has_neighbours(name) else ():
             # The first request may come before the other end is ready, and would be repeated after a second.
             self.sysctl(f"ipv{version}/neigh/{name}/retrans_time_ms", NEIGHBOUR_RETRANSMIT_MS)
 
@@ -181,6 +181,20 @@ class Namespace:
         family = socket.AF_INET6 if ":" in gateway else socket.AF_INET
         target = {} if destination == "default" else {"dst": destination}
         self.netlink(lambda ip: ip.route("replace", family=family, gateway=gateway, **target))
+
+    def route_to_link(self, destination: str, name: str) -> None:
+        """Add a route into a link that has no neighbours."""
+        family = socket.AF_INET6 if ":" in destination else socket.AF_INET
+        self.netlink(lambda ip: ip.route("replace", family=family, dst=destination, oif=_index(ip, name)))
+
+    def has_carrier(self, name: str) -> bool:
+        """Whether somebody is at the other end of a link."""
+
+        def look(ip: IPRoute) -> bool:
+            (link,) = ip.get_links(_index(ip, name))
+            return bool(link.get_attr("IFLA_CARRIER"))
+
+        return self.netlink(look)
 
     def is_forwarding(self, port: str) -> bool:
         """Whether a port of a bridge forwards; until then it loses what it is given."""
@@ -283,6 +297,9 @@ class Namespace:
                 Path("/proc/sys/net", name).write_text(str(value))
         with IPRoute() as ip:
             ip.link("set", index=1, state="up")
+
+    def _has_neighbours(self, name: str) -> bool:
+        return self.do(lambda: Path(f"/proc/sys/net/ipv4/neigh/{name}").exists())
 
 
 # BR_STATE_FORWARDING of <linux/if_bridge.h>

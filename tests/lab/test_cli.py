@@ -122,6 +122,13 @@ def test_it_runs_in_a_user_namespace() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_it_says_what_it_needs() -> None:
+    """Root of a user namespace that does not own its network."""
+    command = ["unshare", "-Ur", sys.executable, "-m", "iceagent", "lab", "exec", "--nat", "open", "--", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2 and "unshare -Urnm" in done.stderr and done.stderr.count("\n") == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted(number: signal.Signals) -> None:
     """CLI contract: Ctrl-C ends cleanly; 130. The program that it ran ends too."""
