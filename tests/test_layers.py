@@ -136,7 +136,7 @@ LIBRARIES = {
 # fmt: off
 PURE_STDLIB = frozenset({
     "__future__", "abc", "base64", "binascii", "bisect", "collections", "contextlib", "dataclasses", "enum",
-    "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "math", "operator", "random", "re",
+    "errno", "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "math", "operator", "random", "re",
     "struct", "types", "typing", "unicodedata", "zlib",
 })
 # fmt: on

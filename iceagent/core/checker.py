@@ -148,10 +148,10 @@ class Checker:
             pair.check_started_at = now
         pair.transactions.append(transaction)
 
-    def indicate(self, pair: CandidatePair) -> None:
-        """Send a Binding indication, which keeps NAT bindings alive and asks for nothing (RFC 8445, 11)."""
+    def indicate(self, pair: CandidatePair, ttl: int | None = None) -> None:
+        """Send a Binding indication, which opens NATs or keeps them open and asks for nothing (RFC 8445, 11)."""
         message = build(Method.BINDING, MessageClass.INDICATION, self._context.transaction_id())
-        self._context.transmit(pair.base, pair.destination, message.encode())
+        self._context.transmit(pair.base, pair.destination, message.encode(), ttl)
 
     def _make_room(self, pair: CandidatePair) -> None:
         if len(pair.transactions) >= _MAX_PER_PAIR:

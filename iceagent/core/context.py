@@ -83,9 +83,11 @@ class Context:
         self.counters[f"dropped: {reason}"] += 1
         self.emit(PacketDropped(base=datagram.base, source=datagram.source, reason=reason, size=len(datagram.data)))
 
-    def transmit(self, base: TransportAddress, destination: TransportAddress, data: bytes) -> None:
+    def transmit(
+        self, base: TransportAddress, destination: TransportAddress, data: bytes, ttl: int | None = None
+    ) -> None:
         """Queue a datagram."""
-        self.transmits.append(Transmit(base, destination, data))
+        self.transmits.append(Transmit(base, destination, data, ttl))
 
     def transaction_id(self) -> bytes:
         """96 random bits, never used before (RFC 8489, 5)."""

@@ -57,6 +57,10 @@ class Locals:
             (c for c in self._candidates if c.address == address and c.base == base and c.component == component), None
         )
 
+    def is_mapped(self, base: TransportAddress) -> bool:
+        """Whether a server saw another address of a base, so that it is behind a NAT."""
+        return any(c.base == base and c.type is CandidateType.SERVER_REFLEXIVE for c in self._candidates)
+
     def component_of(self, base: TransportAddress) -> int | None:
         """What a socket is for; ``None``: it is not ours, or gone."""
         return self._component_of.get(base)

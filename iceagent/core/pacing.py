@@ -4,7 +4,8 @@ Three limits, all token buckets:
 
 1. per agent: one check per Ta (RFC 8445, 14.2), but up to ``Config.burst`` may leave at once after a pause.
    DEVIATION from 6.1.4.2, pinned by test_a_burst_of_five_may_leave_at_once_and_then_one_per_ta. An ordinary check
-   leaves two tokens behind, so that a triggered check or a nomination never has to wait for one.
+   leaves two tokens behind, so that a triggered check or a nomination never has to wait for one. An opener
+   (``nat/openers.py``) leaves if there are tokens for all checks that wait and one of these two: it delays none.
 2. per process: all agents together, 200 checks/s with a burst of 20. DEVIATION: RFC 8445, 14.2, "MUST NOT be sent more
    often than once every 5 ms", is kept on average; pinned by test_a_process_with_many_sessions_keeps_one_ceiling.
 3. per remote address that never answered: 20 packets in its first minute, then 30 an hour (RFC 8445, 19.5.1: nobody
@@ -97,11 +98,17 @@ class CheckPacer:
         self._own = TokenBucket(rate=1 / ta_s, capacity=self._burst)
 
     def may_send(self, now: float, *, urgent: bool) -> bool:
-        """Whether a check may leave now; ``urgent``: triggered or nominating."""
+        """Whether a check may leave now; ``urgent``: triggered, nominating, or one whose opener has left."""
         return self._own.tokens(now) >= self._needed(urgent) - _EPSILON and self._ceiling.tokens(now) >= 1 - _EPSILON
 
+    def may_open(self, now: float, waiting: int) -> bool:
+        """Whether an opener may leave now, before its own check and any others that wait, ``waiting`` in all."""
+        # Each of those has its token then, and a triggered check has one.
+        own, ceiling = self._own.tokens(now), self._ceiling.tokens(now)
+        return own >= 1 + waiting + 1 - _EPSILON and ceiling >= 1 + waiting - _EPSILON
+
     def take(self, now: float) -> None:
-        """A check leaves."""
+        """A check or an opener leaves."""
         self._own.take(now)
         self._ceiling.take(now)
 

@@ -85,6 +85,7 @@ class CandidatePair:
         nominated: agreed between both ends.
         nominate_with: controlled only: nominate once the pair succeeds (7.3.1.5); the NOMINATION value, or -1 for none.
         dead: consent was lost; these credentials are never used here again (RFC 7675, 5.1).
+        openers: how many were sent (``nat/openers.py``); the last one at ``opened_at``.
         rtt_s: smoothed round trip; ``None`` before the first.
         last_error: errno of the last ICMP or send error.
         main: the transaction that is repeated and decides about failure (``checker.py``).
@@ -103,6 +104,8 @@ class CandidatePair:
     nominate_with: int | None = None
     dead: bool = False
     early_checks: int = 0
+    openers: int = 0
+    opened_at: float | None = None
     check_started_at: float | None = None
     responded_at: float | None = None
     rtt_s: float | None = None

@@ -4,11 +4,16 @@ The order of RFC 8445, 6.1.4.2, with nominations in front: nominations, the trig
 Waiting pair. When nothing of that waits and tokens are left over, a pair that has not answered gets an *early* new
 check 100, 200 and 400 ms after its first (``Config.early_checks_s``): a lost first packet then costs 100 ms instead
 of an RTO of 500 ms.
+
+The first check of a pair of reflexive addresses has an *opener* in front of it, where there are tokens for both and for
+whatever else waits; and so have its early checks, each one hop farther (``nat/openers.py`` says why). Between an
+opener and its check others have their turn.
 """
 
 from __future__ import annotations
 
 import heapq
+from collections.abc import Callable
 
 from iceagent.core.checker import Checker, Purpose
 from iceagent.core.checklist import CheckList
@@ -16,6 +21,8 @@ from iceagent.core.context import Context
 from iceagent.core.pacing import CheckPacer, RemoteBudget
 from iceagent.core.pair import CandidatePair, PairState
 from iceagent.core.selection import Selection
+from iceagent.nat import openers
+from iceagent.net.address import TransportAddress
 
 __all__ = ["Scheduler"]
 
@@ -24,7 +31,11 @@ _EARLY_PATIENCE_S = 0.3
 
 
 class Scheduler:
-    """Sends checks as fast as pacing allows, and no faster."""
+    """Sends checks as fast as pacing allows, and no faster.
+
+    Args:
+        is_mapped: whether a base of ours is known by another address than its own.
+    """
 
     __slots__ = (
         "_budget",
@@ -34,30 +45,44 @@ class Scheduler:
         "_context",
         "_deferred",
         "_early",
+        "_is_mapped",
+        "_opened",
+        "_opened_at",
         "_pacer",
         "_selection",
         "_token_at",
     )
 
     def __init__(
-        self, context: Context, checker: Checker, selection: Selection, budget: RemoteBudget, pacer: CheckPacer
+        self,
+        context: Context,
+        checker: Checker,
+        selection: Selection,
+        budget: RemoteBudget,
+        pacer: CheckPacer,
+        is_mapped: Callable[[TransportAddress], bool],
     ) -> None:
         self._context = context
         self._checker = checker
         self._selection = selection
         self._budget = budget
         self._pacer = pacer
+        self._is_mapped = is_mapped
         self._checklist: CheckList | None = None
         self._early: list[tuple[float, int, CandidatePair, float]] = []
         self._deferred: dict[CandidatePair, float] = {}
+        # Pairs whose opener has left, and when their check follows.
+        self._opened: dict[CandidatePair, float] = {}
         self._token_at: float | None = None
         self._budget_at: float | None = None
+        self._opened_at: float | None = None
 
     def use(self, checklist: CheckList) -> None:
         """A new generation begins."""
         self._checklist = checklist
         self._early.clear()
         self._deferred.clear()
+        self._opened.clear()
 
     def trigger_at(self, pair: CandidatePair, at: float) -> None:
         """Trigger a check of an In-Progress pair later, unless it is answered by then."""
@@ -69,12 +94,14 @@ class Scheduler:
 
     def run(self, now: float) -> None:
         """Send what may leave."""
-        self._token_at = self._budget_at = None
+        self._token_at = self._budget_at = self._opened_at = None
         if self._context.keys is None or self._context.config.lite or self._checklist is None:
             return
         self._trigger_deferred(self._checklist, now)
         while self._send_next(self._checklist, now):
             pass
+        # Those that are due and are still here wait for a token.
+        self._opened_at = min((at for at in self._opened.values() if at > now), default=None)
         while self._early and self._early[0][0] + _EARLY_PATIENCE_S < now:
             heapq.heappop(self._early)
         if self._token_at is None:
@@ -84,7 +111,7 @@ class Scheduler:
         """When something is due; early checks have no turn before everything else had its token."""
         deferred_at = min(self._deferred.values(), default=None)
         early_at = self._early[0][0] if self._early and self._token_at is None else None
-        times = (self._token_at, self._budget_at, deferred_at, early_at)
+        times = (self._token_at, self._budget_at, self._opened_at, deferred_at, early_at)
         return min((at for at in times if at is not None), default=None)
 
     def exhausted(self, pair: CandidatePair, now: float) -> bool:
@@ -103,28 +130,32 @@ class Scheduler:
     def _send_next(self, checklist: CheckList, now: float) -> bool:
         """Send one check; false when none is wanted or none may leave."""
         nomination = self._selection.next_nomination()
-        pair = nomination or checklist.next_triggered()
+        triggered = checklist.next_triggered()
+        pair = nomination or triggered or self._next_opened(checklist, now)
         urgent = pair is not None
         if pair is None:
             if not self._pacer.may_send(now, urgent=False) and checklist.has_unchecked:
                 # Which one it will be is decided when it may leave.
                 self._token_at = self._pacer.ready_at(now, urgent=False)
                 return False
-            pair = checklist.next_ordinary(lambda p: self._is_wanted(p, now))
+            pair = checklist.next_ordinary(lambda p: p not in self._opened and self._is_wanted(p, now))
         if pair is None:
             self._wait_for_budget(checklist, now)
             return False
         if not self._pacer.may_send(now, urgent=urgent):
             self._token_at = self._pacer.ready_at(now, urgent=urgent)
             return False
+        if not urgent and self._open(pair, checklist, now):
+            return True
         self._pacer.take(now)
         if nomination is not None:
             value = self._selection.take_nomination(nomination, now)
             self._checker.check(nomination, Purpose.NOMINATION, now, value)
         else:
+            self._opened.pop(pair, None)
             checklist.untrigger(pair)
             checklist.set_state(pair, PairState.IN_PROGRESS)
-            self._checker.check(pair, Purpose.TRIGGERED if urgent else Purpose.ORDINARY, now)
+            self._checker.check(pair, Purpose.TRIGGERED if pair is triggered else Purpose.ORDINARY, now)
         self._plan_early(pair, now, now)
         return True
 
@@ -139,6 +170,45 @@ class Scheduler:
             if p.state is PairState.WAITING and not p.dead and self._selection.wants(p)
         )
         self._budget_at = min((at for at in waiting if at > now), default=None)
+
+    # --- openers -------------------------------------------------------------------------------------------------
+
+    def _next_opened(self, checklist: CheckList, now: float) -> CandidatePair | None:
+        """The first pair whose opener had its time; one that needs no check any more is forgotten."""
+        for pair, at in list(self._opened.items()):
+            if at > now:
+                continue
+            is_listed = checklist.find(*pair.key) is pair and pair.state is PairState.WAITING
+            if is_listed and self._is_wanted(pair, now):
+                return pair
+            del self._opened[pair]
+        return None
+
+    def _open(self, pair: CandidatePair, checklist: CheckList, now: float) -> bool:
+        """Send the opener before a pair's first check, which follows; false: none is needed, or it has no token."""
+        if pair.openers or pair.check_started_at is not None or not self._has_opener(pair):
+            return False
+        waiting = sum(p.state is PairState.WAITING and self._is_wanted(p, now) for p in checklist)
+        if not self._pacer.may_open(now, waiting):
+            return False
+        self._send_opener(pair, now)
+        self._opened[pair] = now + openers.lead_s(self._context.ta_s)
+        return True
+
+    def _has_opener(self, pair: CandidatePair) -> bool:
+        context = self._context
+        return context.config.openers and openers.is_wanted(
+            pair.remote.type, is_mapped=self._is_mapped(pair.base), is_lite=context.remote_lite
+        )
+
+    def _send_opener(self, pair: CandidatePair, now: float) -> None:
+        ttl = openers.opener_ttl(pair.openers)
+        if ttl is not None:
+            self._pacer.take(now)
+            self._checker.indicate(pair, ttl)
+            self._context.counters["openers sent"] += 1
+            pair.openers += 1
+            pair.opened_at = now
 
     # --- early checks --------------------------------------------------------------------------------------------
 
@@ -161,6 +231,8 @@ class Scheduler:
                     heapq.heappush(self._early, (at, number, pair, started_at))
                 continue
             assert check is not None
+            if pair.openers and self._pacer.may_open(now, waiting=1):
+                self._send_opener(pair, now)
             self._pacer.take(now)
             pair.early_checks += 1
             self._checker.check(pair, Purpose.EARLY, now, check.nomination)

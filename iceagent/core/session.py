@@ -47,6 +47,7 @@ from iceagent.events import (
     Path,
     RoleChanged,
 )
+from iceagent.nat import openers
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Event, Transmit
 from relay.stun import BadMessage, is_stun, parse
@@ -159,7 +160,9 @@ class IceSession:
         # RFC 8445, 14.2: one transaction per 5 ms, of all agents together; without a shared bucket there is but this
         # one.
         pacer = CheckPacer(ceiling or TokenBucket(rate=1000, capacity=1000), burst=config.burst, ta_s=config.ta_s)
-        self._scheduler = Scheduler(self._context, self._checker, self._selection, self._budget, pacer)
+        self._scheduler = Scheduler(
+            self._context, self._checker, self._selection, self._budget, pacer, self._locals.is_mapped
+        )
         self._scheduler.use(self._checklist)
         self._status = Status(self._context, self._selection)
         self._remotes = Remotes(self._context, self._held, self._locals, self._budget.has_answered)
@@ -305,6 +308,10 @@ class IceSession:
         DEVIATION: RFC 8445, 7.2.5.2.2 fails the pair; pinned by test_an_icmp_error_asks_for_a_check_and_kills_nothing.
         """
         pair = self._checklist.find(base, destination)
+        if pair is not None and openers.explains(errno, pair.opened_at, now):
+            # A router on which an opener died, as it should. Anything else would be seen again with the next check.
+            self._context.counters["openers expired"] += 1
+            return
         for candidate in (pair, *self._selection.currents()):
             if candidate is not None and candidate.key == (base, destination):
                 candidate.last_error = errno

@@ -49,6 +49,19 @@ def test_an_ordinary_check_leaves_two_tokens_for_urgent_ones() -> None:
     assert sent_within(bucket, 0.0, urgent=True) == [0.0] * 2
 
 
+def test_an_opener_leaves_a_token_to_every_check_that_waits_and_to_a_triggered_one() -> None:
+    bucket = pacer()
+    assert bucket.may_open(0.0, waiting=3) and not bucket.may_open(0.0, waiting=4)
+    bucket.take(0.0)
+    assert bucket.may_open(0.0, waiting=2) and not bucket.may_open(0.0, waiting=3)
+    assert not pacer(burst=2).may_open(0.0, waiting=1)
+
+
+def test_an_opener_keeps_the_ceiling_too() -> None:
+    bucket = pacer(ceiling=TokenBucket(rate=200, capacity=2))
+    assert bucket.may_open(0.0, waiting=1) and not bucket.may_open(0.0, waiting=2)
+
+
 def test_a_burst_of_one_is_the_rfc_to_the_letter() -> None:
     """RFC 8445, 6.1.4.2: one check whenever Ta fires. There is nothing to reserve then."""
     times = sent_within(pacer(burst=1), 0.5)
