@@ -47,6 +47,7 @@ from iceagent.events import (
     IceRestarted,
     LocalCandidateFound,
     Path,
+    RerollDue,
     SelectedPathChanged,
     StateChanged,
 )
@@ -398,9 +399,17 @@ class Agent(DataPath):
             self._is_concluded = False
             self._add_late_candidates()
             self._gathering.begin_again()
+        elif isinstance(event, RerollDue):
+            self._reroll(event.base)
         elif isinstance(event, LocalCandidateFound):
             event = LocalCandidateFound(candidate=self._signalled(event.candidate))
         self._tell(event)
+
+    def _reroll(self, base: TransportAddress) -> None:
+        """Another socket beside a base; its candidate comes when a STUN server has answered."""
+        opened = self._gathering.open_beside(base)
+        if opened is not None:
+            self._driver.command(self._session.use_openers_only, opened)
 
     def _on_state(self, state: AgentState) -> None:
         if state is AgentState.CONNECTED:

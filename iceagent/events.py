@@ -26,6 +26,7 @@ __all__ = [
     "Path",
     "RemoteCandidateAdded",
     "RemoteCandidateRefused",
+    "RerollDue",
     "RoleChanged",
     "SelectedPathChanged",
     "ServerFailed",
@@ -179,6 +180,19 @@ class IceRestarted(Event):
     """
 
     by_peer: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerollDue(Event):
+    """Nothing between reflexive addresses answers: a new socket is opened beside this one, and its candidate told to
+    the peer (``iceagent/core/reroll.py``).
+
+    Attributes:
+        base: the socket whose flows may be spoilt; it stays.
+    """
+
+    component: int
+    base: TransportAddress
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

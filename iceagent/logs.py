@@ -27,6 +27,7 @@ from iceagent.events import (
     Path,
     RemoteCandidateAdded,
     RemoteCandidateRefused,
+    RerollDue,
     RoleChanged,
     SelectedPathChanged,
     ServerFailed,
@@ -146,6 +147,7 @@ _TABLE: dict[type, Describer] = {
         "info", "role.changed", {"role": "controlling" if e.controlling else "controlled", "reason": e.reason}
     ),
     IceRestarted: lambda e: Line("info", "ice.restarted", {"by_peer": e.by_peer}),
+    RerollDue: lambda e: Line("info", "base.rerolled", {"component": e.component, "base": str(e.base)}),
     NetworkChanged: lambda e: Line("info", "network.changed", {"added": list(e.added), "removed": list(e.removed)}),
     PacketDropped: _dropped,
     DataReceived: _data,

@@ -57,6 +57,7 @@ class Context:
         keys: the current generation's, once the peer's credentials are known.
         ta_s: pacing interval in force: the larger of both sides'.
         remote_lite: the peer is a lite agent.
+        remote_trickles: the peer takes candidates later (RFC 8838, 3).
     """
 
     config: Config
@@ -67,6 +68,7 @@ class Context:
     keys: Keys | None = None
     ta_s: float = 0.050
     remote_lite: bool = False
+    remote_trickles: bool = False
     # Queues. They are empty almost always, and an empty deque takes 760 bytes.
     events: list[Event] = field(default_factory=list)
     transmits: list[Transmit] = field(default_factory=list)

@@ -107,6 +107,10 @@ class CheckPacer:
         own, ceiling = self._own.tokens(now), self._ceiling.tokens(now)
         return own >= 1 + waiting + 1 - _EPSILON and ceiling >= 1 + waiting - _EPSILON
 
+    def may_lend(self, now: float) -> bool:
+        """Whether an opener may leave that cannot wait: the bucket may be overdrawn by what it holds, once."""
+        return self._own.tokens(now) >= 1 - self._burst - _EPSILON
+
     def take(self, now: float) -> None:
         """A check or an opener leaves."""
         self._own.take(now)

@@ -8,6 +8,13 @@ of an RTO of 500 ms.
 The first check of a pair of reflexive addresses has an *opener* in front of it, where there are tokens for both and for
 whatever else waits; and so have its early checks, each one hop farther (``nat/openers.py`` says why). Between an
 opener and its check others have their turn.
+
+A base that was re-rolled (``reroll.py``) sends openers *only*, until the peer's check arrives on it. The first of them
+leave before the peer is told of it, whatever is in the bucket; it is overdrawn then.
+
+DEVIATION: 6.1.4.2 checks a Waiting pair whenever Ta fires; pinned by
+test_openers_go_before_the_first_check_and_farther_before_each_early_one and
+test_a_new_socket_sends_openers_and_no_check.
 """
 
 from __future__ import annotations
@@ -49,6 +56,8 @@ class Scheduler:
         "_opened",
         "_opened_at",
         "_pacer",
+        "_quiet",
+        "_quiet_at",
         "_selection",
         "_token_at",
     )
@@ -73,6 +82,9 @@ class Scheduler:
         self._deferred: dict[CandidatePair, float] = {}
         # Pairs whose opener has left, and when their check follows.
         self._opened: dict[CandidatePair, float] = {}
+        # Bases that send openers only.
+        self._quiet: set[TransportAddress] = set()
+        self._quiet_at: float | None = None
         self._token_at: float | None = None
         self._budget_at: float | None = None
         self._opened_at: float | None = None
@@ -83,10 +95,23 @@ class Scheduler:
         self._early.clear()
         self._deferred.clear()
         self._opened.clear()
+        self._quiet.clear()
 
     def trigger_at(self, pair: CandidatePair, at: float) -> None:
         """Trigger a check of an In-Progress pair later, unless it is answered by then."""
         self._deferred.setdefault(pair, at)
+
+    def use_openers_only(self, base: TransportAddress) -> None:
+        """No check leaves from this base until :meth:`release`."""
+        self._quiet.add(base)
+
+    def release(self, base: TransportAddress) -> None:
+        """The peer's check arrived there, or the base is gone."""
+        self._quiet.discard(base)
+
+    def is_quiet(self, base: TransportAddress) -> bool:
+        """Whether a base sends openers only."""
+        return base in self._quiet
 
     def set_ta(self, ta_s: float) -> None:
         """Both sides' pacing is known."""
@@ -94,10 +119,12 @@ class Scheduler:
 
     def run(self, now: float) -> None:
         """Send what may leave."""
-        self._token_at = self._budget_at = self._opened_at = None
+        self._token_at = self._budget_at = self._opened_at = self._quiet_at = None
         if self._context.keys is None or self._context.config.lite or self._checklist is None:
             return
         self._trigger_deferred(self._checklist, now)
+        if self._quiet:
+            self._send_openers(self._checklist, now)
         while self._send_next(self._checklist, now):
             pass
         # Those that are due and are still here wait for a token.
@@ -111,12 +138,12 @@ class Scheduler:
         """When something is due; early checks have no turn before everything else had its token."""
         deferred_at = min(self._deferred.values(), default=None)
         early_at = self._early[0][0] if self._early and self._token_at is None else None
-        times = (self._token_at, self._budget_at, self._opened_at, deferred_at, early_at)
+        times = (self._token_at, self._budget_at, self._opened_at, self._quiet_at, deferred_at, early_at)
         return min((at for at in times if at is not None), default=None)
 
     def exhausted(self, pair: CandidatePair, now: float) -> bool:
-        """Whether this pair waits only because its address never answered."""
-        return not self._budget.allows(pair.destination, now)
+        """Whether this pair waits only because its address never answered, or for the peer's check."""
+        return pair.base in self._quiet or not self._budget.allows(pair.destination, now)
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -160,14 +187,15 @@ class Scheduler:
         return True
 
     def _is_wanted(self, pair: CandidatePair, now: float) -> bool:
-        return not pair.dead and self._selection.wants(pair) and self._budget.allows(pair.destination, now)
+        is_held = pair.dead or pair.base in self._quiet
+        return not is_held and self._selection.wants(pair) and self._budget.allows(pair.destination, now)
 
     def _wait_for_budget(self, checklist: CheckList, now: float) -> None:
         """Pairs held back by limit 3 of ``pacing.py`` are looked at again when the first of them may go on."""
         waiting = (
             self._budget.next_at(p.destination, now)
             for p in checklist
-            if p.state is PairState.WAITING and not p.dead and self._selection.wants(p)
+            if p.state is PairState.WAITING and not p.dead and p.base not in self._quiet and self._selection.wants(p)
         )
         self._budget_at = min((at for at in waiting if at > now), default=None)
 
@@ -194,6 +222,24 @@ class Scheduler:
         self._send_opener(pair, now)
         self._opened[pair] = now + openers.lead_s(self._context.ta_s)
         return True
+
+    def _send_openers(self, checklist: CheckList, now: float) -> None:
+        """Those that no check follows, of pairs of quiet bases, best pairs first."""
+        delays = self._context.config.early_checks_s
+        quiet = [p for p in checklist if p.base in self._quiet and not p.dead and self._has_opener(p)]
+        for pair in sorted(quiet, key=lambda p: p.order, reverse=True):
+            at = now if pair.opened_at is None else openers.repeat_at(pair.openers, pair.opened_at, delays)
+            if at is None:
+                continue
+            if at <= now:
+                may_leave = self._pacer.may_send(now, urgent=False)
+                if may_leave or (not pair.openers and self._pacer.may_lend(now)):
+                    self._send_opener(pair, now)
+                    at = openers.repeat_at(pair.openers, now, delays)
+                else:
+                    at = self._pacer.ready_at(now, urgent=False)
+            if at is not None:
+                self._quiet_at = at if self._quiet_at is None else min(self._quiet_at, at)
 
     def _has_opener(self, pair: CandidatePair) -> bool:
         context = self._context

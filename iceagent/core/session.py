@@ -33,6 +33,7 @@ from iceagent.core.pacing import CheckPacer, RemoteBudget, TokenBucket
 from iceagent.core.pair import CandidatePair, PairState, Traffic
 from iceagent.core.peers import Peers
 from iceagent.core.remotes import Remotes
+from iceagent.core.reroll import Reroll
 from iceagent.core.responder import IncomingCheck, Responder
 from iceagent.core.scheduler import Scheduler
 from iceagent.core.selection import Selection, as_path
@@ -91,6 +92,7 @@ class IceSession:
         "_peers",
         "_preferred_host",
         "_remotes",
+        "_reroll",
         "_responder",
         "_scheduler",
         "_selection",
@@ -164,6 +166,8 @@ class IceSession:
             self._context, self._checker, self._selection, self._budget, pacer, self._locals.is_mapped
         )
         self._scheduler.use(self._checklist)
+        self._reroll = Reroll(self._context, self._selection, self._locals.is_mapped)
+        self._reroll.use(self._checklist)
         self._status = Status(self._context, self._selection)
         self._remotes = Remotes(self._context, self._held, self._locals, self._budget.has_answered)
         self._spent_ufrags: tuple[str, ...] = ()
@@ -193,8 +197,13 @@ class IceSession:
         # DEVIATION: RFC 8838, 10 pairs it when the peer was told; pinned by
         # test_a_candidate_is_paired_before_the_peer_was_told.
         self._checklist.add_local(added)
+        self._reroll.note_candidates(now)
         self._decide(now)
         return True
+
+    def use_openers_only(self, base: TransportAddress, now: float) -> None:
+        """A base is about to come that was re-rolled: no check leaves from it before one of the peer's arrived."""
+        self._scheduler.use_openers_only(base)
 
     def end_local_candidates(self, now: float) -> None:
         """Gathering is done; only now can every pair have failed."""
@@ -205,6 +214,7 @@ class IceSession:
         """A socket is gone, with its candidates and pairs."""
         self._locals.remove_base(base)
         self._peers.remove_base(base)
+        self._scheduler.release(base)
         gone = self._checklist.remove_base(base)
         gone += [pair for pair in self._selection.currents() if pair.base == base and pair not in gone]
         for pair in gone:
@@ -236,6 +246,7 @@ class IceSession:
         if description.complete or not description.trickles:
             # A peer that does not trickle has told everything in one go.
             self._status.remote_done = True
+        self._reroll.note_candidates(now)
         self._decide(now)
 
     def add_remote_candidate(self, candidate: Candidate, now: float) -> None:
@@ -243,6 +254,7 @@ class IceSession:
         waits.
         """
         self._add_remote(candidate, now)
+        self._reroll.note_candidates(now)
         self._decide(now)
 
     def end_remote_candidates(self, now: float) -> None:
@@ -409,6 +421,7 @@ class IceSession:
         self.remote_credentials = description.credentials
         context.keys = Keys.of(self.local_credentials, description.credentials)
         context.remote_lite = description.lite
+        context.remote_trickles = description.trickles
         # RFC 8839, 5.5: the larger of both values, 50 ms where a side says nothing.
         context.ta_s = max(config.ta_s, (50 if description.pacing_ms is None else description.pacing_ms) / 1000)
         context.ta_s = min(context.ta_s, 60.0)
@@ -472,6 +485,7 @@ class IceSession:
         self._checker.checklist = self._checklist
         self._selection.use(self._checklist)
         self._scheduler.use(self._checklist)
+        self._reroll.use(self._checklist)
         self._context.keys = None
         self.remote_credentials = None
         self._status.remote_done = False
@@ -510,6 +524,7 @@ class IceSession:
             return False
         # Only who has our credentials can send this; responses prove less, they come before the peer knows them.
         self._is_used = True
+        self._scheduler.release(check.base)
         if self._is_freed(check, component):
             return False
         remote = self._remotes.find_or_learn(check, component, self._checklist)
@@ -667,7 +682,8 @@ class IceSession:
     def _recheck(self, component: int) -> None:
         """Nothing in use is known to work any more: whatever is left is tried again."""
         for pair in self._checklist:
-            if pair.component == component and not pair.dead and pair is not self.current(component):
+            is_held = pair.dead or self._scheduler.is_quiet(pair.base)
+            if pair.component == component and not is_held and pair is not self.current(component):
                 self._checker.quiet(pair)
                 self._checklist.trigger(pair)
 
@@ -693,10 +709,12 @@ class IceSession:
         if self._status.state is AgentState.CLOSED:
             return
         self._selection.evaluate(now)
+        self._reroll.evaluate(now)
         self._scheduler.run(now)
         self._status.update(self._checklist, self._scheduler.exhausted, now)
         self._checker.flush(now)
-        self._decide_at = min(_or_never(self._selection.poll_timeout()), _or_never(self._scheduler.poll_timeout()))
+        deciders = (self._selection, self._reroll, self._scheduler)
+        self._decide_at = min(_or_never(part.poll_timeout()) for part in deciders)
         self._set_deadline()
 
     def _set_deadline(self) -> None:

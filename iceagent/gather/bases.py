@@ -51,6 +51,7 @@ class Base:
         local_preference: 15 … 65535, of the first candidate of each type; the 15 values below are this base's too.
         sink: called with (data, component) for the peer's data.
         peers: authenticated addresses, whose data is the peer's; the session's own table.
+        is_second: it was opened beside another one of the same address, because that one's flows may be spoilt.
         expected: the five-tuple that our data goes out on.
     """
 
@@ -60,6 +61,7 @@ class Base:
     listener: BaseListener
     now: Callable[[], float]
     sink: Callable[[bytes, int], None]
+    is_second: bool = False
     peers: dict[TransportAddress, Traffic] = field(default_factory=dict)
     expected: Traffic | None = None
     socket: DatagramSocket = field(init=False)
@@ -100,7 +102,7 @@ class Base:
         """A candidate of this base; the same for the same address, whoever found it."""
         is_host = candidate_type is CandidateType.HOST
         return Candidate(
-            foundation=foundation(candidate_type, self.address.host, server),
+            foundation=foundation(candidate_type, self.address.host, server, is_second=self.is_second),
             component=self.component,
             priority=candidate_priority(candidate_type, self.component, self._preference(candidate_type, address)),
             address=address,
@@ -118,10 +120,16 @@ class Base:
         return self.local_preference - (found.index(address) if address in found else CANDIDATES_PER_BASE - 1)
 
 
-def foundation(candidate_type: CandidateType, base_host: str, server: TransportAddress | None = None) -> str:
-    """RFC 8445, 5.1.1.3: the same for candidates of the same type, base IP, protocol and server; 8 characters."""
+def foundation(
+    candidate_type: CandidateType, base_host: str, server: TransportAddress | None = None, *, is_second: bool = False
+) -> str:
+    """RFC 8445, 5.1.1.3: the same for candidates of the same type, base IP, protocol and server; 8 characters.
+
+    DEVIATION: those of a second socket have another one, or the peer would leave their pairs Frozen behind the very
+    pair that does not work; pinned by test_a_rerolled_base_has_a_foundation_of_its_own.
+    """
     # Any function of the four will do; this one is stable across components, restarts and processes.
-    text = f"{candidate_type.value} {base_host} udp {server.host if server else ''}"
+    text = f"{candidate_type.value} {base_host} udp {server.host if server else ''}{' again' if is_second else ''}"
     value = 0xCBF29CE484222325
     for byte in text.encode():
         value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF

@@ -3,8 +3,8 @@
 :class:`Gathering` keeps one base per selected address and component, in step with the interface table: new addresses
 are gathered as they appear, and a base goes when its address does (not when it is merely deprecated: what works is
 left alone). Each base is handed to every gatherer. Gathering is done once per agent: when all gatherers are for the
-first time, or after ``Config.gather_timeout_s``. What comes later, of a new interface or after an ICE restart, is
-reported all the same.
+first time, or after ``Config.gather_timeout_s``. What comes later, of a new interface, after an ICE restart or on a
+second socket beside a base whose flows may be spoilt (``core/reroll.py``), is reported all the same.
 """
 
 from __future__ import annotations
@@ -150,6 +150,24 @@ class Gathering:
         if self._reflexive is not None:
             self._reflexive.begin_again()
 
+    def open_beside(self, address: TransportAddress) -> TransportAddress | None:
+        """Open one more socket beside a base, and ask the STUN servers from it; there is no host candidate of it.
+
+        Returns:
+            what it is bound to; ``None``: there is no such base any more, no server, or no free port.
+        """
+        old = self.bases.get(address)
+        if old is None or self._reflexive is None:
+            return None
+        place = old.host_address
+        ((_, preference),) = self._preferences.assign([(place.host, place.index, place.kind, place.metered)])
+        base = self._open(place, old.component, preference, is_second=True)
+        if base is None:
+            self._preferences.release(preference)
+            return None
+        self._reflexive.start(base)
+        return base.address
+
     @property
     def counters(self) -> Counter[str]:
         """Datagrams of servers that were of no use, by reason."""
@@ -243,8 +261,8 @@ class Gathering:
                     gatherer.start(base)
         return sorted({base.address.host for base in bases})
 
-    def _open(self, address: HostAddress, component: int, preference: int) -> Base | None:
-        base = Base(component, address, preference, self._listener, self._host.now, self.sink)
+    def _open(self, address: HostAddress, component: int, preference: int, *, is_second: bool = False) -> Base | None:
+        base = Base(component, address, preference, self._listener, self._host.now, self.sink, is_second)
         try:
             open_base(base, self._host, self._config, self._rng)
         except OSError as error:

@@ -9,8 +9,8 @@ So a packet of ours goes first that opens our NAT and does not knock at the peer
 (RFC 8489, 2) whose TTL or hop limit ends between the two. The check follows :func:`lead_s` later. Without that lead an
 opener would be worth nothing, for the check opens our NAT as well; it is the check that is held back, by less than
 Ta, until a peer that begins a moment after us has sent its own opener. A router is one hop: 2 opens the home router
-and dies behind it; 3, 4 and 5 reach carrier NATs behind it. They go before the early new checks, or (where nothing but
-openers may leave) in their place.
+and dies behind it; 3, 4 and 5 reach carrier NATs behind it. They go before the early new checks. Where nothing but
+openers may leave (``core/reroll.py``), 2 and 3 go alone.
 
 Where none goes:
 
@@ -33,16 +33,21 @@ pair has four at most. Pure.
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 
 from iceagent.candidate import CandidateType
 
-__all__ = ["explains", "is_wanted", "lead_s", "opener_ttl"]
+__all__ = ["explains", "is_wanted", "lead_s", "opener_ttl", "repeat_at"]
 
 FIRST_TTL = 2
 """Dies behind the first router: it makes the mapping there. 1 would die in that router, before it is translated."""
 
 LAST_TTL = 5
 """Home router and carrier NAT are within 4 hops; the peer's NAT is mostly farther (n2n uses 4, hyperdht 5, frp 7)."""
+
+LAST_LONE_TTL = 3
+"""Where no check follows, the peer may not have opened its NAT before the last opener reaches that: 4 does where there
+are but two routers between the two homes. What springs the trap are home routers, and 3 opens two of them."""
 
 LEAD_S = 0.020
 """Two ends that hear of each other over a signalling server do so some ten milliseconds apart. Each of the 20 is paid
@@ -74,6 +79,20 @@ def opener_ttl(sent: int) -> int | None:
 def lead_s(ta_s: float) -> float:
     """How long before its check an opener leaves, in seconds; never longer than Ta."""
     return min(LEAD_S, ta_s)
+
+
+def repeat_at(sent: int, opened_at: float, delays: Sequence[float]) -> float | None:
+    """When the next opener leaves where no check may, in seconds; ``None``: that was the last, with TTL 3.
+
+    Args:
+        sent: 1 or more.
+        opened_at: when the last one left.
+        delays: of early checks, in seconds after the first: ``Config.early_checks_s``.
+    """
+    ttl = opener_ttl(sent)
+    if sent > len(delays) or ttl is None or ttl > LAST_LONE_TTL:
+        return None
+    return opened_at + delays[sent - 1] - (delays[sent - 2] if sent > 1 else 0.0)
 
 
 def explains(error: int, opened_at: float | None, now: float) -> bool:

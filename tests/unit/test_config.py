@@ -20,6 +20,7 @@ def test_the_defaults_are_those_of_the_rfcs() -> None:
     assert (config.consent_interval_s, config.consent_timeout_s, config.pac_timeout_s) == (5.0, 30.0, 39.5)
     assert (config.components, config.loopback, config.lite) == (1, False, False)
     assert (config.burst, config.early_checks_s) == (5, (0.100, 0.200, 0.400))
+    assert (config.openers, config.reroll, config.late_candidates) == (True, True, True)
     assert config.nomination_wait_s == NOMINATION_WAIT_S
     assert set(NOMINATION_WAIT_S) == set(CandidateType)
 

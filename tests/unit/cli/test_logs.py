@@ -101,6 +101,12 @@ LINES: list[tuple[Event, str, str, dict[str, Any]]] = [
         {"added": ["192.0.2.1"], "removed": []},
     ),
     (
+        events.RerollDue(component=1, base=ADDRESS),
+        "info",
+        "base.rerolled",
+        {"component": 1, "base": "192.0.2.1:5000"},
+    ),
+    (
         events.PacketDropped(base=ADDRESS, source=ADDRESS, reason="unknown", size=3),
         "debug",
         "packet.dropped",

@@ -57,6 +57,17 @@ def test_an_opener_leaves_a_token_to_every_check_that_waits_and_to_a_triggered_o
     assert not pacer(burst=2).may_open(0.0, waiting=1)
 
 
+def test_an_opener_that_cannot_wait_overdraws_the_bucket_once() -> None:
+    """What it held is lent at most, and given back before anything else leaves."""
+    bucket = pacer()
+    count = 0
+    while bucket.may_lend(0.0):
+        bucket.take(0.0)
+        count += 1
+    assert count == 5 + 5
+    assert bucket.ready_at(0.0, urgent=True) == pytest.approx(6 * TA_S, abs=1e-4)
+
+
 def test_an_opener_keeps_the_ceiling_too() -> None:
     bucket = pacer(ceiling=TokenBucket(rate=200, capacity=2))
     assert bucket.may_open(0.0, waiting=1) and not bucket.may_open(0.0, waiting=2)

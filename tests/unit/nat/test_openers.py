@@ -7,7 +7,7 @@ import errno
 import pytest
 
 from iceagent.candidate import CandidateType
-from iceagent.nat.openers import EXPIRY_S, explains, is_wanted, lead_s, opener_ttl
+from iceagent.nat.openers import EXPIRY_S, explains, is_wanted, lead_s, opener_ttl, repeat_at
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,14 @@ def test_each_goes_one_hop_farther_and_the_fourth_is_the_last() -> None:
 
 def test_the_lead_is_no_longer_than_ta() -> None:
     assert [lead_s(ta_s) for ta_s in (0.005, 0.050, 2.0)] == [0.005, 0.020, 0.020]
+
+
+def test_where_no_check_follows_the_second_is_the_last() -> None:
+    """100 ms after the first, with TTL 3; farther ones could knock at the NAT of a peer that has not opened it yet."""
+    delays = (0.1, 0.2, 0.4)
+    assert repeat_at(1, 10.0, delays) == 10.1
+    assert repeat_at(2, 10.1, delays) is None
+    assert repeat_at(1, 10.0, ()) is None
 
 
 def test_host_unreachable_is_an_openers_end_for_a_second() -> None:
