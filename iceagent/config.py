@@ -112,7 +112,7 @@ class Config:
     """New checks on a pair that has not answered, so long after its first one; at most three. Empty: none."""
     openers: bool = True
     """Before the first check between reflexive addresses, send a packet that opens our own NAT and dies before it
-    reaches the peer's; the check follows 20 ms later (``iceagent/nat/openers.py``). Many a Linux router gives our flow
+    reaches the peer's; the check follows 10 ms later (``iceagent/nat/openers.py``). Many a Linux router gives our flow
     another port than the one we signalled if the peer's packet comes first, and the pair never works.
     """
     reroll: bool = True

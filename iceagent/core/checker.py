@@ -351,6 +351,7 @@ def _is_routine(check: Check, mapped: TransportAddress) -> bool:
     pair = check.pair
     return (
         check.purpose is Purpose.CONSENT
+        and check.nomination is None
         and pair.state is PairState.SUCCEEDED
         and pair.nominate_with is None
         and pair.traffic.has_answered

@@ -157,7 +157,9 @@ class Consent:
     def _check(self, pair: CandidatePair, watch: _Watch, now: float) -> None:
         watch.checked_at = now
         for each in (pair, *self._standby(pair)):
-            self._checker.check(each, Purpose.CONSENT, now)
+            # A nomination that is not answered yet may have been lost four times: this one is as good as a repetition.
+            main = self._checker.main_check(each)
+            self._checker.check(each, Purpose.CONSENT, now, main.nomination if main is not None else None)
 
     def _expires_at(self, pair: CandidatePair) -> float:
         if self._context.config.lite:

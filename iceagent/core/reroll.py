@@ -3,7 +3,7 @@
 Openers (``nat/openers.py``) keep the early-packet trap shut for the side that begins first. The side that begins late
 finds the peer's check at its NAT already: its flow to that peer has another port than the one it signalled, and nothing
 that either side sends on that pair will ever arrive. A new socket has a new mapping that nobody has knocked at yet. So,
-once nothing between reflexive addresses has answered for a second since there was such a pair, the side whose NAT it is
+once nothing outside has answered for a second since there was a pair that leads there, the side whose NAT it is
 opens one, asks the STUN servers from it, sends its openers, and only *then* tells the peer, whose check finds the door
 open ("re-roll"). From that socket nothing else leaves before the peer's check came in: a check of ours could spring the
 same trap at the peer's NAT, if that began late as well.
@@ -64,10 +64,10 @@ class Reroll:
         self._since = None
 
     def note_candidates(self, now: float) -> None:
-        """Candidates came: the second begins with the first pair of reflexive addresses."""
+        """Candidates came: the second begins with the first pair through our NAT."""
         if self._is_over or self._since is not None or not self._context.remote_trickles:
             return
-        if any(self._is_reflexive(pair) for pair in self._checklist or ()):
+        if any(self._may_be_spoilt(pair) for pair in self._checklist or ()):
             self._since = now
 
     def evaluate(self, now: float) -> None:
@@ -90,16 +90,15 @@ class Reroll:
         return self._since + (WAIT_CONTROLLING_S if self._context.controlling else WAIT_CONTROLLED_S)
 
     def _spoilt(self, component: int) -> CandidatePair | None:
-        """The best reflexive pair of a component, if none has answered and its socket is of no use otherwise."""
+        """The best pair of a component through our NAT, if none has answered and its socket is of no use otherwise."""
         pairs = [pair for pair in self._checklist or () if pair.component == component]
-        reflexive = [pair for pair in pairs if self._is_reflexive(pair)]
-        if any(pair.responded_at is not None for pair in reflexive):
+        outside = [pair for pair in pairs if self._may_be_spoilt(pair)]
+        if any(pair.responded_at is not None for pair in outside):
             return None
         in_use = {pair.base for pair in (*pairs, *self._selection.currents()) if pair.is_valid}
-        spoilt = (pair for pair in reflexive if pair.base not in in_use and self._selection.wants(pair))
+        spoilt = (pair for pair in outside if pair.base not in in_use and self._selection.wants(pair))
         return max(spoilt, key=lambda pair: pair.order, default=None)
 
-    def _is_reflexive(self, pair: CandidatePair) -> bool:
-        return openers.is_wanted(
-            pair.remote.type, is_mapped=self._is_mapped(pair.base), is_lite=self._context.remote_lite
-        )
+    def _may_be_spoilt(self, pair: CandidatePair) -> bool:
+        """Whether it passes a NAT of ours, and towards a peer that begins by itself."""
+        return self._is_mapped(pair.base) and openers.is_outside(pair.remote) and not self._context.remote_lite

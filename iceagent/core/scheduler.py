@@ -5,7 +5,7 @@ Waiting pair. When nothing of that waits and tokens are left over, a pair that h
 check 100, 200 and 400 ms after its first (``Config.early_checks_s``): a lost first packet then costs 100 ms instead
 of an RTO of 500 ms.
 
-The first check of a pair of reflexive addresses has an *opener* in front of it, where there are tokens for both and for
+The first check to a reflexive address has an *opener* in front of it, where there are tokens for both and for
 whatever else waits; and so have its early checks, each one hop farther (``nat/openers.py`` says why). Between an
 opener and its check others have their turn.
 
@@ -20,7 +20,6 @@ test_a_new_socket_sends_openers_and_no_check.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable
 
 from iceagent.core.checker import Checker, Purpose
 from iceagent.core.checklist import CheckList
@@ -38,11 +37,7 @@ _EARLY_PATIENCE_S = 0.3
 
 
 class Scheduler:
-    """Sends checks as fast as pacing allows, and no faster.
-
-    Args:
-        is_mapped: whether a base of ours is known by another address than its own.
-    """
+    """Sends checks as fast as pacing allows, and no faster."""
 
     __slots__ = (
         "_budget",
@@ -52,7 +47,6 @@ class Scheduler:
         "_context",
         "_deferred",
         "_early",
-        "_is_mapped",
         "_opened",
         "_opened_at",
         "_pacer",
@@ -69,14 +63,12 @@ class Scheduler:
         selection: Selection,
         budget: RemoteBudget,
         pacer: CheckPacer,
-        is_mapped: Callable[[TransportAddress], bool],
     ) -> None:
         self._context = context
         self._checker = checker
         self._selection = selection
         self._budget = budget
         self._pacer = pacer
-        self._is_mapped = is_mapped
         self._checklist: CheckList | None = None
         self._early: list[tuple[float, int, CandidatePair, float]] = []
         self._deferred: dict[CandidatePair, float] = {}
@@ -226,7 +218,7 @@ class Scheduler:
     def _send_openers(self, checklist: CheckList, now: float) -> None:
         """Those that no check follows, of pairs of quiet bases, best pairs first."""
         delays = self._context.config.early_checks_s
-        quiet = [p for p in checklist if p.base in self._quiet and not p.dead and self._has_opener(p)]
+        quiet = [p for p in checklist if p.base in self._quiet and not p.dead and openers.is_outside(p.remote)]
         for pair in sorted(quiet, key=lambda p: p.order, reverse=True):
             at = now if pair.opened_at is None else openers.repeat_at(pair.openers, pair.opened_at, delays)
             if at is None:
@@ -243,9 +235,8 @@ class Scheduler:
 
     def _has_opener(self, pair: CandidatePair) -> bool:
         context = self._context
-        return context.config.openers and openers.is_wanted(
-            pair.remote.type, is_mapped=self._is_mapped(pair.base), is_lite=context.remote_lite
-        )
+        is_asked_for = context.config.openers and not context.remote_lite
+        return is_asked_for and openers.is_wanted(pair.base, pair.remote.type)
 
     def _send_opener(self, pair: CandidatePair, now: float) -> None:
         ttl = openers.opener_ttl(pair.openers)

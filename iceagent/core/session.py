@@ -162,9 +162,7 @@ class IceSession:
         # RFC 8445, 14.2: one transaction per 5 ms, of all agents together; without a shared bucket there is but this
         # one.
         pacer = CheckPacer(ceiling or TokenBucket(rate=1000, capacity=1000), burst=config.burst, ta_s=config.ta_s)
-        self._scheduler = Scheduler(
-            self._context, self._checker, self._selection, self._budget, pacer, self._locals.is_mapped
-        )
+        self._scheduler = Scheduler(self._context, self._checker, self._selection, self._budget, pacer)
         self._scheduler.use(self._checklist)
         self._reroll = Reroll(self._context, self._selection, self._locals.is_mapped)
         self._reroll.use(self._checklist)

@@ -15,8 +15,8 @@ openers may leave (``core/reroll.py``), 2 and 3 go alone.
 Where none goes:
 
 - to host candidates: there is no NAT that our check could knock at; to relayed ones: the server opened its port;
-- from a base that no server saw another address of: the trap is sprung at the address that the peer was told, and it
-  was told none (this holds for loopback, for relayed bases, and for hosts that are on the Internet themselves);
+- from loopback. From a host that is on the Internet itself one goes all the same: the NAT at the other end has the
+  same time, and it opens our firewall, if there is one, to what comes from there;
 - to a lite peer, which sends nothing before our check;
 - before a triggered check, also to a peer-reflexive address: the peer's packet came in, so our NAT is open to it and
   no trap was sprung on that flow. Only a peer-reflexive address that the peer *signalled* gets one;
@@ -35,9 +35,10 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from iceagent.candidate import CandidateType
+from iceagent.candidate import Candidate, CandidateType
+from iceagent.net.address import TransportAddress, ip_address
 
-__all__ = ["explains", "is_wanted", "lead_s", "opener_ttl", "repeat_at"]
+__all__ = ["explains", "is_outside", "is_wanted", "lead_s", "opener_ttl", "repeat_at"]
 
 FIRST_TTL = 2
 """Dies behind the first router: it makes the mapping there. 1 would die in that router, before it is translated."""
@@ -49,9 +50,10 @@ LAST_LONE_TTL = 3
 """Where no check follows, the peer may not have opened its NAT before the last opener reaches that: 4 does where there
 are but two routers between the two homes. What springs the trap are home routers, and 3 opens two of them."""
 
-LEAD_S = 0.020
-"""Two ends that hear of each other over a signalling server do so some ten milliseconds apart. Each of the 20 is paid
-by every connection over reflexive addresses, so it is less than Ta."""
+LEAD_S = 0.010
+"""The peer's NAT is safe if the peer begins within this time and the way from us to it, and two ends that hear of each
+other over a signalling server begin about as far apart as that way is long. Every connection over reflexive addresses
+pays for it, so it is little: for who begins later there is ``core/reroll.py``."""
 
 EXPIRY_S = 1.0
 """So long after an opener, "host unreachable" is taken for its end: a round trip to the fifth router is below."""
@@ -59,15 +61,20 @@ EXPIRY_S = 1.0
 _REFLEXIVE = frozenset({CandidateType.SERVER_REFLEXIVE, CandidateType.PEER_REFLEXIVE})
 
 
-def is_wanted(remote: CandidateType, *, is_mapped: bool, is_lite: bool) -> bool:
-    """Whether the first check of a pair has an opener.
+def is_wanted(base: TransportAddress, remote: CandidateType) -> bool:
+    """Whether the first check of a pair with a peer that is not lite has an opener.
 
     Args:
+        base: ours.
         remote: type of the remote candidate.
-        is_mapped: another address of our base than its own is known, and may have been signalled.
-        is_lite: the peer is a lite agent.
     """
-    return remote in _REFLEXIVE and is_mapped and not is_lite
+    return remote in _REFLEXIVE and not ip_address(base.host).is_loopback
+
+
+def is_outside(remote: Candidate) -> bool:
+    """Whether what we send there passes our NAT, if we have one: a reflexive address, or a host on the Internet."""
+    is_host = remote.type is CandidateType.HOST and not remote.has_name
+    return remote.type in _REFLEXIVE or (is_host and ip_address(remote.address.host).is_global)
 
 
 def opener_ttl(sent: int) -> int | None:

@@ -6,23 +6,42 @@ import errno
 
 import pytest
 
-from iceagent.candidate import CandidateType
-from iceagent.nat.openers import EXPIRY_S, explains, is_wanted, lead_s, opener_ttl, repeat_at
+from iceagent.candidate import Candidate, CandidateType
+from iceagent.nat.openers import EXPIRY_S, explains, is_outside, is_wanted, lead_s, opener_ttl, repeat_at
+from iceagent.net.address import TransportAddress
 
 
 @pytest.mark.parametrize(
-    ("remote", "is_mapped", "is_lite", "wanted"),
+    ("base", "remote", "wanted"),
     [
-        (CandidateType.SERVER_REFLEXIVE, True, False, True),
-        (CandidateType.PEER_REFLEXIVE, True, False, True),
-        (CandidateType.HOST, True, False, False),
-        (CandidateType.RELAYED, True, False, False),
-        (CandidateType.SERVER_REFLEXIVE, False, False, False),
-        (CandidateType.SERVER_REFLEXIVE, True, True, False),
+        ("192.168.1.2", CandidateType.SERVER_REFLEXIVE, True),
+        ("192.168.1.2", CandidateType.PEER_REFLEXIVE, True),
+        ("192.168.1.2", CandidateType.HOST, False),
+        ("192.168.1.2", CandidateType.RELAYED, False),
+        ("20.0.0.1", CandidateType.SERVER_REFLEXIVE, True),
+        ("127.0.0.1", CandidateType.SERVER_REFLEXIVE, False),
+        ("::1", CandidateType.SERVER_REFLEXIVE, False),
     ],
 )
-def test_only_between_two_nats(remote: CandidateType, is_mapped: bool, is_lite: bool, wanted: bool) -> None:
-    assert is_wanted(remote, is_mapped=is_mapped, is_lite=is_lite) is wanted
+def test_only_to_reflexive_addresses_and_not_from_loopback(base: str, remote: CandidateType, wanted: bool) -> None:
+    assert is_wanted(TransportAddress(base, 5000), remote) is wanted
+
+
+@pytest.mark.parametrize(
+    ("remote", "outside"),
+    [
+        ("192.168.1.2 5000 typ host", False),
+        ("100.64.0.2 5000 typ host", False),
+        ("20.0.0.1 5000 typ host", True),
+        ("2620:1::1 5000 typ host", True),
+        ("fe80::1 5000 typ host", False),
+        ("name.local 5000 typ host", False),
+        ("100.64.0.2 5000 typ srflx raddr 192.168.1.2 rport 5000", True),
+        ("20.0.0.1 5000 typ relay raddr 0.0.0.0 rport 9", False),
+    ],
+)
+def test_what_passes_our_nat(remote: str, outside: bool) -> None:
+    assert is_outside(Candidate.parse(f"candidate:1 1 udp 1 {remote}")) is outside
 
 
 def test_each_goes_one_hop_farther_and_the_fourth_is_the_last() -> None:
@@ -31,7 +50,7 @@ def test_each_goes_one_hop_farther_and_the_fourth_is_the_last() -> None:
 
 
 def test_the_lead_is_no_longer_than_ta() -> None:
-    assert [lead_s(ta_s) for ta_s in (0.005, 0.050, 2.0)] == [0.005, 0.020, 0.020]
+    assert [lead_s(ta_s) for ta_s in (0.005, 0.050, 2.0)] == [0.005, 0.010, 0.010]
 
 
 def test_where_no_check_follows_the_second_is_the_last() -> None:
