@@ -108,8 +108,8 @@ class CheckPacer:
         return own >= 1 + waiting + 1 - _EPSILON and ceiling >= 1 + waiting - _EPSILON
 
     def may_lend(self, now: float) -> bool:
-        """Whether an opener may leave that cannot wait: the bucket may be overdrawn by what it holds, once."""
-        return self._own.tokens(now) >= 1 - self._burst - _EPSILON
+        """Whether an opener may leave that should not wait: our own bucket may be overdrawn by what it holds, once."""
+        return self._own.tokens(now) >= 1 - self._burst - _EPSILON and self._ceiling.tokens(now) >= 1 - _EPSILON
 
     def take(self, now: float) -> None:
         """A check or an opener leaves."""

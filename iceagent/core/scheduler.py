@@ -10,7 +10,7 @@ whatever else waits; and so have its early checks, each one hop farther (``nat/o
 opener and its check others have their turn.
 
 A base that was re-rolled (``reroll.py``) sends openers *only*, until the peer's check arrives on it. The first of them
-leave before the peer is told of it, whatever is in the bucket; it is overdrawn then.
+leave before the peer is told of it, whatever is in the agent's bucket; it is overdrawn then.
 
 DEVIATION: 6.1.4.2 checks a Waiting pair whenever Ta fires; pinned by
 test_openers_go_before_the_first_check_and_farther_before_each_early_one and
@@ -218,8 +218,9 @@ class Scheduler:
     def _send_openers(self, checklist: CheckList, now: float) -> None:
         """Those that no check follows, of pairs of quiet bases, best pairs first."""
         delays = self._context.config.early_checks_s
-        quiet = [p for p in checklist if p.base in self._quiet and not p.dead and openers.is_outside(p.remote)]
-        for pair in sorted(quiet, key=lambda p: p.order, reverse=True):
+        quiet = [p for p in checklist if p.base in self._quiet and openers.is_outside(p.remote)]
+        wanted = [p for p in quiet if not p.dead and self._selection.wants(p)]
+        for pair in sorted(wanted, key=lambda p: p.order, reverse=True):
             at = now if pair.opened_at is None else openers.repeat_at(pair.openers, pair.opened_at, delays)
             if at is None:
                 continue

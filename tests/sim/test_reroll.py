@@ -271,6 +271,16 @@ def test_a_base_that_is_gone_is_held_no_more() -> None:
     assert any(is_request for *_, is_request in of_second(world))
 
 
+def test_what_can_improve_nothing_any_more_is_left_alone() -> None:
+    """The server answered after the peer did."""
+    world = world_of()
+    world.exchange()
+    world.settle()
+    add_second(world)
+    world.run(5.0)
+    assert of_second(world) == []
+
+
 def test_lost_paths_are_not_looked_for_from_it() -> None:
     """When the path in use is lost, all other pairs are checked again, but for these."""
     world = world_of()

@@ -66,6 +66,7 @@ def test_an_opener_that_cannot_wait_overdraws_the_bucket_once() -> None:
         count += 1
     assert count == 5 + 5
     assert bucket.ready_at(0.0, urgent=True) == pytest.approx(6 * TA_S, abs=1e-4)
+    assert not pacer(ceiling=TokenBucket(rate=200, capacity=0.5)).may_lend(0.0)
 
 
 def test_an_opener_keeps_the_ceiling_too() -> None:
