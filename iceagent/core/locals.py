@@ -23,11 +23,12 @@ _MAX_REFLEXIVE_PER_BASE = 16
 class Locals:
     """Our candidates; contains the addresses of our sockets."""
 
-    __slots__ = ("_candidates", "_component_of")
+    __slots__ = ("_candidates", "_component_of", "_mapped")
 
     def __init__(self) -> None:
         self._candidates: list[Candidate] = []
         self._component_of: dict[TransportAddress, int] = {}
+        self._mapped: frozenset[TransportAddress] = frozenset()
 
     def add(self, candidate: Candidate) -> Candidate | None:
         """Take a candidate.
@@ -44,12 +45,15 @@ class Locals:
         candidate = replace(candidate, base=base)
         self._candidates.append(candidate)
         self._component_of[base] = candidate.component
+        if candidate.type is CandidateType.SERVER_REFLEXIVE:
+            self._mapped |= {base}
         return candidate
 
     def remove_base(self, base: TransportAddress) -> None:
         """A socket is gone, with its candidates."""
         self._candidates = [candidate for candidate in self._candidates if candidate.base != base]
         self._component_of.pop(base, None)
+        self._mapped -= {base}
 
     def find(self, component: int, base: TransportAddress, address: TransportAddress) -> Candidate | None:
         """The candidate at an address, on a base."""
@@ -59,7 +63,7 @@ class Locals:
 
     def is_mapped(self, base: TransportAddress) -> bool:
         """Whether a server saw another address of a base, so that it is behind a NAT."""
-        return any(c.base == base and c.type is CandidateType.SERVER_REFLEXIVE for c in self._candidates)
+        return base in self._mapped
 
     def component_of(self, base: TransportAddress) -> int | None:
         """What a socket is for; ``None``: it is not ours, or gone."""

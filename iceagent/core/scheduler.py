@@ -75,7 +75,7 @@ class Scheduler:
         # Pairs whose opener has left, and when their check follows.
         self._opened: dict[CandidatePair, float] = {}
         # Bases that send openers only.
-        self._quiet: set[TransportAddress] = set()
+        self._quiet: frozenset[TransportAddress] = frozenset()
         self._quiet_at: float | None = None
         self._token_at: float | None = None
         self._budget_at: float | None = None
@@ -87,7 +87,7 @@ class Scheduler:
         self._early.clear()
         self._deferred.clear()
         self._opened.clear()
-        self._quiet.clear()
+        self._quiet = frozenset()
 
     def trigger_at(self, pair: CandidatePair, at: float) -> None:
         """Trigger a check of an In-Progress pair later, unless it is answered by then."""
@@ -95,11 +95,11 @@ class Scheduler:
 
     def use_openers_only(self, base: TransportAddress) -> None:
         """No check leaves from this base until :meth:`release`."""
-        self._quiet.add(base)
+        self._quiet |= {base}
 
     def release(self, base: TransportAddress) -> None:
         """The peer's check arrived there, or the base is gone."""
-        self._quiet.discard(base)
+        self._quiet -= {base}
 
     def is_quiet(self, base: TransportAddress) -> bool:
         """Whether a base sends openers only."""

@@ -21,7 +21,7 @@ import math
 from collections.abc import Callable, Mapping
 from random import Random
 
-from iceagent.candidate import Candidate
+from iceagent.candidate import Candidate, CandidateType
 from iceagent.config import Config
 from iceagent.core.checker import Check, Checker
 from iceagent.core.checklist import CheckList
@@ -195,7 +195,8 @@ class IceSession:
         # DEVIATION: RFC 8838, 10 pairs it when the peer was told; pinned by
         # test_a_candidate_is_paired_before_the_peer_was_told.
         self._checklist.add_local(added)
-        self._reroll.note_candidates(now)
+        if added.type is not CandidateType.HOST:
+            self._reroll.note_candidates(now)
         self._decide(now)
         return True
 
@@ -252,7 +253,8 @@ class IceSession:
         waits.
         """
         self._add_remote(candidate, now)
-        self._reroll.note_candidates(now)
+        if candidate.type is not CandidateType.HOST:
+            self._reroll.note_candidates(now)
         self._decide(now)
 
     def end_remote_candidates(self, now: float) -> None:

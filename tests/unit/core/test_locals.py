@@ -53,3 +53,13 @@ def test_a_base_goes_with_its_candidates() -> None:
     known.remove_base(BASE)
     assert known.all() == []
     assert BASE not in known and known.component_of(BASE) is None
+
+
+def test_a_base_is_mapped_once_a_server_saw_another_address_of_it() -> None:
+    known = Locals()
+    known.add(host_candidate(BASE))
+    assert not known.is_mapped(BASE)
+    known.add(reflexive(1))
+    assert known.is_mapped(BASE)
+    known.remove_base(BASE)
+    assert not known.is_mapped(BASE)
