@@ -6,6 +6,7 @@ other one needs.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ class Metric:
             rounds' ratios, else the ratio of the medians. Empty: nothing to compare with.
         peer_name: who that is.
         at_most: target: our median.
+        p95_at_most: target: what 95 % of our values do not exceed.
         worst_at_most: target: our greatest value.
         ratio_at_least: target.
         note: what a reader must know.
@@ -37,6 +39,7 @@ class Metric:
     peer: Sequence[float] = ()
     peer_name: str = PEER
     at_most: float | None = None
+    p95_at_most: float | None = None
     worst_at_most: float | None = None
     ratio_at_least: float | None = None
     note: str = ""
@@ -56,6 +59,8 @@ class Metric:
         found = []
         if self.at_most is not None:
             found.append((f"≤ {_number(self.at_most)}", statistics.median(self.ours) <= self.at_most))
+        if self.p95_at_most is not None:
+            found.append((f"p95 ≤ {_number(self.p95_at_most)}", _p95(self.ours) <= self.p95_at_most))
         if self.worst_at_most is not None:
             found.append((f"worst ≤ {_number(self.worst_at_most)}", max(self.ours) <= self.worst_at_most))
         if self.ratio_at_least is not None:
@@ -66,6 +71,11 @@ class Metric:
     def is_short(self) -> bool:
         """Whether a target is missed."""
         return not all(met for _, met in self.targets)
+
+
+def _p95(values: Sequence[float]) -> float:
+    """The value that 95 % of all do not exceed."""
+    return sorted(values)[math.ceil(0.95 * len(values)) - 1]
 
 
 def as_json(metrics: Sequence[Metric]) -> list[dict[str, Any]]:

@@ -111,14 +111,14 @@ class Config:
     early_checks_s: tuple[float, ...] = (0.100, 0.200, 0.400)
     """New checks on a pair that has not answered, so long after its first one; at most three. Empty: none."""
     openers: bool = True
-    """Before the first check between reflexive addresses, send a packet that opens our own NAT and dies before it
+    """Before the first check to a reflexive address, send a packet that opens our own NAT and dies before it
     reaches the peer's; the check follows 10 ms later (``iceagent/nat/openers.py``). Many a Linux router gives our flow
     another port than the one we signalled if the peer's packet comes first, and the pair never works.
     """
     reroll: bool = True
-    """When nothing between reflexive addresses has answered for 1 s (controlling: 1.5 s), open another socket, once,
-    and tell the peer its reflexive address: the flows of the first may be spoilt (``iceagent/core/reroll.py``). Needs
-    ``openers``, ``late_candidates``, and a peer that trickles.
+    """When nothing beyond our NAT has answered for 1 s (controlling: 1.5 s), open another socket, once, and tell the
+    peer its reflexive address: the flows of the first may be spoilt (``iceagent/core/reroll.py``). Needs ``openers``,
+    ``late_candidates``, and a peer that trickles.
     """
     route_order: bool = True
     """Check first, for each remote address, from the base the kernel would route it from (RFC 8445, 6.1.4.2 goes by

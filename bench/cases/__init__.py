@@ -14,6 +14,7 @@ CASES = {
     "connect": "bench.cases.connect",
     "unanswered": "bench.cases.unanswered",
     "firewalls": "bench.cases.firewalls",
+    "lossy-nats": "bench.cases.lossy_nats",
     "dead-server": "bench.cases.dead_server",
     "datagrams": "bench.cases.datagrams",
     "codec": "bench.cases.stun_codec",

@@ -253,7 +253,7 @@ class IceSession:
         waits.
         """
         self._add_remote(candidate, now)
-        if candidate.type is not CandidateType.HOST:
+        if openers.is_outside(candidate):
             self._reroll.note_candidates(now)
         self._decide(now)
 

@@ -63,7 +63,12 @@ class ServerReflexive:
         self._bases: dict[TransportAddress, Base] = {}
         self._servers: dict[TransportAddress, str] = {}
         self.queries = StunQueries(
-            system_rng, ta_s=config.ta_s, burst=config.burst, rto_s=config.rto_s, ceiling=ceiling
+            system_rng,
+            ta_s=config.ta_s,
+            burst=config.burst,
+            rto_s=config.rto_s,
+            ceiling=ceiling,
+            early_s=config.early_checks_s,
         )
         self._driver = Driver(self.queries, host, self._send, self._on_event)
         self._tasks: set[asyncio.Task[None]] = set()

@@ -2,27 +2,36 @@
 
 A sans-IO core (``iceagent/net/core.py``): Binding requests from every base to every server of its family, side by
 side. RFC 8445, 14.2 paces them by Ta like checks, with the same burst and under the same ceiling. The RTO is 500 ms
-or more, and grows with what still waits to be sent (14.3 counts all candidates, but permits "other mechanisms"). A
-success is repeated every 15 s until :meth:`StunQueries.stop_refreshing` (5.1.1.4: candidates are kept
-alive until ICE concludes; the answer keeps bindings that a one-way heartbeat does not, and shows a new mapping).
+or more, and grows with what still waits to be sent (14.3 counts all candidates, but permits "other mechanisms"). As
+with checks, a lost first packet must not cost that much: a query that has no answer gets early *new* transactions,
+where there are tokens that nobody else waits for.
+
+After 5 s without an answer a query counts as failed, and nobody waits for it any more; but it goes on for 39.5 s (RFC
+8489, 6.2.1), and an answer that late still gives a candidate. A success is repeated every 15 s until
+:meth:`StunQueries.stop_refreshing` (5.1.1.4: candidates are kept alive until ICE concludes; the answer keeps bindings
+that a one-way heartbeat does not, and shows a new mapping).
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from random import Random
 
 from iceagent.core.pacing import TokenBucket
 from iceagent.net.address import TransportAddress, is_reserved
 from iceagent.net.core import Datagram, Event, PacketDropped, Transmit
 from relay.stun import (
+    DEFAULT_RC,
+    DEFAULT_RM,
     MAPPED_ADDRESS,
     XOR_MAPPED_ADDRESS,
     BadMessage,
     Message,
     MessageClass,
     Method,
+    Transaction,
     TransactionTable,
     build,
     parse,
@@ -30,11 +39,13 @@ from relay.stun import (
 
 __all__ = ["MappedAddress", "QueryFailed", "StunQueries"]
 
+_REFRESH_RC, _REFRESH_RM = 4, 3
+# As long as a gathering lasts at worst.
+_PATIENCE_S = 5.0
+# An early one is sent once, and answered or lost by then.
+_EARLY_LIFETIME_S = 5.0
 # RFC 8445, 11: no less than 15 s between keepalives of one kind.
 _REFRESH_S = 15.0
-# Sends at 0, 0.5, 1.5 and 3.5 s: what fits into a gathering's 5 s.
-_SENDS = 4
-_LAST_WAIT_RTOS = 3
 # RFC 8489, 18.3.1, "was … prior to [RFC5389]": RESPONSE-ADDRESS, SOURCE-ADDRESS, CHANGED-ADDRESS, PASSWORD and
 # REFLECTED-FROM, which later RFCs do
 # not know. Beside a plain MAPPED-ADDRESS they say nothing that we would have to understand.
@@ -74,6 +85,15 @@ class _Query:
     server: TransportAddress
     refresh_at: float | None = None
     has_answered: bool = False
+    main: Transaction | None = None
+    """The one that is repeated, and whose end is the query's."""
+    open: list[Transaction] = field(default_factory=list)
+    """It, and early ones that are still waited for."""
+    sent_at: float = 0.0
+    early: int = 0
+    """So many early ones were sent."""
+    has_failed: bool = False
+    """It was said that there is no answer, though it still may come."""
 
 
 class StunQueries:
@@ -82,25 +102,40 @@ class StunQueries:
     Args:
         ta_s: seconds between two new queries, once the burst is used up.
         ceiling: what all transactions of the process share (RFC 8445, 14.2); ``None``: there are no others.
+        rc: how often a query is sent at most, early ones aside; RFC 8489, 6.2.1: 7 SHOULD be the default.
+        rm: how many RTOs the last one is waited for; 16 there.
+        early_s: when an unanswered query is asked anew, seconds after its first request.
 
     Attributes:
         counters: datagrams that were of no use, by reason.
     """
 
     def __init__(
-        self, system_rng: Random, *, ta_s: float, burst: int, rto_s: float, ceiling: TokenBucket | None = None
+        self,
+        system_rng: Random,
+        *,
+        ta_s: float,
+        burst: int,
+        rto_s: float,
+        ceiling: TokenBucket | None = None,
+        rc: int = DEFAULT_RC,
+        rm: int = DEFAULT_RM,
+        early_s: Sequence[float] = (),
     ) -> None:
         self._system_rng = system_rng
         self._rto_s = rto_s
         self._ta_s = ta_s
         own = TokenBucket(rate=1 / ta_s, capacity=burst)
         self._buckets = (own,) if ceiling is None else (own, ceiling)
-        self._table = TransactionTable(limit=MAX_QUERIES)
+        self._rc, self._rm = rc, rm
+        self._early_s = early_s
+        self._table = TransactionTable(limit=MAX_QUERIES * (1 + len(early_s)))
         self._queries: dict[tuple[TransportAddress, TransportAddress], _Query] = {}
         self._waiting: deque[_Query] = deque()
         self._events: deque[Event] = deque()
         self._refreshing = True
         self._wait_until: float | None = None
+        self._early_at: float | None = None
         self.counters: Counter[str] = Counter()
 
     # --- commands ------------------------------------------------------------------------------------------------
@@ -120,9 +155,7 @@ class StunQueries:
     def forget_base(self, base: TransportAddress, now: float) -> None:
         """The socket is gone."""
         for key in [key for key in self._queries if key[0] == base]:
-            del self._queries[key]
-            for transaction in self._table.pending(*key):
-                self._table.remove(transaction)
+            self._end(self._queries.pop(key))
         self._waiting = deque(query for query in self._waiting if query.base != base)
 
     def stop_refreshing(self, now: float) -> None:
@@ -135,8 +168,10 @@ class StunQueries:
         self._refreshing = True
         waiting = set(self._waiting)
         for query in self._queries.values():
-            is_open = query in waiting or self._table.pending(query.base, query.server)
+            is_open = query in waiting or (query.open and not query.has_failed)
             if not is_open:
+                self._end(query)
+                query.has_failed = False
                 query.refresh_at = None
                 self._waiting.append(query)
         self._send_waiting(now)
@@ -144,7 +179,7 @@ class StunQueries:
     @property
     def pending(self) -> int:
         """Queries that have neither an answer nor a failure yet."""
-        return sum(not query.has_answered for query in self._queries.values())
+        return sum(not (query.has_answered or query.has_failed) for query in self._queries.values())
 
     def is_server(self, base: TransportAddress, address: tuple[str, int]) -> bool:
         """Whether a datagram on ``base`` from ``address`` is for this core."""
@@ -167,6 +202,8 @@ class StunQueries:
         query: _Query = transaction.context
         if self._queries.get((query.base, query.server)) is not query:
             return
+        self._end(query)
+        query.has_failed = False
         mapped = _mapped(message, query.base)
         if mapped is None:
             self._fail(query, _complaint(message), now)
@@ -182,18 +219,23 @@ class StunQueries:
     def handle_error(self, base: TransportAddress, destination: TransportAddress, errno: int, now: float) -> None:
         """Nobody listens there, or there is no way: fail at once, another server may do better."""
         query = self._queries.get((base, destination))
-        for transaction in self._table.pending(base, destination):
-            self._table.remove(transaction)
-            if query is not None:
-                self._fail(query, f"network error, errno {errno}", now)
+        if query is not None and self._end(query):
+            self._fail(query, f"network error, errno {errno}", now)
 
     def handle_timeout(self, now: float) -> None:
         """Repeat, give up, refresh."""
         for transaction in self._table.handle_timeout(now):
             query: _Query = transaction.context
-            if self._queries.get((query.base, query.server)) is query:
+            if transaction is query.main:
+                self._end(query)
                 self._fail(query, "no response", now)
+            elif transaction in query.open:
+                query.open.remove(transaction)
         for query in self._queries.values():
+            give_up_at = self._give_up_at(query)
+            if give_up_at is not None and now >= give_up_at:
+                query.has_failed = True
+                self._events.append(QueryFailed(base=query.base, server=query.server, reason="no response"))
             if query.refresh_at is not None and now >= query.refresh_at:
                 query.refresh_at = None
                 if self._refreshing:
@@ -203,7 +245,9 @@ class StunQueries:
     def poll_timeout(self) -> float | None:
         """The next repetition, query or refresh."""
         refreshes = (q.refresh_at for q in self._queries.values() if q.refresh_at is not None and self._refreshing)
-        due = (self._table.poll_timeout(), self._wait_until, min(refreshes, default=None))
+        failures = (at for q in self._queries.values() if (at := self._give_up_at(q)) is not None)
+        times = (min(refreshes, default=None), min(failures, default=None))
+        due = (self._table.poll_timeout(), self._wait_until, self._early_at, *times)
         return min((at for at in due if at is not None), default=None)
 
     def poll_transmit(self) -> Transmit | None:
@@ -227,11 +271,51 @@ class StunQueries:
             for bucket in self._buckets:
                 bucket.take(now)
             query = self._waiting.popleft()
-            identity = self._system_rng.getrandbits(96).to_bytes(12, "big")
-            request = build(Method.BINDING, MessageClass.REQUEST, identity).encode(fingerprint=False)
-            self._table.start(
-                identity, query.base, query.server, request, now, rto=rto, rc=_SENDS, rm=_LAST_WAIT_RTOS, context=query
-            )
+            # A refresh has the next one behind it.
+            rc, rm = (_REFRESH_RC, _REFRESH_RM) if query.has_answered else (self._rc, self._rm)
+            query.main = self._start(query, now, rto=rto, rc=rc, rm=rm)
+            query.sent_at = now
+        self._send_early(now)
+
+    def _send_early(self, now: float) -> None:
+        """Ask anew who has not answered; what finds no token then is tried when there is one."""
+        self._early_at = None
+        if not self._early_s:
+            return
+        for query in self._queries.values():
+            if query.main is None or query.has_answered:
+                continue
+            while query.early < len(self._early_s):
+                at = query.sent_at + self._early_s[query.early]
+                if at <= now:
+                    at = max(bucket.ready_at(1, now) for bucket in self._buckets)
+                if at > now:
+                    self._early_at = at if self._early_at is None else min(at, self._early_at)
+                    break
+                for bucket in self._buckets:
+                    bucket.take(now)
+                query.early += 1
+                self._start(query, now, rto=_EARLY_LIFETIME_S, rc=1, rm=1)
+
+    def _give_up_at(self, query: _Query) -> float | None:
+        is_waited_for = query.main is not None and not query.has_answered and not query.has_failed
+        return query.sent_at + _PATIENCE_S if is_waited_for else None
+
+    def _start(self, query: _Query, now: float, *, rto: float, rc: int, rm: int) -> Transaction:
+        identity = self._system_rng.getrandbits(96).to_bytes(12, "big")
+        request = build(Method.BINDING, MessageClass.REQUEST, identity).encode(fingerprint=False)
+        transaction = self._table.start(
+            identity, query.base, query.server, request, now, rto=rto, rc=rc, rm=rm, context=query
+        )
+        query.open.append(transaction)
+        return transaction
+
+    def _end(self, query: _Query) -> bool:
+        """Nothing of a query is repeated or waited for any more; whether anything was."""
+        ended, query.open, query.main = query.open, [], None
+        for transaction in ended:
+            self._table.remove(transaction)
+        return bool(ended)
 
     def _fail(self, query: _Query, reason: str, now: float) -> None:
         if query.has_answered:
@@ -239,6 +323,8 @@ class StunQueries:
             query.refresh_at = now + _REFRESH_S
             return
         del self._queries[query.base, query.server]
+        if query.has_failed:
+            return
         self._events.append(QueryFailed(base=query.base, server=query.server, reason=reason))
 
     def _drop(self, datagram: Datagram, reason: str) -> None:

@@ -33,6 +33,8 @@ __all__ = ["Inquiry"]
 
 # Where others answered, a silent server is given up after three requests (0, 0.5 and 1.5 s) and a long round trip.
 PATIENCE_S = 2.0
+# Requests at 0, 0.5, 1.5 and 3.5 s, and what is waited after the last, in units of the first interval.
+SENDS, LAST_WAIT_RTOS = 4, 3
 # New sockets whose ports show how the NAT allocates them. Each costs a mapping; the burst of requests is as large.
 SAMPLES = 5
 # Servers, per IP version, that the tests of RFC 5780 are tried with.
@@ -264,7 +266,9 @@ class Inquiry:
 
     def _new_queries(self) -> StunQueries:
         config = self._config
-        return StunQueries(self._system_rng, ta_s=config.ta_s, burst=config.burst, rto_s=config.rto_s)
+        return StunQueries(
+            self._system_rng, ta_s=config.ta_s, burst=config.burst, rto_s=config.rto_s, rc=SENDS, rm=LAST_WAIT_RTOS
+        )
 
     def _note(self, uri: str, version: int | None, status: ServerStatus, reason: str, is_outside: bool = True) -> None:
         """Remember what became of a server; of its addresses, the best one counts."""

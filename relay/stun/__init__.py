@@ -73,7 +73,14 @@ from relay.stun.integrity import (
 )
 from relay.stun.message import Message, build
 from relay.stun.parsing import is_stun, parse
-from relay.stun.transaction import RELIABLE_TIMEOUT, TooManyTransactions, Transaction, TransactionTable
+from relay.stun.transaction import (
+    DEFAULT_RC,
+    DEFAULT_RM,
+    RELIABLE_TIMEOUT,
+    TooManyTransactions,
+    Transaction,
+    TransactionTable,
+)
 from relay.stun.values import (
     AddressErrorCode,
     AddressFamily,
@@ -95,6 +102,8 @@ __all__ = [
     "CHANNEL_NUMBER",
     "CONNECTION_ID",
     "DATA",
+    "DEFAULT_RC",
+    "DEFAULT_RM",
     "DONT_FRAGMENT",
     "ERROR_CODE",
     "EVEN_PORT",

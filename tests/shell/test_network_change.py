@@ -16,6 +16,7 @@ from iceagent.events import (
     StateChanged,
 )
 from iceagent.net.host import AddressFlag, InterfaceKind
+from iceagent.testing.links import Fate
 from tests.shell.world import Diary, World, connected, exchange, in_virtual_time, talk, trickling
 
 STUN = "198.51.100.1"
@@ -209,7 +210,8 @@ class TestGoing:
             assert {address.host for address in host.node.ports or ()} == {"192.0.2.1"}
             sent = len(world.network.log)
             await asyncio.sleep(10)
-            later = [entry.packet.base.host for entry in list(world.network.log)[sent:]]
+            log = list(world.network.log)[sent:]
+            later = [entry.packet.base.host for entry in log if entry.fate is Fate.SENT]
             assert set(later) == {"192.0.2.1"}
 
     @in_virtual_time

@@ -156,6 +156,19 @@ def test_a_relayed_path_does_not_stop_it() -> None:
     assert due(world.a) == [RerollDue(component=1, base=lost.address)]
 
 
+def test_a_host_on_the_internet_may_have_spoilt_ours_too() -> None:
+    """It knocked at our NAT before we sent, and its firewall takes nothing from the port that our flow has now."""
+    world = world_of(box_b=FirewallModel(), hosts_b=("20.0.9.2",))
+    world.signal(world.b)
+    world.run(WAIT_CONTROLLING_S)
+    assert due(world.a) == [RerollDue(component=1, base=world.a.session.local_candidates[0].address)]
+    world = world_of()
+    world.a.session.set_remote_description(world.b.description(candidates=False), world.now)
+    world.a.session.add_remote_candidate(host_candidate(TransportAddress("192.168.2.2", 5000)), world.now)
+    world.run(10.0)
+    assert due(world.a) == []
+
+
 def test_a_host_that_is_not_behind_a_nat_has_no_flows_to_lose() -> None:
     world = alone(box_a=FirewallModel())
     world.run(10.0)

@@ -7,6 +7,7 @@ import struct
 from collections import Counter
 from itertools import pairwise
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -41,9 +42,15 @@ class Client:
     """A core and its clock; keeps what comes out."""
 
     def __init__(
-        self, *, burst: int = 5, ta_s: float = 0.05, rto_s: float = 0.5, ceiling: TokenBucket | None = None
+        self,
+        *,
+        burst: int = 5,
+        ta_s: float = 0.05,
+        rto_s: float = 0.5,
+        ceiling: TokenBucket | None = None,
+        **more: Any,
     ) -> None:
-        self.core = StunQueries(Random(1), ta_s=ta_s, burst=burst, rto_s=rto_s, ceiling=ceiling)
+        self.core = StunQueries(Random(1), ta_s=ta_s, burst=burst, rto_s=rto_s, ceiling=ceiling, **more)
         self.now = 100.0
         self.sent: list[tuple[float, Transmit]] = []
         self.events: list[Event] = []
@@ -115,8 +122,72 @@ class TestSchedule:
         assert client.events == [mapped(rtt_s=pytest.approx(0.02))]  # type: ignore[arg-type]  # compares like a float
         assert client.core.pending == 0
 
-    def test_an_unanswered_one_is_given_up_within_a_gatherings_five_seconds(self) -> None:
+    def test_an_unanswered_one_has_failed_after_five_seconds_and_goes_on_for_39_5(self) -> None:
+        """RFC 8489, 6.2.1; nobody waits for it any more, but an answer gives a candidate all the same."""
         client = Client()
+        client.ask()
+        client.run(4.99)
+        assert client.events == [] and client.core.pending == 1
+        client.run(0.02)
+        failure = QueryFailed(base=BASE, server=SERVER, reason="no response")
+        assert client.events == [failure] and client.core.pending == 0
+        client.run(34.4)
+        assert client.times == [0, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5]
+        client.answer()
+        assert client.events == [failure, mapped(rtt_s=None)]
+
+    def test_the_end_of_one_that_has_failed_is_told_once(self) -> None:
+        client = Client()
+        client.ask()
+        client.run(40.0)
+        assert client.events == [QueryFailed(base=BASE, server=SERVER, reason="no response")]
+        assert client.core.poll_timeout() is None
+
+    def test_one_that_has_failed_is_asked_at_once_when_ice_begins_anew(self) -> None:
+        client = Client()
+        client.ask()
+        client.run(6.0)
+        client.core.resume_refreshing(client.now)
+        client.drain()
+        assert client.times == [0, 0.5, 1.5, 3.5, 6.0] and client.core.pending == 1
+
+    def test_a_lost_first_request_does_not_cost_500_ms(self) -> None:
+        """Nor the two behind it: new transactions, each with a request of its own."""
+        client = Client(early_s=(0.1, 0.2, 0.4))
+        client.ask()
+        client.run(0.45)
+        assert client.times == [0, 0.1, 0.2, 0.4]
+        assert len({transmit.data for _, transmit in client.sent}) == 4
+        client.answer(index=1)
+        assert client.events == [mapped(rtt_s=pytest.approx(0.35))]  # type: ignore[arg-type]
+        client.answer(index=0)
+        client.answer(index=3)
+        assert client.reasons == ["response to no request of ours"] * 2
+        client.run(14.0)
+        assert len(client.sent) == 4
+
+    def test_early_ones_wait_for_tokens_and_end_with_the_query(self) -> None:
+        client = Client(early_s=(0.1, 0.2, 0.4), burst=1, ta_s=0.3)
+        client.ask()
+        client.run(0.45)
+        assert client.times == [0, 0.3]
+        client.core.handle_error(BASE, SERVER, errno.ECONNREFUSED, client.now)
+        client.drain()
+        assert client.reasons == [f"network error, errno {errno.ECONNREFUSED}"]
+        client.run(60.0)
+        assert client.times == [0, 0.3] and client.core.poll_timeout() is None
+
+    def test_an_early_one_that_is_lost_is_not_the_end(self) -> None:
+        client = Client(early_s=(0.1,))
+        client.ask()
+        client.run(39.4)
+        assert client.times == [0, 0.1, 0.5, 1.5, 3.5, 7.5, 15.5, 31.5]
+        client.answer(index=0)
+        assert client.events[1:] == [mapped(rtt_s=None)]
+
+    def test_where_four_have_to_be_enough(self) -> None:
+        """Within five seconds, for whoever waits for the verdict."""
+        client = Client(rc=4, rm=3)
         client.ask()
         client.run(4.99)
         assert client.times == [0, 0.5, 1.5, 3.5]
@@ -549,7 +620,7 @@ def test_it_never_spins_and_every_query_ends(steps: list[tuple[object, ...]], bu
         perform(client, *step)
         client.drain()
     client.core.stop_refreshing(client.now)
-    client.run(30)
+    client.run(60)
     assert client.core.pending == 0
     assert client.core.poll_timeout() is None
 
