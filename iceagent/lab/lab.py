@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,8 @@ __all__ = ["Lab"]
 POLL_S = 0.002
 # How long programs have to end when they are told to.
 END_TIMEOUT_S = 2.0
+# A label of a DNS name; it is also a folder's.
+_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
 class Lab:
@@ -42,6 +45,7 @@ class Lab:
     """
 
     def __init__(self) -> None:
+        self._is_closed = False
         sweep()
         self._owner = Owner()
         self.folder: Path = self._owner.folder
@@ -120,7 +124,7 @@ class Lab:
         """Add a machine.
 
         Args:
-            name: unique; ``NAME.lab`` stands for its addresses.
+            name: unique, letters, digits and hyphens; ``NAME.lab`` stands for its addresses.
             behind: a router, or ``None``: on the Internet.
             addresses: how many IPv4 addresses it has.
             impairment: of its cable, as for a router.
@@ -132,6 +136,7 @@ class Lab:
 
     def close(self) -> None:
         """End all programs, close all namespaces, remove the folder; idempotent."""
+        self._is_closed = True
         for process in self._processes:
             process.terminate()
         deadline = time.monotonic() + END_TIMEOUT_S
@@ -206,6 +211,10 @@ class Lab:
             time.sleep(POLL_S)
 
     def _unused(self, name: str | None, otherwise: str) -> str:
+        if self._is_closed:
+            raise LabError("the laboratory is closed")
+        if name is not None and not _NAME.fullmatch(name):
+            raise LabError(f"{name!r} is no name for a machine: 1 to 63 letters, digits and hyphens")
         used = {namespace.name for namespace in self._namespaces}
         if name is None:
             return next(

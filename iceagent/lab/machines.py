@@ -309,7 +309,13 @@ class Router(Machine):
         self.load()
 
     def move(self, number: int = 1) -> str:
-        """Get another outside IPv4 address, ``number`` above the one it has, as after a reconnection; returns it."""
+        """Get another outside IPv4 address, ``number`` above the one it has, as after a reconnection; returns it.
+
+        Raises:
+            LabError: the router does not translate: what is behind it would be lost.
+        """
+        if not self.kind.is_translating:
+            raise LabError(f"a router of the kind {self.kind.name} cannot move: the addresses behind it are its site's")
         old, length = self.uplink.addresses[0].split("/")
         prefix, _, last = old.rpartition(".")
         new = f"{prefix}.{int(last) + number}"

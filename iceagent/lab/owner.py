@@ -66,7 +66,8 @@ def sweep() -> Swept:
     processes = _end_processes(_is_dead)
     folders = 0
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
-        if _is_dead(folder.name.removeprefix(_FOLDER).partition("-")[0]):
+        mark = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if folder.stat(follow_symlinks=False).st_uid == os.geteuid() and _is_dead(mark):
             shutil.rmtree(folder, ignore_errors=True)
             folders += not folder.exists()
     return Swept(processes, folders)

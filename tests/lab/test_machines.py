@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 
 from iceagent.lab import Egress, Impairment, Lab, LabError, Machine, MissingProgram, Router
+from iceagent.lab.classify import lifetime_s
 from iceagent.lab.owner import VARIABLE, sweep
 from iceagent.lab.session import run_inside
 from iceagent.lab.wire import IN, OUT
 from iceagent.net.address import TransportAddress
+from iceagent.net.host import AddressFlag
 from relay.server import Server
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +86,21 @@ def test_a_ttl_ends_between_two_nats(natlab: Lab) -> None:
         for ttl, arrives in ((2, False), (3, True)):
             ours.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
             assert passes(ours, theirs) is arrives
+
+
+@pytest.mark.parametrize("name", ["", "a/b", "../x", "a b", "a\nb", "-a", "a" * 64])
+def test_names_that_are_none(natlab: Lab, name: str) -> None:
+    with pytest.raises(LabError, match="is no name for a machine"):
+        natlab.machine(name)
+
+
+def test_a_closed_laboratory_takes_nothing_more() -> None:
+    lab = Lab()
+    lab.machine()
+    lab.close()
+    lab.close()
+    with pytest.raises(LabError, match="closed"):
+        lab.machine()
 
 
 def test_names_and_wrong_values(natlab: Lab) -> None:
@@ -177,6 +194,23 @@ def test_a_link_that_flaps(natlab: Lab) -> None:
             ours.sendto(b"x", theirs.getsockname())
         machine.set_link(is_up=True)
         natlab.wait_until(lambda: passes(ours, theirs), 3.0, "the link is not back")
+
+
+def test_a_lifetime_that_is_shortened(natlab: Lab) -> None:
+    router, server = natlab.router("full-cone"), natlab.machine("server", addresses=2)
+    machine = natlab.machine(behind=router)
+    assert lifetime_s(machine, server, 1.6, step_s=0.8) is None
+    router.set_lifetime(1)
+    assert lifetime_s(machine, server, 2.4, step_s=0.8) in (0.8, 1.6, pytest.approx(2.4))
+
+
+async def test_an_address_that_is_deprecated(natlab: Lab) -> None:
+    """RFC 4862, 5.5.4. The host says so, as this machine's would."""
+    machine = natlab.machine(behind=natlab.router(ipv6="firewall"))
+    machine.deprecate(machine.hosts[1])
+    (interface,) = [each for each in await machine.host.interfaces() if each.name == "eth0"]
+    flags = {address.host: address.flags for address in interface.addresses}
+    assert flags[machine.hosts[1]] == {AddressFlag.DEPRECATED} and not flags[machine.hosts[0]]
 
 
 def test_roaming(natlab: Lab) -> None:
