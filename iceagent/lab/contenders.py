@@ -16,6 +16,7 @@ from iceagent.agent import Agent
 from iceagent.candidate import CandidateType
 from iceagent.config import Config, IceServer
 from iceagent.description import Description
+from iceagent.errors import AgentClosed
 from iceagent.events import Event, LocalCandidateFound
 from iceagent.lab.errors import LabError
 from iceagent.lab.machines import Machine
@@ -99,7 +100,9 @@ class Ours:
         self._tell = tell
 
     def take_late(self, candidate: Any) -> None:
-        self.agent.add_remote_candidate(candidate)
+        # It may come when this side has just seen all that it wanted to see.
+        with contextlib.suppress(AgentClosed):
+            self.agent.add_remote_candidate(candidate)
 
     async def connect(self, told: Any) -> None:
         self.agent.set_remote_description(told)

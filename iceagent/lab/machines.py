@@ -90,6 +90,7 @@ class Machine:
         self, lab: Lab, name: str, network: Network, *, addresses: int = 1, impairment: Impairment | None = None
     ) -> None:
         self._lab = lab
+        self._addresses = addresses
         self.name = name
         self.namespace = lab.add_namespace(name)
         self.uplink = network.plug(self.namespace, self.device, addresses, impairment)
@@ -184,7 +185,7 @@ class Machine:
     def roam(self, network: Network) -> None:
         """Leave the network, and join another one: other addresses, another router. Sockets stay open."""
         self.namespace.delete_link(self.device)
-        self.uplink = network.plug(self.namespace, self.device, len(self.hosts_of(4)), None)
+        self.uplink = network.plug(self.namespace, self.device, self._addresses, None)
         self._lab.names[f"{self.name}.lab"] = self.hosts
 
     def hosts_of(self, version: int) -> tuple[str, ...]:
