@@ -10,18 +10,19 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import os
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, TypeVar
-
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkError
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from iceagent.lab.errors import LabError, MissingProgram
+
+if TYPE_CHECKING:
+    from pyroute2 import IPRoute
 
 __all__ = ["Namespace"]
 
@@ -215,12 +216,12 @@ class Namespace:
 
         def inside() -> T:
             if self._netlink is None:
-                self._netlink = IPRoute()
+                self._netlink = _pyroute2().IPRoute()
             return work(self._netlink)
 
         try:
             return self.do(inside)
-        except NetlinkError as error:
+        except _pyroute2().NetlinkError as error:
             raise LabError(f"{self.name}: the kernel refused: {error}") from error
 
     # --- rules, switches, processes ------------------------------------------------------------------------------
@@ -295,7 +296,7 @@ class Namespace:
         for name, value in _SWITCHES.items():
             with contextlib.suppress(FileNotFoundError):  # A kernel without IPv6, or without br_netfilter.
                 Path("/proc/sys/net", name).write_text(str(value))
-        with IPRoute() as ip:
+        with _pyroute2().IPRoute() as ip:
             ip.link("set", index=1, state="up")
 
     def _has_neighbours(self, name: str) -> bool:
@@ -325,6 +326,14 @@ _SWITCHES = {
 
 
 _NEEDED = "a laboratory needs root, or user and network namespaces of its own: unshare -Urnm, around the whole program"
+
+
+@functools.cache
+def _pyroute2() -> Any:
+    """Speaks to the kernel. Importing it takes a tenth of a second, which nobody pays who makes no namespace."""
+    import pyroute2
+
+    return pyroute2
 
 
 def _unshare() -> int:

@@ -145,7 +145,7 @@ def _connect(home: Namespace, router: Namespace, internet: Namespace) -> None:
         "link set wan up",
     )
     with router.entered():
-        router.set("ipv4/ip_forward", 1)
+        router.sysctl("ipv4/ip_forward", 1)
     internet.ip(
         f"addr add {SERVER}/24 dev eth0",
         f"addr add {SERVER_2}/24 dev eth0",
