@@ -261,7 +261,8 @@ class StunQueries:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _send_waiting(self, now: float) -> None:
-        self._wait_until = None
+        # What waits comes before what is asked anew.
+        self._wait_until = self._early_at = None
         # 14.3: "MAX (500ms, Ta * (Num-Of-Cands))"; those that were sent already need no room before a repetition.
         rto = max(self._rto_s, self._ta_s * len(self._waiting))
         while self._waiting:

@@ -177,6 +177,15 @@ class TestSchedule:
         client.run(60.0)
         assert client.times == [0, 0.3] and client.core.poll_timeout() is None
 
+    def test_who_waits_for_a_first_request_comes_before_early_ones(self) -> None:
+        """``run`` asserts that no deadline lies in the past meanwhile."""
+        client = Client(early_s=(0.1,), burst=1, ta_s=0.3, rto_s=5.0)
+        for server in servers(3):
+            client.ask(server=server)
+        client.run(1.3)
+        assert client.times == [0, 0.3, 0.6, 0.9, 1.2]
+        assert [transmit.destination.port for _, transmit in client.sent] == [1, 2, 3, 1, 2]
+
     def test_an_early_one_that_is_lost_is_not_the_end(self) -> None:
         client = Client(early_s=(0.1,))
         client.ask()
