@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from iceagent.cli import EXIT_DIRECT, EXIT_NO_PATH, EXIT_RELAY
-from iceagent.cli.options import FiniteFloat, output_options
+from iceagent.cli.options import FiniteFloat, output_file_options, output_options
 from iceagent.cli.output import Output
 from iceagent.cli.run import run as run_to_end
 from iceagent.events import Event, PacketDropped
@@ -194,19 +194,13 @@ def _fields(outcome: Outcome) -> dict[str, Any]:
 @click.option("--svg", "svg_file", type=click.Path(dir_okay=False), metavar="FILE", help="Draw a heat map.")
 @click.option("--agent", type=click.Choice(list(CONTENDERS)), default="iceagent", show_default=True)
 @click.option("--limit", "limit_s", type=FiniteFloat(0.1, 600), default=LIMIT_S, show_default=True, metavar="S")
-@click.option(
-    "--json",
-    "json_file",
-    is_flag=False,
-    flag_value="-",
-    metavar="FILE",
-    help="Write all results to FILE; without FILE, JSON Lines to stdout.",
-)
+@output_file_options
 @_in_laboratory
 def matrix(
     *,
-    names: tuple[str, ...],
+    output: Output,
     json_file: str | None,
+    names: tuple[str, ...],
     svg_file: str | None,
     agent: str,
     limit_s: float,
@@ -217,7 +211,6 @@ def matrix(
 
     Exit codes: 0 every cell connects that theory allows to without guessing ports, 4 one does not.
     """
-    output = Output(as_json=json_file == "-")
     _refuse_unwritable(json_file, svg_file)
     wanted = cells(names, with_places=names == KIND_NAMES)
     results: list[Result] = []
@@ -252,7 +245,7 @@ def matrix(
 
     code = run_to_end(main())
     # Of an interrupted run, what there is.
-    if json_file not in (None, "-"):
+    if json_file is not None:
         document = {"agent": agent, "kinds": list(names), "cells": [result.as_json() for result in results]}
         Path(json_file).write_text(json.dumps(document, indent=1) + "\n")
     if svg_file is not None:
@@ -267,7 +260,7 @@ def _refuse_unwritable(*files: str | None) -> None:
         click.UsageError: one cannot.
     """
     for file in files:
-        if file not in (None, "-"):
+        if file is not None:
             try:
                 Path(file).open("a").close()
             except OSError as error:

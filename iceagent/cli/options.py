@@ -39,6 +39,7 @@ __all__ = [
     "SERVERS_VARIABLE",
     "FiniteFloat",
     "listen_options",
+    "output_file_options",
     "output_options",
     "parse_servers",
     "refuse_unknown_binds",
@@ -76,17 +77,39 @@ def output_options(command: Command) -> Command:
     """Add ``--json``, ``-v``, ``--log-json``; a command's own ``--redact`` is taken over as well."""
 
     @click.option("--json", "as_json", is_flag=True, help="Write JSON Lines to stdout.")
-    @click.option("-v", "--verbose", "verbosity", count=True, help="More logs on stderr; -vv still more.")
-    @click.option("--log-json", is_flag=True, help="Write the logs as JSON Lines.")
+    @_log_options
     @functools.wraps(command)
     def wrapper(*, as_json: bool, verbosity: int, log_json: bool, redact: bool = False, **kwargs: Any) -> int:
-        redactor = Redactor() if redact else None
-        configure_logs(verbosity=verbosity, as_json=log_json, redactor=redactor)
-        output = Output(as_json=as_json, logs_as_json=log_json, redactor=redactor)
-        _tell_ignored(output)
-        return command(output=output, **kwargs)
+        return command(output=_output(as_json, verbosity, log_json, redact=redact), **kwargs)
 
     return wrapper
+
+
+def output_file_options(command: Command) -> Command:
+    """As :func:`output_options`, but ``--json`` may name a file: then the command gets its name as ``json_file``."""
+    help_text = "Write all results to FILE; without FILE, JSON Lines to stdout."
+
+    @click.option("--json", "json_file", is_flag=False, flag_value="-", metavar="FILE", help=help_text)
+    @_log_options
+    @functools.wraps(command)
+    def wrapper(*, json_file: str | None, verbosity: int, log_json: bool, **kwargs: Any) -> int:
+        output = _output(json_file == "-", verbosity, log_json)
+        return command(output=output, json_file=None if json_file == "-" else json_file, **kwargs)
+
+    return wrapper
+
+
+def _log_options(command: Command) -> Command:
+    verbose = click.option("-v", "--verbose", "verbosity", count=True, help="More logs on stderr; -vv still more.")
+    return verbose(click.option("--log-json", is_flag=True, help="Write the logs as JSON Lines.")(command))
+
+
+def _output(as_json: bool, verbosity: int, log_json: bool, *, redact: bool = False) -> Output:
+    redactor = Redactor() if redact else None
+    configure_logs(verbosity=verbosity, as_json=log_json, redactor=redactor)
+    output = Output(as_json=as_json, logs_as_json=log_json, redactor=redactor)
+    _tell_ignored(output)
+    return output
 
 
 def seed_option(command: Command) -> Command:
