@@ -71,7 +71,7 @@ def _enter_user_namespace() -> None:
     if subprocess.run([*_UNSHARE, "true"], capture_output=True, check=False).returncode != 0:
         raise click.UsageError(needed)
     os.environ[_INSIDE] = "1"
-    os.execvp(_UNSHARE[0], [*_UNSHARE, sys.executable, "-m", "iceagent", *sys.argv[1:]])
+    os.execvp(_UNSHARE[0], [*_UNSHARE, sys.executable, "-P", "-m", "iceagent", *sys.argv[1:]])
 
 
 class _Kind(click.ParamType[Any]):

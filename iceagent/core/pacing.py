@@ -36,6 +36,8 @@ _START_PACKETS = 12
 _LATER_INTERVAL_S = 3600.0 / 30
 # New early checks stop here, so that the spaced repetitions of ordinary ones fit in the first minute's packets.
 _EARLY_PACKETS = 10
+# Openers towards an address that never answered, from all our sockets and of all generations.
+_MAX_OPENERS = 20
 # Packets that an address can save up by sending authenticated requests.
 _MAX_CREDIT = 20
 # Remote addresses that are remembered; more than all candidates of a session.
@@ -64,6 +66,10 @@ class TokenBucket:
         """Take one; the caller looked whether it is there."""
         self.tokens(now)
         self._tokens -= 1.0
+
+    def set_rate(self, rate: float) -> None:
+        """So many per second from the next look on; what is there stays."""
+        self._rate = rate
 
     def ready_at(self, needed: float, now: float) -> float:
         """When there will be ``needed`` tokens."""
@@ -95,7 +101,7 @@ class CheckPacer:
 
     def set_ta(self, ta_s: float) -> None:
         """The peer asked for a slower pace (RFC 8839, 5.5)."""
-        self._own = TokenBucket(rate=1 / ta_s, capacity=self._burst)
+        self._own.set_rate(1 / ta_s)
 
     def may_send(self, now: float, *, urgent: bool) -> bool:
         """Whether a check may leave now; ``urgent``: triggered, nominating, or one whose opener has left."""
@@ -130,6 +136,7 @@ class _Remote:
     packets: int = 0
     later_at: float = 0.0
     credit: int = 0
+    openers: int = 0
 
 
 @dataclass(slots=True)
@@ -187,6 +194,19 @@ class RemoteBudget:
         entry.packets += 1
         if now - entry.first_at >= _FIRST_MINUTE_S:
             entry.later_at = now + _LATER_INTERVAL_S
+
+    def may_open(self, remote: TransportAddress) -> bool:
+        """Whether an opener may go towards it: it dies on the way, but a peer may signal anew without end."""
+        entry = self._remotes.get(remote)
+        return remote in self._answered or entry is None or entry.openers < _MAX_OPENERS
+
+    def opened(self, remote: TransportAddress, now: float) -> None:
+        """An opener goes towards it."""
+        if remote in self._answered:
+            return
+        if remote not in self._remotes:
+            _make_room(self._remotes)
+        self._remotes.setdefault(remote, _Remote(now)).openers += 1
 
     def next_at(self, remote: TransportAddress, now: float) -> float:
         """When :meth:`allows` will say yes."""

@@ -208,6 +208,8 @@ class Scheduler:
         """Send the opener before a pair's first check, which follows; false: none is needed, or it has no token."""
         if pair.openers or pair.check_started_at is not None or not self._has_opener(pair):
             return False
+        if not self._budget.may_open(pair.destination):
+            return False
         waiting = sum(p.state is PairState.WAITING and self._is_wanted(p, now) for p in checklist)
         if not self._pacer.may_open(now, waiting):
             return False
@@ -219,7 +221,7 @@ class Scheduler:
         """Those that no check follows, of pairs of quiet bases, best pairs first."""
         delays = self._context.config.early_checks_s
         quiet = [p for p in checklist if p.base in self._quiet and openers.is_outside(p.remote)]
-        wanted = [p for p in quiet if not p.dead and self._selection.wants(p)]
+        wanted = [p for p in quiet if not p.dead and self._selection.wants(p) and self._budget.may_open(p.destination)]
         for pair in sorted(wanted, key=lambda p: p.order, reverse=True):
             at = now if pair.opened_at is None else openers.repeat_at(pair.openers, pair.opened_at, delays)
             if at is None:
@@ -243,6 +245,7 @@ class Scheduler:
         ttl = openers.opener_ttl(pair.openers)
         if ttl is not None:
             self._pacer.take(now)
+            self._budget.opened(pair.destination, now)
             self._checker.indicate(pair, ttl)
             self._context.counters["openers sent"] += 1
             pair.openers += 1
@@ -269,7 +272,7 @@ class Scheduler:
                     heapq.heappush(self._early, (at, number, pair, started_at))
                 continue
             assert check is not None
-            if pair.openers and self._pacer.may_open(now, waiting=1):
+            if pair.openers and self._pacer.may_open(now, waiting=1) and self._budget.may_open(pair.destination):
                 self._send_opener(pair, now)
             self._pacer.take(now)
             pair.early_checks += 1

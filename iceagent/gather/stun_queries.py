@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from errno import EHOSTUNREACH
 from random import Random
 
 from iceagent.core.pacing import TokenBucket
@@ -203,11 +204,11 @@ class StunQueries:
         if self._queries.get((query.base, query.server)) is not query:
             return
         self._end(query)
-        query.has_failed = False
         mapped = _mapped(message, query.base)
         if mapped is None:
             self._fail(query, _complaint(message), now)
             return
+        query.has_failed = False
         is_refresh, query.has_answered = query.has_answered, True
         query.refresh_at = now + _REFRESH_S
         self._events.append(
@@ -217,8 +218,12 @@ class StunQueries:
         )
 
     def handle_error(self, base: TransportAddress, destination: TransportAddress, errno: int, now: float) -> None:
-        """Nobody listens there, or there is no way: fail at once, another server may do better."""
+        """Nobody listens there, or there is no way: fail at once, another server may do better. A host that is said to
+        be unreachable is asked again: an opener that died on the way to the same address says so as well.
+        """
         query = self._queries.get((base, destination))
+        if errno == EHOSTUNREACH:
+            return
         if query is not None and self._end(query):
             self._fail(query, f"network error, errno {errno}", now)
 

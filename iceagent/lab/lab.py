@@ -8,6 +8,7 @@ import re
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from weakref import WeakKeyDictionary
 from iceagent.lab.errors import LabError
 from iceagent.lab.host import LabHost
 from iceagent.lab.kinds import EVERYTHING, Egress, kind_named
-from iceagent.lab.machines import Internet, Machine, Network, Router
+from iceagent.lab.machines import MAX_HOSTS, Internet, Machine, Network, Router
 from iceagent.lab.namespace import Namespace
 from iceagent.lab.owner import VARIABLE, Owner, search_path, sweep
 from iceagent.lab.wire import Impairment, Wire, open_tap
@@ -25,13 +26,30 @@ __all__ = ["Lab"]
 
 POLL_S = 0.002
 # How long programs have to end when they are told to.
-END_TIMEOUT_S = 2.0
+END_TIMEOUT_S = 0.5
 # A label of a DNS name; it is also a folder's.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 
 
+def _end(processes: Sequence[subprocess.Popen[Any]]) -> None:
+    """End these programs, and close our ends of their pipes."""
+    for process in processes:
+        process.terminate()
+    deadline = time.monotonic() + END_TIMEOUT_S
+    for process in processes:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+        for pipe in (process.stdin, process.stdout, process.stderr):
+            if pipe is not None:
+                with suppress(OSError):  # What was still to be written has no reader any more.
+                    pipe.close()
+
+
 class Lab:
-    """An Internet, and what is plugged into it. Close it after use, or use it in a ``with`` block.
+    """An Internet, and what is plugged into it. Close it after use, or use it in a ``with`` block; not thread-safe.
 
     Needs root, or ``unshare -Urnm`` around the program, and nft(8).
 
@@ -130,33 +148,26 @@ class Lab:
             impairment: of its cable, as for a router.
         """
         name = self._unused(name, "machine")
+        if not 1 <= addresses <= MAX_HOSTS:
+            raise LabError(f"a machine has 1 to {MAX_HOSTS} IPv4 addresses, not {addresses}")
         machine = Machine(self, name, behind or self.internet, addresses=addresses, impairment=impairment)
-        self.names[f"{name}.lab"] = machine.hosts
+        self.names[f"{name.lower()}.lab"] = machine.hosts
         return machine
 
     def close(self) -> None:
         """End all programs, close all namespaces, remove the folder; idempotent."""
         self._is_closed = True
-        for process in self._processes:
-            process.terminate()
-        deadline = time.monotonic() + END_TIMEOUT_S
-        for process in self._processes:
-            try:
-                process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            for pipe in (process.stdin, process.stdout, process.stderr):
-                if pipe is not None:
-                    pipe.close()
-        self._processes.clear()
-        for hosts in self._hosts.values():
-            for host in hosts.values():
-                host.close()
-        self._hosts.clear()
-        while self._namespaces:
-            self._namespaces.pop().close()
-        self._owner.close()
+        # In the reverse order, and each of them whatever the others do.
+        with ExitStack() as stack:
+            stack.callback(self._owner.close, {namespace.inode for namespace in self._namespaces})
+            while self._namespaces:
+                stack.callback(self._namespaces.pop(0).close)
+            for hosts in self._hosts.values():
+                for host in hosts.values():
+                    stack.callback(host.close)
+            self._hosts.clear()
+            processes, self._processes = self._processes, []
+            stack.callback(_end, processes)
 
     # --- for its parts -------------------------------------------------------------------------------------------
 
@@ -175,7 +186,8 @@ class Lab:
             return None
         fds: list[int] = []
         try:
-            fds += [space.do(partial(open_tap, name)) for space, name in ((inner, device), (outer, port))]
+            for space, name in ((inner, device), (outer, port)):
+                fds.append(space.do(partial(open_tap, name)))
         except OSError as error:
             for fd in fds:
                 os.close(fd)
@@ -215,11 +227,11 @@ class Lab:
             raise LabError("the laboratory is closed")
         if name is not None and not _NAME.fullmatch(name):
             raise LabError(f"{name!r} is no name for a machine: 1 to 63 letters, digits and hyphens")
-        used = {namespace.name for namespace in self._namespaces}
+        used = {namespace.name.lower() for namespace in self._namespaces}
         if name is None:
             return next(
                 f"{otherwise}-{number}" for number in range(1, len(used) + 2) if f"{otherwise}-{number}" not in used
             )
-        if name in used:
+        if name.lower() in used:
             raise LabError(f"there is a {name!r} already")
         return name

@@ -186,7 +186,7 @@ class Machine:
         """Leave the network, and join another one: other addresses, another router. Sockets stay open."""
         self.namespace.delete_link(self.device)
         self.uplink = network.plug(self.namespace, self.device, self._addresses, None)
-        self._lab.names[f"{self.name}.lab"] = self.hosts
+        self._lab.names[f"{self.name.lower()}.lab"] = self.hosts
 
     def hosts_of(self, version: int) -> tuple[str, ...]:
         """Its addresses of one IP version."""
@@ -194,7 +194,9 @@ class Machine:
 
     def deprecate(self, host: str) -> None:
         """One of its IPv6 addresses is to be used no more for what is new (RFC 4862, 5.5.4)."""
-        address = next(each for each in self.uplink.addresses if each.split("/")[0] == host)
+        address = next((each for each in self.uplink.addresses if each.split("/")[0] == host), None)
+        if address is None or ":" not in host:
+            raise LabError(f"{host} is no IPv6 address of {self.name}")
         self.namespace.add_address(self.device, address, is_deprecated=True)
 
 
@@ -223,6 +225,7 @@ class Router(Machine):
         is_ipv6_only: bool = False,
         impairment: Impairment | None = None,
     ) -> None:
+        _check_lifetime(lifetime_s)
         if hairpin and not kind.can_hairpin:
             raise LabError(f"a router of the kind {kind.name} knows no hairpin")
         if ipv6 not in (None, "firewall", "open"):
@@ -294,7 +297,8 @@ class Router(Machine):
     # --- events --------------------------------------------------------------------------------------------------
 
     def set_lifetime(self, seconds: int) -> None:
-        """How long a binding lives unused, from now on. Bindings that exist are lost."""
+        """How long a binding lives unused, 1 s or more, from now on. Bindings that exist are lost."""
+        _check_lifetime(seconds)
         for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
             self.namespace.sysctl(f"netfilter/{name}", seconds)
         self.setting = replace(self.setting, lifetime_s=seconds)
@@ -313,8 +317,10 @@ class Router(Machine):
         """Get another outside IPv4 address, ``number`` above the one it has, as after a reconnection; returns it.
 
         Raises:
-            LabError: the router does not translate: what is behind it would be lost.
+            LabError: the router does not translate: what is behind it would be lost. Or there is no such address.
         """
+        if not 1 <= number <= MAX_HOSTS - int(self.address.rpartition(".")[2]):
+            raise LabError(f"{self.name} has {self.address}; there is no address {number} above that for it")
         if not self.kind.is_translating:
             raise LabError(f"a router of the kind {self.kind.name} cannot move: the addresses behind it are its site's")
         old, length = self.uplink.addresses[0].split("/")
@@ -376,6 +382,11 @@ class Internet:
         self.namespace.know_neighbours(site, namespace.mac(device), hosts)
         namespace.know_neighbours(device, self.namespace.mac(site), gateways)
         return Uplink(addresses=tuple(found), gateways=gateways, lan=(prefix, 129), lan6=f"{prefix6}:1", wire=wire)
+
+
+def _check_lifetime(seconds: int) -> None:
+    if seconds < 1:
+        raise LabError(f"a binding lives for 1 s at least, not {seconds}")
 
 
 def _route_all(namespace: Namespace, gateways: Sequence[str]) -> None:

@@ -212,7 +212,11 @@ async def stun_server(lab: Lab) -> AsyncIterator[TransportAddress]:
 async def _play_batch(
     lab: Lab, batch: Sequence[Cell], stun: TransportAddress, agent: str, config: Config | None, limit_s: float
 ) -> AsyncIterator[Result]:
-    machines = [_build(lab, cell) for cell in batch]
+    machines = []
+    for cell in batch:
+        machines.append(_build(lab, cell))
+        # So that Ctrl-C is heard.
+        await asyncio.sleep(0)
     running: set[asyncio.Task[Result]] = set()
     try:
         for cell, (a, b) in zip(batch, machines, strict=True):

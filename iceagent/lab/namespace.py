@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import functools
 import os
+import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -65,6 +66,11 @@ class Namespace:
     def path(self) -> str:
         """What ``nsenter --net=`` and ip(8) take as this namespace, while this process lives."""
         return f"/proc/{os.getpid()}/fd/{self._fd}"
+
+    @property
+    def inode(self) -> int:
+        """Its number, which every process in it has in ``/proc/PID/ns/net``."""
+        return os.fstat(self._fd).st_ino
 
     def do(self, work: Callable[[], T]) -> T:
         """Run ``work`` in the thread that is inside, and wait for it."""
@@ -262,8 +268,8 @@ class Namespace:
                     env=self._env,
                 )
             )
-        except FileNotFoundError as error:
-            raise MissingProgram(command[0]) from error
+        except OSError as error:
+            raise self._not_started(command, error) from error
         except subprocess.TimeoutExpired as error:
             raise LabError(f"{self.name}: {command[0]} took longer than {COMMAND_TIMEOUT_S:.0f} s") from error
         if done.returncode != 0:
@@ -275,12 +281,19 @@ class Namespace:
 
         Raises:
             MissingProgram: it is not installed.
+            LabError: it cannot be executed.
         """
         env = {**self._env, **options.pop("env", {})}
         try:
             return self.do(lambda: subprocess.Popen(command, env=env, **options))
-        except FileNotFoundError as error:
-            raise MissingProgram(command[0]) from error
+        except OSError as error:
+            raise self._not_started(command, error) from error
+
+    def _not_started(self, command: Sequence[str], error: OSError) -> LabError:
+        program = command[0]
+        if isinstance(error, FileNotFoundError) and shutil.which(program, path=self._env.get("PATH")) is None:
+            return MissingProgram(program)
+        return LabError(f"{self.name}: {program} could not be started: {error.strerror or error}")
 
     def close(self) -> None:
         """Forget it; the kernel takes it down with the last socket and process in it. Idempotent."""

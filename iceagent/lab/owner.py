@@ -2,19 +2,21 @@
 
 Namespaces have no names and end by themselves. What a killed laboratory leaves behind is the programs that it started,
 and its folder of logs. Both carry a mark: the environment variable ``ICEAGENT_LAB``, which children inherit, and the
-folder's name. It says who the owner is: PID namespace, process id, and when that process began, so that a later process
-with the same id is not taken for it. The next laboratory sweeps what belongs to the dead, as does ``iceagent lab
-clean``.
+folder's name. It says who the owner is: PID and time namespaces, process id, and when that process began, so that a
+later process with the same id is not taken for it. The next laboratory sweeps what belongs to the dead, as does
+``iceagent lab clean``.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import re
+import secrets
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +24,9 @@ __all__ = ["VARIABLE", "Owner", "Swept", "search_path", "sweep"]
 
 VARIABLE = "ICEAGENT_LAB"
 _FOLDER = "iceagent-lab-"
+_MARK = re.compile(
+    r"(?P<namespaces>[0-9]{1,20}\.[0-9]{1,20})\.(?P<pid>[0-9]{1,10})\.(?P<started>[0-9]{1,20})\.[0-9]{1,10}"
+)
 # The position of the start time behind the program's name, in proc_pid_stat(5).
 _STARTED_FIELD = 19
 
@@ -47,37 +52,40 @@ class Owner:
         folder: its own, for logs and configurations.
     """
 
-    _count = 0
-
     def __init__(self) -> None:
-        Owner._count += 1
         pid = os.getpid()
-        self.mark = f"{_pid_namespace()}.{pid}.{_started(pid)}.{Owner._count}"
+        self.mark = f"{_namespaces()}.{pid}.{_started(pid)}.{secrets.randbits(32)}"
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{self.mark}-"))
 
-    def close(self) -> None:
-        """End what is left of our processes, and remove the folder; idempotent."""
-        _end_processes(lambda mark: mark == self.mark)
+    def close(self, networks: Collection[int] = ()) -> None:
+        """End what is left of our processes, and of those in these network namespaces (by inode); remove the folder.
+        Idempotent.
+        """
+        _end_processes(lambda pid, mark: mark == self.mark or (bool(networks) and _network_of(pid) in networks))
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
 def sweep() -> Swept:
     """End the programs, and remove the folders, of laboratories whose owner is dead."""
-    processes = _end_processes(_is_dead)
+    processes = _end_processes(lambda _, mark: mark is not None and _is_dead(mark))
     folders = 0
     for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
         mark = folder.name.removeprefix(_FOLDER).partition("-")[0]
-        if folder.stat(follow_symlinks=False).st_uid == os.geteuid() and _is_dead(mark):
-            shutil.rmtree(folder, ignore_errors=True)
-            folders += not folder.exists()
+        with contextlib.suppress(FileNotFoundError):  # Another laboratory was quicker.
+            if folder.stat(follow_symlinks=False).st_uid == os.geteuid() and _is_dead(mark):
+                shutil.rmtree(folder, ignore_errors=True)
+                folders += not folder.exists()
     return Swept(processes, folders)
 
 
-def _end_processes(is_wanted: Callable[[str], bool]) -> int:
+def _end_processes(is_wanted: Callable[[int, str | None], bool]) -> int:
     ended = 0
+    if os.readlink("/proc/self") != str(os.getpid()):
+        # These are the numbers of another PID namespace.
+        return 0
     for pid in _pids():
         mark = _mark_of(pid)
-        if mark is None or pid == os.getpid() or not is_wanted(mark):
+        if pid == os.getpid() or not is_wanted(pid, mark):
             continue
         with contextlib.suppress(OSError):  # It ended meanwhile, or is somebody else's.
             fd = os.pidfd_open(pid)
@@ -109,22 +117,33 @@ def _mark_of(pid: int) -> str | None:
     return None
 
 
+def _network_of(pid: int) -> int | None:
+    try:
+        return os.stat(f"/proc/{pid}/ns/net").st_ino
+    except OSError:
+        return None
+
+
 def _is_dead(mark: str) -> bool:
-    """Whether the owner of this mark is dead; of another PID namespace we cannot tell."""
-    namespace, pid, started, *_ = (*mark.split("."), "", "", "")
-    if namespace != str(_pid_namespace()) or not pid.isdecimal():
+    """Whether the owner of this mark is dead; of another PID namespace, and of what is no mark, we cannot tell."""
+    found = _MARK.fullmatch(mark)
+    if found is None or found["namespaces"] != _namespaces():
         return False
-    return _started(int(pid)) != started
+    return _started(int(found["pid"])) != found["started"]
 
 
-def _pid_namespace() -> int:
-    return os.stat("/proc/self/ns/pid").st_ino
+def _namespaces() -> str:
+    """Those that process ids and start times are counted in."""
+    return f"{os.stat('/proc/self/ns/pid').st_ino}.{os.stat('/proc/self/ns/time').st_ino}"
 
 
 def _started(pid: int) -> str | None:
-    """When a process began, in clock ticks since the machine did; ``None``: there is no such process."""
+    """When a process began, in clock ticks since the machine did; ``None``: there is no such process, or it has ended
+    and nobody has asked how.
+    """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    return stat.rpartition(")")[2].split()[_STARTED_FIELD]
+    fields = stat.rpartition(b")")[2].split()
+    return None if fields[0] == b"Z" else fields[_STARTED_FIELD].decode()

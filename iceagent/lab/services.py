@@ -131,7 +131,7 @@ class Service:
 def serve(machine: Machine, *options: str) -> Service:
     """``iceagent serve`` on all IPv4 addresses of a machine."""
     listen = [word for host in machine.hosts_of(4) for word in ("--listen", f"{host}:{STUN_PORT}")]
-    command = [sys.executable, "-m", "iceagent", "serve", *listen, *options]
+    command = [sys.executable, "-P", "-m", "iceagent", "serve", *listen, *options]
     return Service(machine, "serve", command, lambda: _answers_stun(machine, STUN_PORT))
 
 

@@ -124,6 +124,8 @@ def run_inside(machine: Machine, main: Callable[[], Coroutine[Any, Any, T]]) -> 
     result: Future[T] = Future()
 
     def run() -> None:
+        # From now on it cannot be cancelled: the program ends by itself.
+        result.set_running_or_notify_cancel()
         try:
             with machine.namespace.entered():
                 result.set_result(asyncio.run(main()))

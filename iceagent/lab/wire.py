@@ -17,6 +17,7 @@ import contextlib
 import fcntl
 import heapq
 import json
+import math
 import os
 import random
 import select
@@ -34,6 +35,7 @@ __all__ = ["BOTH", "IN", "OUT", "Impairment", "Wire", "open_tap"]
 OUT, IN = "out", "in"
 BOTH = (OUT, IN)
 
+MAX_DELAY_S = 60.0
 MAX_FRAME = 65_536
 # Frames under way; what comes beyond is lost, as in any router.
 MAX_FRAMES = 20_000
@@ -73,10 +75,11 @@ class Impairment:
         for name in ("loss", "duplicate", "reorder"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}, it can be 0 to 1")
-        if min(self.delay_s, self.jitter_s) < 0.0:
-            raise ValueError("a delay is negative")
-        if self.rate_bps is not None and self.rate_bps <= 0.0:
-            raise ValueError(f"rate_bps is {self.rate_bps}, it has to be more than 0")
+        for name in ("delay_s", "jitter_s"):
+            if not 0.0 <= getattr(self, name) <= MAX_DELAY_S:
+                raise ValueError(f"{name} is {getattr(self, name)}, it can be 0 to {MAX_DELAY_S:g}")
+        if self.rate_bps is not None and not 1.0 <= self.rate_bps < math.inf:
+            raise ValueError(f"rate_bps is {self.rate_bps}, it has to be 1 or more")
 
 
 def open_tap(name: str) -> int:
@@ -113,19 +116,27 @@ class Wire:
                 pass_fds=(inner, outer),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                bufsize=0,
                 env=env,
             )
         finally:
             os.close(inner)
             os.close(outer)
-        self.set(impairment)
+        try:
+            self.set(impairment)
+        except BaseException:
+            self.process.kill()
+            raise
 
     def set(self, impairment: Impairment, *directions: str) -> None:
         """Treat what is sent from now on like this; ``directions``: :data:`OUT`, :data:`IN`; none: both.
 
         Raises:
             OSError: the process does not live any more.
+            ValueError: there is no such direction.
         """
+        if not set(directions) <= set(BOTH):
+            raise ValueError(f"a cable's directions are {BOTH}, not {directions}")
         stdin, stdout = self.process.stdin, self.process.stdout
         assert stdin is not None and stdout is not None
         order = {"directions": directions or BOTH, "impairment": asdict(impairment)}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from iceagent.lab import KINDS, Kind, Lab, LabError, Machine
+from iceagent.lab import KINDS, Impairment, Kind, Lab, LabError, Machine
 from iceagent.lab.classify import Findings, classify, lifetime_s
 from iceagent.lab.kinds import BLOCK_SIZE, FIRST_PORT
 from iceagent.nat.kinds import Filtering, Mapping
@@ -38,6 +38,12 @@ def test_a_kind_does_what_it_promises(lab: Lab, server: Machine, kind: Kind) -> 
 def test_a_cone_with_hairpin(lab: Lab, server: Machine, kind: Kind) -> None:
     found = classify(lab.machine(behind=lab.router(kind.name, hairpin=True)), server)
     assert without_ports(found) == promise(kind, hairpin=True)
+
+
+def test_a_cable_that_doubles_everything_fools_nobody(lab: Lab, server: Machine) -> None:
+    router = lab.router("addr-restricted", impairment=Impairment(duplicate=1.0))
+    found = classify(lab.machine(behind=router), server)
+    assert without_ports(found) == promise(router.kind, hairpin=False)
 
 
 def test_others_know_no_hairpin(lab: Lab) -> None:

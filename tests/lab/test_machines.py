@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import select
 import socket
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ import pytest
 
 from iceagent.lab import Egress, Impairment, Lab, LabError, Machine, MissingProgram, Router
 from iceagent.lab.classify import lifetime_s
-from iceagent.lab.owner import VARIABLE, sweep
+from iceagent.lab.owner import VARIABLE, Owner, sweep
 from iceagent.lab.session import run_inside
 from iceagent.lab.wire import IN, OUT
 from iceagent.net.address import TransportAddress
@@ -115,6 +118,18 @@ def test_names_and_wrong_values(natlab: Lab) -> None:
         _ = natlab.machine("bob").wire
     with pytest.raises(MissingProgram, match="nonesuch is not installed"):
         natlab.machine().run(["nonesuch"])
+    with pytest.raises(LabError, match="/etc/passwd could not be started: Permission denied"):
+        natlab.machine().popen(["/etc/passwd"])
+    with pytest.raises(LabError, match="1 to 120 IPv4 addresses, not 0"):
+        natlab.machine(addresses=0)
+    with pytest.raises(LabError, match="there is a 'ALICE' already"):
+        natlab.machine("ALICE")
+    with pytest.raises(LabError, match="1 s at least, not 0"):
+        natlab.router(lifetime_s=0)
+    with pytest.raises(LabError, match="no address 500 above that"):
+        natlab.router().move(500)
+    with pytest.raises(LabError, match=r"9.9.9.9 is no IPv6 address of"):
+        natlab.machine().deprecate("9.9.9.9")
     with pytest.raises(LabError, match="exit 3"):
         natlab.machine().run(["sh", "-c", "exit 3"])
 
@@ -299,10 +314,37 @@ def test_a_rate_and_a_cut(ends: tuple[Router, socket.socket, socket.socket]) -> 
     assert passes(theirs, ours)
 
 
-@pytest.mark.parametrize("values", [{"loss": 1.1}, {"reorder": -0.1}, {"delay_s": -1.0}, {"rate_bps": 0.0}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"loss": 1.1},
+        {"loss": math.nan},
+        {"reorder": -0.1},
+        {"delay_s": -1.0},
+        {"delay_s": math.nan},
+        {"jitter_s": math.inf},
+        {"rate_bps": 0.0},
+        {"rate_bps": math.nan},
+    ],
+)
 def test_impairments_that_cannot_be(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError):
         Impairment(**values)
+
+
+def test_a_cable_with_a_dead_process_or_a_wrong_direction_is_told_and_closes_all_the_same() -> None:
+    with Lab() as lab:
+        router = lab.router("open", impairment=Impairment())
+        with pytest.raises(ValueError, match="directions"):
+            router.wire.set(Impairment(), "sideways")
+        router.wire.set(Impairment(loss=0.1))
+        router.wire.process.kill()
+        router.wire.process.wait()
+        with pytest.raises(OSError):
+            router.wire.set(Impairment())
+        folder = lab.folder
+    assert not folder.exists()
+    assert not [thread.name for thread in threading.enumerate() if thread.name.startswith("lab ")]
 
 
 # --- hosts and programs ----------------------------------------------------------------------------------------------
@@ -358,6 +400,43 @@ def test_programs_end_with_the_laboratory() -> None:
         os.kill(grandchild, 0)
     assert not folder.exists() and process.returncode is not None
     assert not is_running(grandchild)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("sh", "-c", "trap '' TERM; echo $$; while :; do sleep 1; done"),
+        ("env", "-i", "setsid", "sh", "-c", "echo $$; sleep 1000"),
+    ],
+)
+def test_programs_that_do_not_want_to_end(command: tuple[str, ...]) -> None:
+    """One that ignores what it is told, and one that threw our mark away."""
+    with Lab() as lab:
+        process = lab.machine().popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        pid = int(process.stdout.readline())
+    assert not is_running(pid)
+
+
+@pytest.mark.parametrize(
+    "mark", ["1." + "1" * 5000 + ".x", "", "1.2.3.4.5", "ä.1.1.1", f"{os.stat('/proc/self/ns/pid').st_ino}.1.1"]
+)
+def test_marks_that_are_none_disturb_nobody(mark: str) -> None:
+    process = subprocess.Popen(["sleep", "1000"], env={VARIABLE: mark, "PATH": os.environ["PATH"]})
+    try:
+        sweep()
+        assert process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
+
+
+def test_laboratories_made_side_by_side_know_their_own() -> None:
+    with ThreadPoolExecutor(4) as pool:
+        owners = list(pool.map(lambda _: Owner(), range(40)))
+    assert len({owner.mark for owner in owners}) == 40
+    for owner in owners:
+        owner.close()
 
 
 def is_running(pid: int) -> bool:

@@ -434,3 +434,14 @@ def test_a_nomination_before_our_own_check_succeeded_waits_for_it() -> None:
     world.b.node.link.up.is_cut = False
     assert world.run_until(lambda: peer.selected is not None, 2.0), world
     assert peer.selected == (world.a.bases[0], world.b.bases[0])
+
+
+def test_a_nomination_that_was_lost_again_and_again_comes_with_the_next_consent_check() -> None:
+    """Its own repetitions are 8 s apart by then."""
+    world = make_world()
+    world.gather()
+    world.b.peer.lets_in = lambda datagram, now: now > 8.0 or parse(datagram.data).get(USE_CANDIDATE) is None
+    world.exchange()
+    world.connect()
+    assert not world.run_until(lambda: world.a.is_settled, 8.0 - world.now), world
+    assert world.run_until(lambda: world.a.is_settled and world.b.is_settled, 6.5), world

@@ -12,7 +12,10 @@ from random import Random
 
 import pytest
 
+from iceagent.candidate import Candidate
 from iceagent.config import Config
+from iceagent.credentials import Credentials
+from iceagent.description import Description
 from iceagent.nat.kinds import Filtering, Mapping
 from iceagent.nat.openers import EXPIRY_S, LEAD_S
 from iceagent.net.address import TransportAddress
@@ -186,6 +189,20 @@ def test_a_host_on_the_internet_gives_the_nat_at_the_other_end_its_time() -> Non
     assert sent(world.a, openers=True)[0][1].ttl == 2
     assert reflexive(world.a, world.b)[0] == pytest.approx(LEAD_S)
     assert sent(world.b, openers=True) == []
+
+
+def test_a_peer_that_signals_anew_without_end_gets_twenty() -> None:
+    """One for one with signalling, that would be no cannon; but it would take the tokens of other sessions."""
+    world = world_of()
+    target = TransportAddress("20.0.9.9", 1000)
+    line = f"candidate:1 1 udp 1694498815 {target.host} {target.port} typ srflx raddr 10.0.0.1 rport 1"
+    for number in range(200):
+        credentials = Credentials.random(Random(number))
+        description = Description(credentials=credentials, candidates=(Candidate.parse(line),), options=("trickle",))
+        world.a.session.set_remote_description(description, world.now)
+        world.run(0.060)
+    found = sent(world.a, openers=True)
+    assert len(found) == 20 and {transmit.destination for _, transmit, _ in found} == {target}
 
 
 def test_relayed_addresses_have_none() -> None:

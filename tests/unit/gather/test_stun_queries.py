@@ -136,6 +136,22 @@ class TestSchedule:
         client.answer()
         assert client.events == [failure, mapped(rtt_s=None)]
 
+    def test_an_error_of_one_that_has_failed_is_not_told_again(self) -> None:
+        client = Client()
+        client.ask()
+        client.run(6.0)
+        client.receive(parse(client.sent[-1][1].data).error_response(400, "Bad Request").encode())
+        assert client.events == [QueryFailed(base=BASE, server=SERVER, reason="no response")]
+
+    def test_a_host_that_is_said_to_be_unreachable_is_asked_again(self) -> None:
+        """An opener to the same address, that a peer signalled, dies on the way and causes that very error."""
+        client = Client()
+        client.ask()
+        client.core.handle_error(BASE, SERVER, errno.EHOSTUNREACH, client.now)
+        client.run(0.6)
+        client.answer()
+        assert client.events == [mapped(rtt_s=None)]
+
     def test_the_end_of_one_that_has_failed_is_told_once(self) -> None:
         client = Client()
         client.ask()
