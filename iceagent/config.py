@@ -15,7 +15,8 @@ from iceagent.net.host import Interface
 
 __all__ = ["NOMINATION_WAIT_S", "Config", "IceServer"]
 
-# RFC 7675 is silent on slow paths; a consent check that leaves at its latest is given this long to be answered.
+# RFC 7675, 5.1 lets a check be waited for by the estimated round trip and an allowance, and names no figure; one that
+# leaves at its latest is given this long to be answered.
 _ANSWER_S = 2.0
 
 # How long a valid pair whose local or remote candidate is of this type waits for a better one before it is nominated.
@@ -109,7 +110,9 @@ class Config:
     all later ones of its host.
     """
     early_checks_s: tuple[float, ...] = (0.100, 0.200, 0.400)
-    """New checks on a pair that has not answered, so long after its first one; at most three. Empty: none."""
+    """New checks on a pair that has not answered, and new queries to a STUN server that has not, so long after the
+    first one; at most three. Empty: none.
+    """
     openers: bool = True
     """Before the first check to a reflexive address, send a packet that opens our own NAT and dies before it
     reaches the peer's; the check follows 10 ms later (``iceagent/nat/openers.py``). Many a Linux router gives our flow
@@ -157,7 +160,9 @@ class Config:
     one process meet by ``consent_slack_s`` as well.
     """
     consent_timeout_s: float = 30.0
-    """RFC 7675, 5.1: consent expires after 30 s. It must leave a check at its latest two seconds to be answered."""
+    """RFC 7675, 5.1: consent expires after 30 s. It must leave a check at its latest two seconds to be answered:
+    with an interval above 12 s a single lost one can end consent.
+    """
     disconnected_after_s: float = 11.0
     """Silence on the selected path after which the state says ``disconnected``: two consent checks at their slowest
     and a second.

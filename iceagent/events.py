@@ -184,7 +184,7 @@ class IceRestarted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RerollDue(Event):
-    """Nothing between reflexive addresses answers: a new socket is opened beside this one, and its candidate told to
+    """Nothing outside our NAT answers: a new socket is opened beside this one, and its candidate told to
     the peer (``iceagent/core/reroll.py``).
 
     Attributes:

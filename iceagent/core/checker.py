@@ -129,7 +129,13 @@ class Checker:
     # --- commands ------------------------------------------------------------------------------------------------
 
     def check(self, pair: CandidatePair, purpose: Purpose, now: float, nomination: int | None = None) -> None:
-        """Send a new check. One with the purposes ORDINARY, TRIGGERED and NOMINATION becomes the pair's main one."""
+        """Send a new check. One with the purposes ORDINARY, TRIGGERED and NOMINATION becomes the pair's main one.
+
+        RFC 8445, 7.1.2: "The controlled agent MUST NOT include the USE-CANDIDATE attribute"; it may have been the
+        controlling one when it began to nominate.
+        """
+        if not self._context.controlling:
+            nomination = None
         single = purpose in (Purpose.EARLY, Purpose.CONSENT)
         check = Check(pair=pair, purpose=purpose, controlling=self._context.controlling, nomination=nomination)
         identity = self._context.transaction_id()

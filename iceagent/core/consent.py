@@ -158,10 +158,8 @@ class Consent:
         watch.checked_at = now
         for each in (pair, *self._standby(pair)):
             # A nomination that is not answered yet may have been lost four times: this one is as good as a repetition.
-            # RFC 8445, 7.1.2: only the controlling agent includes it; our role may have changed since.
             main = self._checker.main_check(each)
-            is_ours = main is not None and main.controlling and self._context.controlling
-            self._checker.check(each, Purpose.CONSENT, now, main.nomination if main is not None and is_ours else None)
+            self._checker.check(each, Purpose.CONSENT, now, main.nomination if main is not None else None)
 
     def _expires_at(self, pair: CandidatePair) -> float:
         if self._context.config.lite:

@@ -5,9 +5,9 @@ Waiting pair. When nothing of that waits and tokens are left over, a pair that h
 check 100, 200 and 400 ms after its first (``Config.early_checks_s``): a lost first packet then costs 100 ms instead
 of an RTO of 500 ms.
 
-The first check to a reflexive address has an *opener* in front of it, where there are tokens for both and for
-whatever else waits; and so have its early checks, each one hop farther (``nat/openers.py`` says why). Between an
-opener and its check others have their turn.
+The first check to a reflexive address has an *opener* in front of it, where there are tokens for both and for whatever
+else waits, or at the cost of the next, three times; and so have its early checks, each one hop farther
+(``nat/openers.py`` says why). Between an opener and its check others have their turn.
 
 A base that was re-rolled (``reroll.py``) sends openers *only*, until the peer's check arrives on it. The first of them
 leave before the peer is told of it, whatever is in the agent's bucket; it is overdrawn then.
@@ -34,6 +34,9 @@ __all__ = ["Scheduler"]
 
 # An early check that found no spare token within this time of its due time is not worth sending any more.
 _EARLY_PATIENCE_S = 0.3
+# With two addresses a side there are four pairs between reflexive addresses; the last check of all waits for so many
+# tokens more.
+_MAX_DELAYING = 3
 
 
 class Scheduler:
@@ -46,6 +49,7 @@ class Scheduler:
         "_checklist",
         "_context",
         "_deferred",
+        "_delaying",
         "_early",
         "_opened",
         "_opened_at",
@@ -74,6 +78,8 @@ class Scheduler:
         self._deferred: dict[CandidatePair, float] = {}
         # Pairs whose opener has left, and when their check follows.
         self._opened: dict[CandidatePair, float] = {}
+        # Openers that cost another check its token.
+        self._delaying = 0
         # Bases that send openers only.
         self._quiet: frozenset[TransportAddress] = frozenset()
         self._quiet_at: float | None = None
@@ -87,6 +93,7 @@ class Scheduler:
         self._early.clear()
         self._deferred.clear()
         self._opened.clear()
+        self._delaying = 0
         self._quiet = frozenset()
 
     def trigger_at(self, pair: CandidatePair, at: float) -> None:
@@ -212,7 +219,10 @@ class Scheduler:
             return False
         waiting = sum(p.state is PairState.WAITING and self._is_wanted(p, now) for p in checklist)
         if not self._pacer.may_open(now, waiting):
-            return False
+            # It takes the token of one that waits behind it.
+            if self._delaying == _MAX_DELAYING or not self._pacer.may_open(now, waiting=1):
+                return False
+            self._delaying += 1
         self._send_opener(pair, now)
         self._opened[pair] = now + openers.lead_s(self._context.ta_s)
         return True

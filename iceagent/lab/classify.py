@@ -31,7 +31,7 @@ class Findings:
     """What a router does, in the words of RFC 4787.
 
     Attributes:
-        mapping: ``UNKNOWN``: no datagram passed.
+        mapping: ``UNKNOWN``: not all datagrams passed.
         filtering: as above.
         keeps_port: the outside port was the inside one.
         hairpin: two sockets of one machine reached each other through the router's outside address.

@@ -14,7 +14,8 @@ openers may leave (``core/reroll.py``), 2 and 3 go alone.
 
 Where none goes:
 
-- to host candidates: there is no NAT that our check could knock at; to relayed ones: the server opened its port;
+- to host candidates: there is no NAT that our check could knock at (from a socket that may send nothing but openers,
+  they go to hosts on the Internet too); to relayed ones: the server opened its port;
 - from loopback. From a host that is on the Internet itself one goes all the same: the NAT at the other end has the
   same time, and it opens our firewall, if there is one, to what comes from there;
 - to a lite peer, which sends nothing before our check;
@@ -25,7 +26,8 @@ Where none goes:
 It guards the sender's own NAT, and cannot help a side that begins after the peer's check arrived.
 
 Nobody answers an opener. The routers that it dies on say so (ICMP time exceeded, which Linux reports as EHOSTUNREACH):
-that is no word against the pair. It takes a token like a check (``core/pacing.py``), and gives way where tokens are
+that is no word against the pair, nor one that ends a mapping (RFC 4787, 9: "MUST NOT terminate the NAT mapping"). It
+takes a token like a check (``core/pacing.py``), and gives way where tokens are
 short. It does not count as one of the packets for an address that never answered: it dies on our side of the way, and a
 pair has four at most. Pure.
 """

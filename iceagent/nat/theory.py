@@ -12,7 +12,10 @@ Behaviour = tuple[Mapping, Filtering]
 def can_meet(a: Behaviour, b: Behaviour) -> bool:
     """Whether two endpoints behind NATs with these behaviours find a direct path, without guessing ports.
 
-    Where a behaviour is unknown no UDP passes, and the answer is no.
+    Where nothing is known of a NAT the answer is no; so it is where no UDP passes, which the laboratory writes like
+    that. A host without a NAT (NONE) is like one behind EIM. A filter belongs to one mapping, that is, to one outside
+    address (RFC 4787, 5 can also be read as if it belonged to the inside endpoint); the NATs are two, each gives a host
+    one outside address (4.1, "Paired"), and no port is shared (4.2.1).
 
     Let ``a(d)`` be the outside address of a's socket towards ``d``, ``S`` the STUN server, so that ``a(S)`` is
     signalled.

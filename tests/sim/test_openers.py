@@ -191,6 +191,23 @@ def test_a_host_on_the_internet_gives_the_nat_at_the_other_end_its_time() -> Non
     assert sent(world.b, openers=True) == []
 
 
+@pytest.mark.parametrize(("count", "openers"), [(1, 1), (2, 4), (3, 4)])
+def test_with_several_addresses_the_best_pairs_have_theirs(count: int, openers: int) -> None:
+    """Three at the cost of what waits behind them, and the last one, behind which nothing waits."""
+    world = gathered(
+        make_world(
+            hosts_a=tuple(f"192.168.1.{2 + number}" for number in range(count)),
+            hosts_b=tuple(f"192.168.2.{2 + number}" for number in range(count)),
+            box_a=nat(EXTERNAL_A, naive=True),
+            box_b=nat(EXTERNAL_B, naive=True),
+        )
+    )
+    world.signal(world.b)
+    world.run(3.0)
+    first = {(transmit.base, transmit.destination) for _, transmit, _ in sent(world.a, openers=True)}
+    assert len(first) == openers
+
+
 def test_a_peer_that_signals_anew_without_end_gets_twenty() -> None:
     """One for one with signalling, that would be no cannon; but it would take the tokens of other sessions."""
     world = world_of()
