@@ -1,7 +1,7 @@
 """A cable that delays, loses, doubles and reorders, for kernels without netem; changed while it is in use.
 
 Two Ethernet devices (TAP), one in each namespace, and a process that carries frames between them. Over a cable without
-any impairment that adds some 50 µs each way. Every frame is treated by itself:
+any impairment that adds less than 0.1 ms each way. Every frame is treated by itself:
 
 - *delay* and *jitter*: it arrives ``delay_s`` later, and up to ``jitter_s`` more; jitter alone does not reorder.
 - *loss*, *duplication*, *reordering*: probabilities. A reordered frame overtakes: it is not delayed.
