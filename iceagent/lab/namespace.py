@@ -269,7 +269,7 @@ class Namespace:
                 )
             )
         except OSError as error:
-            raise self._not_started(command, error) from error
+            raise self._not_started(command, self._env, error) from error
         except subprocess.TimeoutExpired as error:
             raise LabError(f"{self.name}: {command[0]} took longer than {COMMAND_TIMEOUT_S:.0f} s") from error
         if done.returncode != 0:
@@ -287,11 +287,11 @@ class Namespace:
         try:
             return self.do(lambda: subprocess.Popen(command, env=env, **options))
         except OSError as error:
-            raise self._not_started(command, error) from error
+            raise self._not_started(command, env, error) from error
 
-    def _not_started(self, command: Sequence[str], error: OSError) -> LabError:
+    def _not_started(self, command: Sequence[str], env: Mapping[str, str], error: OSError) -> LabError:
         program = command[0]
-        if isinstance(error, FileNotFoundError) and shutil.which(program, path=self._env.get("PATH")) is None:
+        if isinstance(error, FileNotFoundError) and shutil.which(program, path=env.get("PATH")) is None:
             return MissingProgram(program)
         return LabError(f"{self.name}: {program} could not be started: {error.strerror or error}")
 

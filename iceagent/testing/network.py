@@ -425,7 +425,7 @@ class Network:
             self._push(at + (at - packet.sent_at), partial(self._return_error, code), packet)
 
     def _return_error(self, code: int, packet: Packet, at: float) -> None:
-        """The error took as long back as the packet had taken there; NATs let it pass (RFC 4787, REQ-10)."""
+        """The error took as long back as the packet had taken there; NATs let it pass (RFC 4787, REQ-12)."""
         self._errors.append(IcmpError(packet.origin, packet.base, packet.target, code))
 
 
