@@ -26,10 +26,10 @@ Where none goes:
 It guards the sender's own NAT, and cannot help a side that begins after the peer's check arrived.
 
 Nobody answers an opener. The routers that it dies on say so (ICMP time exceeded, which Linux reports as EHOSTUNREACH):
-that is no word against the pair, nor one that ends a mapping (RFC 4787, REQ-12: "MUST NOT terminate the NAT mapping"). It
-takes a token like a check (``core/pacing.py``), and gives way where tokens are
-short. It does not count as one of the packets for an address that never answered: it dies on our side of the way, and a
-pair has four at most. Pure.
+that is no word against the pair, nor one that ends a mapping (RFC 4787, REQ-12: it "MUST NOT terminate the NAT
+mapping"). It takes a token like a check (``core/pacing.py``); where tokens are short, three of a session may delay the
+checks behind them. It does not count as one of the packets for an address that never answered: it mostly dies before
+it gets there, a pair has four at most, and an address twenty. Pure.
 """
 
 from __future__ import annotations
