@@ -20,6 +20,10 @@ _MAX_LOCAL_CANDIDATES = 1000
 _MAX_REFLEXIVE_PER_BASE = 16
 
 
+# One for all: ``frozenset()`` is 216 bytes each time.
+_NO_BASES: frozenset[TransportAddress] = frozenset()
+
+
 class Locals:
     """Our candidates; contains the addresses of our sockets."""
 
@@ -28,7 +32,7 @@ class Locals:
     def __init__(self) -> None:
         self._candidates: list[Candidate] = []
         self._component_of: dict[TransportAddress, int] = {}
-        self._mapped: frozenset[TransportAddress] = frozenset()
+        self._mapped = _NO_BASES
 
     def add(self, candidate: Candidate) -> Candidate | None:
         """Take a candidate.
@@ -53,7 +57,8 @@ class Locals:
         """A socket is gone, with its candidates."""
         self._candidates = [candidate for candidate in self._candidates if candidate.base != base]
         self._component_of.pop(base, None)
-        self._mapped -= {base}
+        if base in self._mapped:
+            self._mapped -= {base}
 
     def find(self, component: int, base: TransportAddress, address: TransportAddress) -> Candidate | None:
         """The candidate at an address, on a base."""

@@ -20,15 +20,13 @@ Decides; ``agent.py`` and ``gather/gathering.py`` open the socket. Pure.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from iceagent.core.checklist import CheckList
 from iceagent.core.context import Context
+from iceagent.core.locals import Locals
 from iceagent.core.pair import CandidatePair
 from iceagent.core.selection import Selection
 from iceagent.events import RerollDue
 from iceagent.nat import openers
-from iceagent.net.address import TransportAddress
 
 __all__ = ["WAIT_CONTROLLED_S", "WAIT_CONTROLLING_S", "Reroll"]
 
@@ -43,15 +41,15 @@ class Reroll:
     """Says once which bases to re-roll.
 
     Args:
-        is_mapped: whether a base of ours is known by another address than its own.
+        local: our candidates, which say whether a base is known by another address than its own.
     """
 
-    __slots__ = ("_checklist", "_context", "_is_mapped", "_is_over", "_selection", "_since")
+    __slots__ = ("_checklist", "_context", "_is_over", "_local", "_selection", "_since")
 
-    def __init__(self, context: Context, selection: Selection, is_mapped: Callable[[TransportAddress], bool]) -> None:
+    def __init__(self, context: Context, selection: Selection, local: Locals) -> None:
         self._context = context
         self._selection = selection
-        self._is_mapped = is_mapped
+        self._local = local
         self._checklist: CheckList | None = None
         self._since: float | None = None
         config = context.config
@@ -101,4 +99,4 @@ class Reroll:
 
     def _may_be_spoilt(self, pair: CandidatePair) -> bool:
         """Whether it passes a NAT of ours, and towards a peer that begins by itself."""
-        return self._is_mapped(pair.base) and openers.is_outside(pair.remote) and not self._context.remote_lite
+        return self._local.is_mapped(pair.base) and openers.is_outside(pair.remote) and not self._context.remote_lite

@@ -39,6 +39,10 @@ _EARLY_PATIENCE_S = 0.3
 _MAX_DELAYING = 3
 
 
+# One for all: ``frozenset()`` is 216 bytes each time.
+_NO_BASES: frozenset[TransportAddress] = frozenset()
+
+
 class Scheduler:
     """Sends checks as fast as pacing allows, and no faster."""
 
@@ -81,7 +85,7 @@ class Scheduler:
         # Openers that cost another check its token.
         self._delaying = 0
         # Bases that send openers only.
-        self._quiet: frozenset[TransportAddress] = frozenset()
+        self._quiet = _NO_BASES
         self._quiet_at: float | None = None
         self._token_at: float | None = None
         self._budget_at: float | None = None
@@ -94,7 +98,7 @@ class Scheduler:
         self._deferred.clear()
         self._opened.clear()
         self._delaying = 0
-        self._quiet = frozenset()
+        self._quiet = _NO_BASES
 
     def trigger_at(self, pair: CandidatePair, at: float) -> None:
         """Trigger a check of an In-Progress pair later, unless it is answered by then."""
@@ -106,7 +110,8 @@ class Scheduler:
 
     def release(self, base: TransportAddress) -> None:
         """The peer's check arrived there, or the base is gone."""
-        self._quiet -= {base}
+        if base in self._quiet:
+            self._quiet -= {base}
 
     def is_quiet(self, base: TransportAddress) -> bool:
         """Whether a base sends openers only."""

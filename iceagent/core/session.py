@@ -164,7 +164,7 @@ class IceSession:
         pacer = CheckPacer(ceiling or TokenBucket(rate=1000, capacity=1000), burst=config.burst, ta_s=config.ta_s)
         self._scheduler = Scheduler(self._context, self._checker, self._selection, self._budget, pacer)
         self._scheduler.use(self._checklist)
-        self._reroll = Reroll(self._context, self._selection, self._locals.is_mapped)
+        self._reroll = Reroll(self._context, self._selection, self._locals)
         self._reroll.use(self._checklist)
         self._status = Status(self._context, self._selection)
         self._remotes = Remotes(self._context, self._held, self._locals, self._budget.has_answered)
