@@ -132,7 +132,15 @@ def kinds(*, output: Output) -> int:
 @click.option("--loss", type=FiniteFloat(0, 1), default=0.0, metavar="P", help="Of each packet on each cable; 0 to 1.")
 @click.option("--late", "late_s", type=FiniteFloat(-60, 60), default=0.0, metavar="S", help="B is told later; -: A.")
 @click.option("--agent", type=click.Choice(list(CONTENDERS)), default="iceagent", show_default=True)
-@click.option("--limit", "limit_s", type=FiniteFloat(0.1, 600), default=LIMIT_S, show_default=True, metavar="S")
+@click.option(
+    "--limit",
+    "limit_s",
+    type=FiniteFloat(0.1, 600),
+    default=LIMIT_S,
+    show_default=True,
+    metavar="S",
+    help="For connecting.",
+)
 @output_options
 @_in_laboratory
 def run(
@@ -190,10 +198,25 @@ def _fields(outcome: Outcome) -> dict[str, Any]:
 
 
 @lab.command()
-@click.option("--kinds", "names", type=_Kinds(), default=KIND_NAMES, metavar="KIND,…", help="Rows and columns.")
+@click.option(
+    "--kinds",
+    "names",
+    type=_Kinds(),
+    default=KIND_NAMES,
+    metavar="KIND,…",
+    help="Rows and columns; without it, eleven.",
+)
 @click.option("--svg", "svg_file", type=click.Path(dir_okay=False), metavar="FILE", help="Draw a heat map.")
 @click.option("--agent", type=click.Choice(list(CONTENDERS)), default="iceagent", show_default=True)
-@click.option("--limit", "limit_s", type=FiniteFloat(0.1, 600), default=LIMIT_S, show_default=True, metavar="S")
+@click.option(
+    "--limit",
+    "limit_s",
+    type=FiniteFloat(0.1, 600),
+    default=LIMIT_S,
+    show_default=True,
+    metavar="S",
+    help="For connecting.",
+)
 @output_file_options
 @_in_laboratory
 def matrix(

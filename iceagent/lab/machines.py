@@ -305,7 +305,9 @@ class Router(Machine):
         self.load()
 
     def open_firewall(self, *, is_open: bool) -> None:
-        """Let everything in, or what the kind says."""
+        """Let everything be forwarded, or what the kind says. A router that translates still lets in only what its
+        mappings say; a cone forgets its own.
+        """
         self.load(extra="meta nfproto { ipv4, ipv6 } accept" if is_open else "")
 
     def reboot(self) -> None:

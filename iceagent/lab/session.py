@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -159,12 +160,16 @@ class _Mail:
 
     Attributes:
         description: what it gathered, or why not.
-        is_done: it has seen what it wanted to see, or has given up.
+        is_done: it has seen what it wanted to see.
+        is_connected: it has a path.
+        is_over: it has ended, one way or the other.
     """
 
     def __init__(self) -> None:
         self.description: Future[Any] = Future()
         self.is_done = False
+        self.is_connected = False
+        self.is_over = False
         self._late: list[Any] = []
         self._take: Callable[[Any], None] | None = None
         self._lock = threading.Lock()
@@ -210,6 +215,7 @@ async def _play(make: Callable[[], Contender], mine: _Mail, theirs: _Mail, late_
             theirs.take_late(contender.take_late)
             await connecting
         connected_at = time.monotonic()
+        mine.is_connected = True
         if not await _talk(contender, mine, theirs):
             return _Half(started_at=started_at, reason="connected, but data did not go both ways")
         types = contender.types
@@ -219,14 +225,16 @@ async def _play(make: Callable[[], Contender], mine: _Mail, theirs: _Mail, late_
     except Exception as error:  # Whatever an agent of any make raises is how its session ended.
         return _Half(started_at=started_at, reason=str(error) or type(error).__name__)
     finally:
-        mine.is_done = True
+        mine.is_over = True
         if not mine.description.done():
             mine.description.set_exception(LabError("the other side did not gather"))
         await contender.close()
 
 
 async def _talk(contender: Contender, mine: _Mail, theirs: _Mail) -> bool:
-    """Say hello, or, once anything came, that it was heard; until that has come, and the other side knows as much."""
+    """Say hello, or, once anything came, that it was heard; until that has come, and the other side knows as much. The
+    other side may be told much later, and has its time from then on.
+    """
     heard: set[bytes] = set()
 
     async def listen() -> None:
@@ -235,9 +243,13 @@ async def _talk(contender: Contender, mine: _Mail, theirs: _Mail) -> bool:
             mine.is_done |= b"heard" in heard
 
     listening = asyncio.ensure_future(listen())
-    ends_at = time.monotonic() + DATA_LIMIT_S
+    ends_at = math.inf
     try:
-        while not (mine.is_done and theirs.is_done) and time.monotonic() < ends_at and not listening.done():
+        while not (mine.is_done and theirs.is_done) and time.monotonic() < ends_at:
+            if theirs.is_over or listening.done():
+                break
+            if theirs.is_connected:
+                ends_at = min(ends_at, time.monotonic() + DATA_LIMIT_S)
             await contender.send(b"heard" if heard else b"hello")
             # A path that the other side has not chosen yet brings nothing: both sides say it again and again.
             await asyncio.wait([listening], timeout=DATA_STEP_S)

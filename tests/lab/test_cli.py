@@ -52,6 +52,11 @@ def test_a_story_with_a_direct_path() -> None:
     assert result["remotes"] == ["srflx", "prflx"] and result["elapsed_ms"] > 0
 
 
+def test_a_side_that_is_told_late_has_its_time_from_then_on() -> None:
+    done = iceagent("run", "--a", "full-cone", "--b", "full-cone", "--late", "2.5", "--json")
+    assert done.returncode == 0 and json.loads(done.stdout.splitlines()[-1])["connected"], done.stdout
+
+
 def test_a_story_without_a_path() -> None:
     done = iceagent("run", "--a", "symmetric", "--b", "symmetric", "--limit", "1")
     assert done.returncode == 4
