@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 from functools import partial
 
-from bench.netns import Namespace
 from bench.processes import end
+from iceagent.lab.namespace import Namespace
 from iceagent.lab.wire import Impairment, Wire, open_tap
 
 __all__ = ["ADDRESSES", "link_by_delay"]

@@ -14,9 +14,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.netns import Namespace
+if TYPE_CHECKING:
+    # See netns.py: not in a measuring process.
+    from iceagent.lab.namespace import Namespace
 
 __all__ = ["ROOT", "Worker", "WorkerFailed", "call", "end"]
 

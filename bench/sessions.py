@@ -7,8 +7,8 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.netns import Namespace
 from bench.processes import Worker
+from iceagent.lab.namespace import Namespace
 
 __all__ = ["Session", "session"]
 

@@ -9,12 +9,17 @@ from __future__ import annotations
 import asyncio
 import statistics
 import time
+from typing import TYPE_CHECKING
 
 from bench.cases import Options
 from bench.contenders import CONTENDERS, Contender, pair
-from bench.netns import Namespace, loopback_hosts, loopback_only
+from bench.netns import loopback_hosts, loopback_only
 from bench.processes import call
 from bench.results import Metric
+
+if TYPE_CHECKING:
+    # See netns.py: not in a measuring process.
+    from iceagent.lab.namespace import Namespace
 
 __all__ = ["run", "trials"]
 

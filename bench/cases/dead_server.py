@@ -11,13 +11,17 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.cases import Options
 from bench.contenders import AIOICE, OURS, Contender, pair
-from bench.netns import Namespace, loopback_hosts, loopback_only
+from bench.netns import loopback_hosts, loopback_only
 from bench.processes import Worker
 from bench.results import Metric
+
+if TYPE_CHECKING:
+    # See netns.py: not in a measuring process.
+    from iceagent.lab.namespace import Namespace
 
 __all__ = ["run", "trial"]
 

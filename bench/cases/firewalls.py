@@ -16,7 +16,7 @@ import time
 from bench.cases import Options
 from bench.contenders import CONTENDERS
 from bench.delay import ADDRESSES, link_by_delay
-from bench.netns import namespaces
+from bench.netns import accept_only, namespaces
 from bench.processes import WorkerFailed
 from bench.results import Metric
 from bench.sessions import session
@@ -55,7 +55,7 @@ def _measure(rtt_ms: int, options: Options) -> Metric:
 def _session_ms(name: str, rtt_ms: int, early_controls: bool) -> float:
     with namespaces(2) as (early, late), link_by_delay(early, late, rtt_ms / 1000):
         for side in (early, late):
-            side.accept_only("ct state established,related")
+            accept_only(side, "ct state established,related")
         with session(early, late, name, first_controls=early_controls) as connection:
             elapsed = connection.connect(LIMIT_S, HEAD_START_S)
     if elapsed is None:

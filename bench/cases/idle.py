@@ -19,9 +19,10 @@ from collections.abc import Iterator
 
 from bench.cases import Options
 from bench.contenders import CONTENDERS, OURS_ALONE
-from bench.netns import Namespace, loopback_hosts, loopback_only
+from bench.netns import loopback_hosts, loopback_only, udp_sent
 from bench.processes import Worker, WorkerFailed
 from bench.results import Metric
+from iceagent.lab.namespace import Namespace
 
 __all__ = ["run"]
 
@@ -127,4 +128,4 @@ def _watch(running: dict[str, Sides]) -> dict[str, tuple[float, float]]:
 
 def _reading(sides: Sides) -> tuple[float, float, int]:
     namespace, *workers = sides
-    return time.monotonic(), sum(worker.ask("cpu") for worker in workers), namespace.udp_sent()
+    return time.monotonic(), sum(worker.ask("cpu") for worker in workers), udp_sent(namespace)

@@ -20,9 +20,10 @@ from collections.abc import Callable
 from random import Random
 
 from bench.cases import Options
-from bench.netns import Namespace, link_by_veth, namespaces
+from bench.netns import accept_only, link_by_veth, namespaces
 from bench.results import Metric
 from bench.sessions import session
+from iceagent.lab.namespace import Namespace
 
 __all__ = ["run"]
 
@@ -105,7 +106,7 @@ def other_interfaces(sides: tuple[Namespace, Namespace], places: tuple[int, int]
             f"address add {good[side]}/24 dev {CABLE}",
             f"route add default via {good[1 - side]} dev {CABLE}",
         )
-        namespace.accept_only(f"ip saddr {good[1 - side]} ip daddr {good[side]}")
+        accept_only(namespace, f"ip saddr {good[1 - side]} ip daddr {good[side]}")
 
 
 def same_interface(sides: tuple[Namespace, Namespace], places: tuple[int, int]) -> None:
@@ -115,4 +116,4 @@ def same_interface(sides: tuple[Namespace, Namespace], places: tuple[int, int]) 
     good = [hosts[side][places[side]] for side in (0, 1)]
     for side, namespace in enumerate(sides):
         namespace.ip(*(f"address add {host}/16 dev {CABLE}" for host in hosts[side]))
-        namespace.accept_only(f"ip saddr {good[1 - side]} ip daddr {good[side]}")
+        accept_only(namespace, f"ip saddr {good[1 - side]} ip daddr {good[side]}")

@@ -241,6 +241,15 @@ class Namespace:
         """
         self.run(["nft", "-f", "-"], rules)
 
+    def ip(self, *commands: str) -> None:
+        """Run commands of ip(8) in one batch, for what has no method here: ``link add nowhere type ifb``.
+
+        Raises:
+            LabError: ip refused one; those before it are done.
+            MissingProgram: it is not installed.
+        """
+        self.run(["ip", "-batch", "-"], "\n".join(commands))
+
     def sysctl(self, name: str, value: int) -> None:
         """Write ``net/NAME`` below ``/proc/sys``."""
         path = Path("/proc/sys/net", name)

@@ -1,33 +1,19 @@
-"""Network namespaces of the laboratory, set up by hand: for what is not a home behind a router.
+"""Where do these tests have their networks? In namespaces of the laboratory, set up by hand: not homes behind routers.
 
 Needs root (CAP_SYS_ADMIN and CAP_NET_ADMIN) and ip(8).
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Iterator
+from contextlib import closing, contextmanager
 
-from iceagent.lab.namespace import Namespace as LabNamespace
-
-
-class Namespace(LabNamespace):
-    """A new network namespace with loopback up and addresses usable at once; close it after use."""
-
-    def __init__(self) -> None:
-        super().__init__("test", os.environ)
-
-    def ip(self, *commands: str) -> None:
-        """Run commands of ip(8) here, in one batch."""
-        self.run(["ip", "-batch", "-"], "\n".join(commands))
+from iceagent.lab.namespace import Namespace
 
 
-@contextlib.contextmanager
+@contextmanager
 def namespace() -> Iterator[Namespace]:
-    """A namespace for the length of a ``with`` block."""
-    made = Namespace()
-    try:
+    """A namespace with loopback up and addresses usable at once, for the length of a ``with`` block."""
+    with closing(Namespace("test", os.environ)) as made:
         yield made
-    finally:
-        made.close()

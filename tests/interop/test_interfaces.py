@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
+from iceagent.lab.namespace import Namespace
 from iceagent.net.host import AddressFlag, Interface, InterfaceKind
 from iceagent.net.interfaces import open_netlink
 from iceagent.net.local import LocalHost
-from tests.interop.netns import Namespace, namespace
+from tests.interop.netns import namespace
 from tests.loopback.loops import LoopFactory, News, on_both_loops, run
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI = 0x400454CA, 0x1, 0x1000
@@ -69,10 +70,9 @@ def named(table: Sequence[Interface], name: str) -> Interface:
 def test_flags_of_addresses(home: Namespace, loop_factory: LoopFactory) -> None:
     """RFC 4862: tentative until known to be unique, deprecated at the end; RFC 8981: temporary."""
     home.ip("link add e0 type veth peer name e1", "link set e0 up", "link set e1 up")
-    with home.entered():
-        home.sysctl("ipv6/conf/e0/use_tempaddr", 2)
-        home.sysctl("ipv6/conf/e1/accept_dad", 1)
-        home.sysctl("ipv6/conf/e1/dad_transmits", 100)
+    home.sysctl("ipv6/conf/e0/use_tempaddr", 2)
+    home.sysctl("ipv6/conf/e1/accept_dad", 1)
+    home.sysctl("ipv6/conf/e1/dad_transmits", 100)
     home.ip(
         "addr add 2001:db8::1/64 dev e0 nodad",
         "addr add 2001:db8::2/64 dev e0 nodad preferred_lft 0",

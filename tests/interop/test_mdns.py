@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from iceagent import Agent, AgentState, CandidateType, Config, Description
 from iceagent.events import Event, RemoteCandidateAdded, RemoteCandidateRefused
 from iceagent.eventstream import EventStream
+from iceagent.lab.namespace import Namespace
 from iceagent.net.interfaces import open_netlink, read_interfaces
-from tests.interop.netns import Namespace, namespace
+from tests.interop.netns import namespace
 
 T = TypeVar("T")
 E = TypeVar("E", bound=Event)

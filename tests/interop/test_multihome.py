@@ -19,12 +19,13 @@ from typing import Any
 
 import pytest
 
+from iceagent.lab.namespace import Namespace
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import SocketOptions
 from iceagent.net.interfaces import open_netlink, read_interfaces
 from iceagent.net.sockets import UdpSocket, bind_to_interface, open_socket
 from iceagent.net.trains import MAX_SEGMENT
-from tests.interop.netns import Namespace, namespace
+from tests.interop.netns import namespace
 from tests.loopback.loops import Inbox, LoopFactory, on_both_loops, run
 
 FIRST = {4: "10.0.0.1", 6: "2001:db8:a::1"}

@@ -19,7 +19,8 @@ from typing import Any
 
 import pytest
 
-from tests.interop.netns import Namespace, namespace
+from iceagent.lab.namespace import Namespace
+from tests.interop.netns import namespace
 
 ROOT = Path(__file__).parents[2]
 # The longest a process may take for what it should do within a few seconds.
@@ -92,9 +93,7 @@ class Ended:
 def started(space: Namespace, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """``iceagent ARGUMENTS`` in a namespace; killed at the end of the block if it is still there."""
     command = [sys.executable, "-m", "iceagent", *arguments]
-    with space.entered():
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
-    with process:
+    with space.popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
             yield process
         finally:
@@ -118,9 +117,7 @@ class World:
 
     def install(self, *tables: str) -> None:
         """Have these tables in the router, and no others."""
-        with self.router.entered():
-            rules = "flush ruleset\n" + "".join(tables)
-            subprocess.run(["nft", "-f", "-"], input=rules, text=True, check=True, timeout=PATIENCE_S)
+        self.router.nft("flush ruleset\n" + "".join(tables))
 
 
 @pytest.fixture(scope="module")
@@ -144,8 +141,7 @@ def _connect(home: Namespace, router: Namespace, internet: Namespace) -> None:
         "link set lan up",
         "link set wan up",
     )
-    with router.entered():
-        router.sysctl("ipv4/ip_forward", 1)
+    router.sysctl("ipv4/ip_forward", 1)
     internet.ip(
         f"addr add {SERVER}/24 dev eth0",
         f"addr add {SERVER_2}/24 dev eth0",
