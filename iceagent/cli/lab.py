@@ -28,7 +28,7 @@ from iceagent.lab.lab import Lab
 from iceagent.lab.matrix import KIND_NAMES, Result, cells, play, stun_server, summarize
 from iceagent.lab.owner import sweep
 from iceagent.lab.render import svg, table, text
-from iceagent.lab.session import LIMIT_S, Outcome, Side, connect
+from iceagent.lab.session import LIMIT_S, Side, connect
 from iceagent.lab.wire import Impairment
 from iceagent.logs import describe, log_event
 
@@ -94,6 +94,21 @@ class _Kinds(_Kind):
         return value if isinstance(value, tuple) else tuple(convert(each, param, ctx) for each in str(value).split(","))
 
 
+def _session_options(body: Body) -> Body:
+    """Add who plays, and for how long."""
+    limit = click.option(
+        "--limit",
+        "limit_s",
+        type=FiniteFloat(0.1, 600),
+        default=LIMIT_S,
+        show_default=True,
+        metavar="S",
+        help="For connecting.",
+    )
+    agent = click.option("--agent", type=click.Choice(list(CONTENDERS)), default="iceagent", show_default=True)
+    return agent(limit(body))
+
+
 @click.group(short_help="Real NATs, to test what runs behind them.")
 def lab() -> None:
     """Hosts, routers and servers as network namespaces of this machine, with the kernel's own NATs between them.
@@ -131,16 +146,7 @@ def kinds(*, output: Output) -> int:
 @click.option("--jitter", "jitter_s", type=FiniteFloat(0, 10), default=0.0, metavar="S", help="On top, at most.")
 @click.option("--loss", type=FiniteFloat(0, 1), default=0.0, metavar="P", help="Of each packet on each cable; 0 to 1.")
 @click.option("--late", "late_s", type=FiniteFloat(-60, 60), default=0.0, metavar="S", help="B is told later; -: A.")
-@click.option("--agent", type=click.Choice(list(CONTENDERS)), default="iceagent", show_default=True)
-@click.option(
-    "--limit",
-    "limit_s",
-    type=FiniteFloat(0.1, 600),
-    default=LIMIT_S,
-    show_default=True,
-    metavar="S",
-    help="For connecting.",
-)
+@_session_options
 @output_options
 @_in_laboratory
 def run(
@@ -181,20 +187,10 @@ def run(
                     output.event("lab.machine", who=who, address=machine.address, router=kind, outside=router.address)
                     sides.append(Side(machine=machine, late_s=late, on_event=tell(who)))
                 outcome = await connect(sides[0], sides[1], agent=agent, stun=stun, limit_s=limit_s)
-        output.event("lab.result", **_fields(outcome))
+        output.event("lab.result", **outcome.as_json())
         return {"direct": EXIT_DIRECT, "relay": EXIT_RELAY, None: EXIT_NO_PATH}[outcome.kind]
 
     return run_to_end(main())
-
-
-def _fields(outcome: Outcome) -> dict[str, Any]:
-    return {
-        "connected": outcome.connected,
-        "kind": outcome.kind,
-        "remotes": None if outcome.remotes is None else [each.value for each in outcome.remotes],
-        "elapsed_ms": None if outcome.elapsed_s is None else round(outcome.elapsed_s * 1000, 3),
-        "reason": outcome.reason,
-    }
 
 
 @lab.command()
@@ -207,16 +203,7 @@ def _fields(outcome: Outcome) -> dict[str, Any]:
     help="Rows and columns; without it, eleven.",
 )
 @click.option("--svg", "svg_file", type=click.Path(dir_okay=False), metavar="FILE", help="Draw a heat map.")
-@click.option("--agent", type=click.Choice(list(CONTENDERS)), default="iceagent", show_default=True)
-@click.option(
-    "--limit",
-    "limit_s",
-    type=FiniteFloat(0.1, 600),
-    default=LIMIT_S,
-    show_default=True,
-    metavar="S",
-    help="For connecting.",
-)
+@_session_options
 @output_file_options
 @_in_laboratory
 def matrix(

@@ -99,7 +99,7 @@ class _Bench:
     """Sockets on both ends; use it in a ``with`` block."""
 
     def __init__(self, machine: Machine, server: Machine) -> None:
-        a, b = server.uplink.addresses[0].split("/")[0], server.uplink.addresses[1].split("/")[0]
+        a, b = server.hosts_of(4)[:2]
         self._machine = machine
         self._server = server
         self._stack = ExitStack()

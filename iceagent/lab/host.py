@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import socket as stdlib_socket
-import ssl
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from iceagent.lab.namespace import Namespace
-from iceagent.net import streams
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import (
     DatagramReceiver,
     DatagramSocket,
-    Listener,
     SocketOptions,
     SrvRecord,
-    Stream,
-    StreamListener,
 )
 from iceagent.net.interfaces import open_netlink
 from iceagent.net.local import LocalHost
@@ -35,42 +30,12 @@ class LabHost(LocalHost):
     def __init__(self, namespace: Namespace, names: Mapping[str, Sequence[str]]) -> None:
         self._namespace = namespace
         self._names = names
-        super().__init__(open_netlink=self._open_netlink)
+        super().__init__(open_netlink=self._open_netlink, open_socket=namespace.socket)
 
     def socket(self, local: TransportAddress, receiver: DatagramReceiver, options: SocketOptions) -> DatagramSocket:
         """Open and bind a UDP socket there."""
         with self._namespace.entered():
             return super().socket(local, receiver, options)
-
-    async def connect_tcp(
-        self,
-        remote: TransportAddress,
-        listener: StreamListener,
-        *,
-        local: TransportAddress | None = None,
-        tls_server_name: str | None = None,
-        alpn: Sequence[str] = (),
-    ) -> Stream:
-        """Connect a stream from there."""
-        return await streams.connect_tcp(
-            remote,
-            listener,
-            local=local,
-            tls_server_name=tls_server_name,
-            ssl_context=self._ssl_context,
-            alpn=alpn,
-            open_socket=self._namespace.socket,
-        )
-
-    async def listen_tcp(
-        self,
-        local: TransportAddress,
-        accept: Callable[[Stream], StreamListener],
-        *,
-        ssl_context: ssl.SSLContext | None = None,
-    ) -> Listener:
-        """Accept streams there."""
-        return await streams.listen_tcp(local, accept, ssl_context=ssl_context, open_socket=self._namespace.socket)
 
     async def resolve(self, name: str) -> Sequence[str]:
         """Addresses of a name of the laboratory."""

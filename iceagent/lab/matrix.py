@@ -103,18 +103,14 @@ class Result:
 
     def as_json(self) -> dict[str, Any]:
         """The fields of the event ``lab.cell``."""
-        cell, outcome = self.cell, self.outcome
+        cell = self.cell
         return {
             "a": cell.a,
             "b": cell.b,
             "place": cell.place.value,
             "late_ms": cell.late_s * 1000,
-            "connected": outcome.connected,
-            "kind": outcome.kind,
-            "remotes": None if outcome.remotes is None else [each.value for each in outcome.remotes],
-            "elapsed_ms": None if outcome.elapsed_s is None else outcome.elapsed_s * 1000,
             "possible": cell.is_possible,
-            "reason": outcome.reason,
+            **self.outcome.as_json(),
         }
 
 

@@ -20,6 +20,7 @@ from uuid import UUID
 
 from iceagent.lab.errors import LabError
 from iceagent.lab.machines import Machine, Router
+from relay.server import STUN_PORT
 from relay.stun import MessageClass, Method, build
 
 __all__ = ["NAT64_PREFIX", "PROXY_PORT", "Service", "coturn", "miniupnpd", "nat64", "serve", "tinyproxy"]
@@ -28,7 +29,6 @@ NAT64_PREFIX = "64:ff9b::/96"
 """RFC 6052, 2.1: the well-known prefix."""
 
 PROXY_PORT = 8888
-STUN_PORT = 3478
 NAT_PMP_PORT = 5351
 UPNP_PORT = 5000
 

@@ -76,6 +76,16 @@ class Outcome:
             return None
         return "relay" if CandidateType.RELAYED in self.remotes else "direct"
 
+    def as_json(self) -> dict[str, Any]:
+        """The fields of the event ``lab.result``."""
+        return {
+            "connected": self.connected,
+            "kind": self.kind,
+            "remotes": None if self.remotes is None else [each.value for each in self.remotes],
+            "elapsed_ms": None if self.elapsed_s is None else round(self.elapsed_s * 1000, 3),
+            "reason": self.reason,
+        }
+
 
 async def connect(
     controlling: Side,

@@ -49,6 +49,7 @@ class LocalHost:
 
     Args:
         open_netlink: opens netlink sockets; another network namespace's for a laboratory.
+        open_socket: makes sockets of streams, of a family and a kind; likewise.
         ssl_context: how TLS verifies servers, instead of by the system's authorities.
 
     Raises:
@@ -59,11 +60,13 @@ class LocalHost:
         self,
         *,
         open_netlink: Callable[[int], socket.socket] = open_netlink,
+        open_socket: Callable[[int, int], socket.socket] = socket.socket,
         ssl_context: ssl.SSLContext | None = None,
     ) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError(f"iceagent runs on Linux; on {sys.platform} a Host of another make must be given")
         self._table = InterfaceTable(open_netlink)
+        self._open_socket = open_socket
         self._ssl_context = ssl_context
 
     now = staticmethod(time.monotonic)
@@ -94,6 +97,7 @@ class LocalHost:
             tls_server_name=tls_server_name,
             ssl_context=self._ssl_context,
             alpn=alpn,
+            open_socket=self._open_socket,
         )
 
     async def listen_tcp(
@@ -104,7 +108,7 @@ class LocalHost:
         ssl_context: ssl.SSLContext | None = None,
     ) -> Listener:
         """Accept TCP streams; with ``ssl_context``, TLS. See :func:`iceagent.net.streams.listen_tcp`."""
-        return await streams.listen_tcp(local, accept, ssl_context=ssl_context)
+        return await streams.listen_tcp(local, accept, ssl_context=ssl_context, open_socket=self._open_socket)
 
     async def resolve(self, name: str) -> Sequence[str]:
         """Addresses of a name, in RFC 6724 order. See :func:`iceagent.net.resolve.resolve`."""
