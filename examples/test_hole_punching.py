@@ -65,6 +65,7 @@ def test_two_homes(natlab, rendezvous, kind_a, kind_b, gets_through):
         assert homes[1].address in said[0] and homes[0].address in said[1]
 
 
+@pytest.mark.natlab_needs("/dev/net/tun")
 def test_a_lossy_uplink(natlab, rendezvous):
     uplink = Impairment(delay_s=0.025, loss=0.1)
     homes = [natlab.router("port-restricted", impairment=uplink) for _ in range(2)]

@@ -11,7 +11,7 @@ code  meaning
 2     wrong usage; one line on stderr says what, and how to mend it
 3     it works, but only through a relay
 4     no path
-130   interrupted (Ctrl-C, SIGTERM, or nobody reads our output any more)
+130   interrupted (Ctrl-C, SIGTERM, or our output cannot be written any more)
 ====  ===========================================================================
 """
 
@@ -105,6 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit code. Does not return where a thread is stuck, in a name server's silence for instance: the process
         ends at once instead of waiting for it.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         tolerate(stream)
     code = _run(arguments)
@@ -115,11 +116,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return code
 
 
+def _open_closed_streams() -> None:
+    """Where we were started without one (``>&-``), what is written to it goes nowhere."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+
+
 def _run(arguments: Sequence[str] | None) -> int:
     try:
         code = cli.main(args=arguments, prog_name="iceagent", standalone_mode=False)
     except click.exceptions.NoArgsIsHelpError as error:
-        return _refuse(f"no command given; one of {', '.join(sorted(COMMANDS))}", error.ctx)
+        return _refuse(f"no command given; one of {', '.join(_commands(error.ctx))}", error.ctx)
     except click.UsageError as error:
         return _refuse(error.format_message(), error.ctx)
     except click.ClickException as error:
@@ -133,6 +141,12 @@ def _run(arguments: Sequence[str] | None) -> int:
         print(escaped_lines(traceback.format_exc()), end="", file=sys.stderr)
         return EXIT_BUG
     return code if isinstance(code, int) else EXIT_DIRECT
+
+
+def _commands(ctx: click.Context | None) -> list[str]:
+    """Those of the group that was called without one."""
+    assert ctx is not None and isinstance(ctx.command, click.Group)
+    return sorted(ctx.command.list_commands(ctx))
 
 
 def _refuse(message: str, ctx: click.Context | None) -> int:

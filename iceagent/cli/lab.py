@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ import click
 from iceagent.cli import EXIT_DIRECT, EXIT_NO_PATH, EXIT_RELAY
 from iceagent.cli.options import FiniteFloat, output_file_options, output_options
 from iceagent.cli.output import Output
+from iceagent.cli.run import GRACE_S
 from iceagent.cli.run import run as run_to_end
 from iceagent.events import Event, PacketDropped
 from iceagent.lab.contenders import CONTENDERS
@@ -27,7 +29,7 @@ from iceagent.lab.kinds import KINDS, kind_named
 from iceagent.lab.lab import Lab
 from iceagent.lab.matrix import KIND_NAMES, Result, cells, play, stun_server, summarize
 from iceagent.lab.owner import sweep
-from iceagent.lab.render import svg, table, text
+from iceagent.lab.render import LEGEND, svg, table, text
 from iceagent.lab.session import LIMIT_S, Side, connect
 from iceagent.lab.wire import Impairment
 from iceagent.logs import describe, log_event
@@ -91,7 +93,10 @@ class _Kinds(_Kind):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         convert = super().convert
-        return value if isinstance(value, tuple) else tuple(convert(each, param, ctx) for each in str(value).split(","))
+        if isinstance(value, tuple):
+            return value
+        # Each once.
+        return tuple(dict.fromkeys(convert(each.strip(), param, ctx) for each in str(value).split(",")))
 
 
 def _session_options(body: Body) -> Body:
@@ -134,8 +139,8 @@ def kinds(*, output: Output) -> int:
         }
         if output.as_json:
             output.event("lab.kind", **fields)
-        rows.append(f"{kind.name:<23}{kind.mapping.value:<9}{kind.filtering.value:<9}{kind.summary}")
-    output.text("\n".join([f"{'kind':<23}{'mapping':<9}{'filters':<9}", *rows]))
+        rows.append(f"{kind.name:<23}{kind.mapping.value:<9}{kind.filtering.value:<11}{kind.summary}")
+    output.text("\n".join([f"{'kind':<23}{'mapping':<9}{'filtering':<11}", *rows]))
     return EXIT_DIRECT
 
 
@@ -241,7 +246,7 @@ def matrix(
         if output.is_terminal:
             output.console.print(table(results, names))
         else:
-            output.text(text(results, names))
+            output.text(f"{text(results, names)}\n{LEGEND}")
         output.event(
             "lab.matrix",
             agent=agent,
@@ -277,7 +282,7 @@ def _refuse_unwritable(*files: str | None) -> None:
                 raise click.UsageError(f"{file} cannot be written: {error.strerror}") from error
 
 
-@lab.command("exec", context_settings={"ignore_unknown_options": True})
+@lab.command("exec", context_settings={"allow_interspersed_args": False})
 @click.option("--nat", "kind", type=_Kind(), required=True, metavar="KIND", help="The router it is behind.")
 @click.option("--hairpin", is_flag=True, help="The router has hairpin.")
 @click.option("--ipv6", type=click.Choice(["firewall", "open"]), help="IPv6 behind the router, and what it lets in.")
@@ -286,25 +291,39 @@ def _refuse_unwritable(*files: str | None) -> None:
 def exec_(*, kind: str, hairpin: bool, ipv6: str | None, command: tuple[str, ...]) -> int:
     """Run a program behind a router, with a STUN server that it can reach.
 
-    The server's address is in STUN_SERVER (host:port), and as a list of servers in ICEAGENT_SERVERS. Exit code: the
-    program's own.
+    The server's address is in STUN_SERVER (host:port), and as a list of servers in ICEAGENT_SERVERS.
+
+    Exit code: the program's own. Ctrl-C on a terminal is the program's. A signal that is sent to this command is sent
+    on, and the program has a second to end by itself.
     """
 
     async def main() -> int:
         with Lab() as built:
             async with stun_server(built) as stun:
                 machine = built.machine(behind=built.router(kind, hairpin=hairpin, ipv6=ipv6))
-                servers = json.dumps([{"urls": f"stun:{stun}"}])
-                env = {"STUN_SERVER": str(stun), "ICEAGENT_SERVERS": servers}
+                servers = [f"stun:{stun}"]
+                if ipv6 is not None:
+                    servers.append(f"stun:[{built.names['stun.lab'][-1]}]:{stun.port}")
+                env = {"STUN_SERVER": str(stun), "ICEAGENT_SERVERS": json.dumps([{"urls": servers}])}
                 return await _ended(machine.popen(command, env=env))
 
     return run_to_end(main())
 
 
 async def _ended(process: subprocess.Popen[Any]) -> int:
-    """Wait for a program without holding up the loop; what a shell would return."""
+    """Wait for a program without holding up the loop; what a shell would return. It gets the signals that we get."""
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
+
+    def send_on(number: signal.Signals) -> None:
+        if number == signal.SIGINT and _is_in_foreground():
+            return  # The terminal has sent it to both of us.
+        process.send_signal(number)
+        loop.call_later(GRACE_S, process.kill)
+
+    # From here on they are no reason for us to end: the program's end is.
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, send_on, each)
     with _pidfd(process.pid) as fd:
         loop.add_reader(fd, ended.set)
         try:
@@ -313,6 +332,20 @@ async def _ended(process: subprocess.Popen[Any]) -> int:
             loop.remove_reader(fd)
     code = process.wait()
     return 128 - code if code < 0 else code
+
+
+def _is_in_foreground() -> bool:
+    """Whether what is typed on a terminal, Ctrl-C for one, goes to us."""
+    try:
+        fd = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(fd) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(fd)
 
 
 @contextmanager

@@ -206,10 +206,12 @@ class Output:
         self._guarded(write)
 
     def _guarded(self, write: Callable[[], None]) -> None:
-        """A reader that went away (``… | head``) interrupts the command, as Ctrl-C would."""
+        """A reader that went away (``… | head``), or a full disk, interrupts the command, as Ctrl-C would."""
         try:
             write()
-        except BrokenPipeError:
+        except OSError as error:
+            if not isinstance(error, BrokenPipeError):
+                print(f"standard output cannot be written: {error.strerror}", file=sys.stderr, flush=True)
             self._stream = cast(TextIO, _Nowhere())
             self._console = None
             signal.raise_signal(signal.SIGINT)

@@ -16,6 +16,7 @@ How Linux makes a NAT of each kind:
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -26,6 +27,7 @@ __all__ = ["BLOCK_SIZE", "KINDS", "Egress", "Kind", "Setting", "kind_named", "ru
 
 # RFC 7422: a carrier's NAT may give each customer a block of ports of this size, say.
 BLOCK_SIZE = 2_048
+MAX_PORT = 65_535
 # Where kinds that do not keep the port take theirs from; a block begins here too.
 FIRST_PORT, LAST_PORT = 40_000, 59_999
 SEQUENCE_PORTS = 2_000
@@ -58,11 +60,25 @@ class Egress:
         udp_ports: destination ports; ``None``: all.
         tcp_ports: destination ports; ``None``: all.
         blocked: IPv4 addresses that nothing reaches.
+
+    Raises:
+        LabError: a port or an address is none.
     """
 
     udp_ports: tuple[int, ...] | None = None
     tcp_ports: tuple[int, ...] | None = None
     blocked: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for ports in (self.udp_ports, self.tcp_ports):
+            for port in ports or ():
+                if port not in range(1, MAX_PORT + 1):
+                    raise LabError(f"a port is a number from 1 to {MAX_PORT}, not {port!r}")
+        for host in self.blocked:
+            try:
+                ipaddress.IPv4Address(host)
+            except ValueError:
+                raise LabError(f"what is blocked is an IPv4 address, not {host!r}") from None
 
     def rules(self) -> list[str]:
         """Rules of a forward chain that drop the rest."""

@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 from iceagent.lab.errors import LabError
 from iceagent.lab.host import LabHost
 from iceagent.lab.kinds import EVERYTHING, Egress, kind_named
-from iceagent.lab.machines import MAX_HOSTS, Internet, Machine, Network, Router
+from iceagent.lab.machines import MAX_HOSTS, Internet, Machine, Network, Router, check_network
 from iceagent.lab.namespace import Namespace
 from iceagent.lab.owner import VARIABLE, Owner, search_path, sweep
 from iceagent.lab.wire import Impairment, Wire, open_tap
@@ -29,6 +29,8 @@ POLL_S = 0.002
 END_TIMEOUT_S = 0.5
 # A label of a DNS name; it is also a folder's.
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
+
+_LOCALHOST = "127.0.0.1 localhost\n::1 localhost\n"
 
 
 def _end(processes: Sequence[subprocess.Popen[Any]]) -> None:
@@ -56,7 +58,7 @@ class Lab:
     Attributes:
         internet: joins all sites.
         folder: for logs and configurations; removed at the end.
-        names: what names of machines stand for, for :class:`LabHost`: every machine is ``NAME.lab``.
+        names: what names of machines stand for: every machine is ``NAME.lab``, to agents and to programs.
 
     Raises:
         LabError: namespaces cannot be made here.
@@ -64,10 +66,13 @@ class Lab:
 
     def __init__(self) -> None:
         self._is_closed = False
+        self._pid = os.getpid()
         sweep()
         self._owner = Owner()
         self.folder: Path = self._owner.folder
         self.names: dict[str, tuple[str, ...]] = {}
+        self._hosts_file = self.folder / "hosts"
+        self._hosts_file.write_text(_LOCALHOST)
         self._env = {**os.environ, "PATH": search_path(), VARIABLE: self._owner.mark}
         self._namespaces: list[Namespace] = []
         self._processes: list[subprocess.Popen[Any]] = []
@@ -78,6 +83,9 @@ class Lab:
         except BaseException:
             self.close()
             raise
+
+    def __repr__(self) -> str:
+        return f"<Lab of {', '.join(namespace.name for namespace in self._namespaces) or 'nothing'}>"
 
     def __enter__(self) -> Lab:
         return self
@@ -117,6 +125,8 @@ class Lab:
         Raises:
             LabError: a value makes no sense, or the kernel refused.
         """
+        if behind is not None:
+            check_network(behind)
         return Router(
             self,
             self._unused(name, kind),
@@ -147,15 +157,21 @@ class Lab:
             addresses: how many IPv4 addresses it has.
             impairment: of its cable, as for a router.
         """
+        if behind is not None:
+            check_network(behind)
         name = self._unused(name, "machine")
         if not 1 <= addresses <= MAX_HOSTS:
             raise LabError(f"a machine has 1 to {MAX_HOSTS} IPv4 addresses, not {addresses}")
         machine = Machine(self, name, behind or self.internet, addresses=addresses, impairment=impairment)
-        self.names[f"{name.lower()}.lab"] = machine.hosts
+        self.tell_names(machine)
         return machine
 
     def close(self) -> None:
-        """End all programs, close all namespaces, remove the folder; idempotent."""
+        """End all programs, close all namespaces, remove the folder; idempotent. In a forked child it does nothing: what
+        there is belongs to the parent.
+        """
+        if os.getpid() != self._pid:
+            return
         self._is_closed = True
         # In the reverse order, and each of them whatever the others do.
         with ExitStack() as stack:
@@ -173,9 +189,23 @@ class Lab:
 
     def add_namespace(self, name: str) -> Namespace:
         """A new namespace that is closed with the laboratory."""
-        namespace = Namespace(name, self._env)
+        resolv_conf = self.resolv_conf(name)
+        # Without a server: a look-up ends at once then, instead of waiting for one that cannot be reached.
+        resolv_conf.write_text("# no name server\n")
+        namespace = Namespace(name, self._env, {"/etc/hosts": self._hosts_file, "/etc/resolv.conf": resolv_conf})
         self._namespaces.append(namespace)
         return namespace
+
+    def resolv_conf(self, name: str) -> Path:
+        """What programs of this machine see as ``/etc/resolv.conf``."""
+        return self.folder / f"{name}.resolv.conf"
+
+    def tell_names(self, machine: Machine) -> None:
+        """The machine has these addresses from now on: for :class:`LabHost`, and in everybody's ``/etc/hosts``."""
+        self.names[f"{machine.name.lower()}.lab"] = machine.hosts
+        lines = [f"{host} {name}\n" for name, hosts in self.names.items() for host in hosts]
+        # In its place: it is mounted.
+        self._hosts_file.write_text(_LOCALHOST + "".join(lines))
 
     def lay(
         self, inner: Namespace, device: str, outer: Namespace, port: str, impairment: Impairment | None
@@ -198,7 +228,12 @@ class Lab:
 
     def host_of(self, machine: Machine) -> LabHost:
         """The one host of a machine on the running loop."""
-        hosts = self._hosts.setdefault(asyncio.get_running_loop(), {})
+        try:
+            hosts = self._hosts.setdefault(asyncio.get_running_loop(), {})
+        except RuntimeError as error:
+            raise LabError(
+                f"the host of {machine.name} belongs to a running asyncio loop; there is none here"
+            ) from error
         host = hosts.get(machine.name)
         if host is None:
             host = hosts[machine.name] = LabHost(machine.namespace, self.names)

@@ -11,6 +11,7 @@ Every home has the same inside network, 192.168.1.0/24, as homes do; behind a ca
 
 from __future__ import annotations
 
+import ipaddress
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,7 +27,7 @@ from iceagent.lab.wire import Impairment, Wire
 if TYPE_CHECKING:
     from iceagent.lab.lab import Lab
 
-__all__ = ["Internet", "Machine", "Network", "Router", "Uplink"]
+__all__ = ["Internet", "Machine", "Network", "Router", "Uplink", "check_network"]
 
 HOME_LAN = "192.168.1"
 CARRIER_LAN = "100.64.0"
@@ -34,6 +35,8 @@ CARRIER_LAN = "100.64.0"
 MAX_SITES = 250
 MAX_HOSTS = 120
 FORWARDING_TIMEOUT_S = 2.0
+# What nf_conntrack_udp_timeout takes is in ticks of the kernel, and has 32 bits.
+MAX_LIFETIME_S = 1_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,7 +97,9 @@ class Machine:
         self.name = name
         self.namespace = lab.add_namespace(name)
         self.uplink = network.plug(self.namespace, self.device, addresses, impairment)
-        self._resolv_conf: Path | None = None
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name} {self.address}>"
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -152,19 +157,16 @@ class Machine:
         Raises:
             LabError: it is not installed.
         """
-        return self._lab.popen(self.namespace, self._with_name_server(command), **options)
+        return self._lab.popen(self.namespace, command, **options)
 
     def use_name_server(self, host: str) -> None:
-        """Programs that are started from now on ask this name server, and not this machine's."""
-        self._resolv_conf = self.folder / "resolv.conf"
-        self._resolv_conf.write_text(f"nameserver {host}\n")
+        """Programs on this machine ask the name server at this IP address from now on; before, they have none.
 
-    def _with_name_server(self, command: Sequence[str]) -> Sequence[str]:
-        if self._resolv_conf is None:
-            return command
-        # A mount namespace of its own, with another /etc/resolv.conf.
-        script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
-        return ["unshare", "--mount", "sh", "-c", script, str(self._resolv_conf), *command]
+        Raises:
+            LabError: it is no IP address.
+        """
+        _check_address(host)
+        self._lab.resolv_conf(self.name).write_text(f"nameserver {host}\n")
 
     def run(self, command: Sequence[str], text: str = "") -> str:
         """Run a program to its end, with ``text`` as its input, and return its output.
@@ -172,7 +174,7 @@ class Machine:
         Raises:
             LabError: it failed, with its own words; it is not installed; or it took longer than 30 s.
         """
-        return self.namespace.run(self._with_name_server(command), text)
+        return self.namespace.run(command, text)
 
     def set_link(self, *, is_up: bool) -> None:
         """Pull the cable, or plug it in again; its routes come back with it."""
@@ -184,9 +186,10 @@ class Machine:
 
     def roam(self, network: Network) -> None:
         """Leave the network, and join another one: other addresses, another router. Sockets stay open."""
+        check_network(network)
         self.namespace.delete_link(self.device)
         self.uplink = network.plug(self.namespace, self.device, self._addresses, None)
-        self._lab.names[f"{self.name.lower()}.lab"] = self.hosts
+        self._lab.tell_names(self)
 
     def hosts_of(self, version: int) -> tuple[str, ...]:
         """Its addresses of one IP version."""
@@ -386,9 +389,22 @@ class Internet:
         return Uplink(addresses=tuple(found), gateways=gateways, lan=(prefix, 129), lan6=f"{prefix6}:1", wire=wire)
 
 
+def check_network(network: object) -> None:
+    """Raises LabError: nothing can be plugged into it."""
+    if not isinstance(network, Router | Internet):
+        raise LabError(f"a machine is plugged into a router, or into the laboratory's internet, not into {network!r}")
+
+
 def _check_lifetime(seconds: int) -> None:
-    if seconds < 1:
-        raise LabError(f"a binding lives for 1 s at least, not {seconds}")
+    if seconds not in range(1, MAX_LIFETIME_S + 1):
+        raise LabError(f"a binding lives for a whole number of seconds, 1 to {MAX_LIFETIME_S}, not {seconds}")
+
+
+def _check_address(host: str) -> None:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        raise LabError(f"{host!r} is no IP address") from None
 
 
 def _route_all(namespace: Namespace, gateways: Sequence[str]) -> None:

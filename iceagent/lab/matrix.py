@@ -198,9 +198,9 @@ async def play(
 
 @asynccontextmanager
 async def stun_server(lab: Lab) -> AsyncIterator[TransportAddress]:
-    """Our own server, on a machine ``stun`` of the laboratory, with behaviour discovery; gives its first address."""
+    """Our own server, on a machine ``stun``, with behaviour discovery; gives its first address, which is IPv4."""
     machine = lab.machine("stun", addresses=2)
-    listen = [TransportAddress(host, STUN_PORT) for host in machine.hosts_of(4)]
+    listen = [TransportAddress(host, STUN_PORT) for host in machine.hosts]
     async with Server(machine.host, listen, options=ServerOptions(behaviour_discovery=True)):
         yield listen[0]
 

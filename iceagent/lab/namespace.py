@@ -4,12 +4,14 @@ Without a name it lives as long as a descriptor, a socket or a process of it doe
 none behind. The thread opens what is to belong there: netlink sockets, processes, files below ``/proc/sys/net``. A
 socket stays in the namespace that it was made in, so the caller's thread only has to be inside for that moment
 (:meth:`Namespace.entered`); afterwards one loop serves the sockets of all machines.
+
+Files of ours can stand in the place of some of the system's there (``/etc/hosts``): the thread then has a namespace of
+mounts as well, which the programs inherit that it starts.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import functools
 import os
 import shutil
@@ -20,6 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from iceagent.lab import kernel
 from iceagent.lab.errors import LabError, MissingProgram
 
 if TYPE_CHECKING:
@@ -29,13 +32,8 @@ __all__ = ["Namespace"]
 
 T = TypeVar("T")
 
-# <linux/sched.h>
-CLONE_NEWNET = 0x40000000
-OWN = "/proc/thread-self/ns/net"
 COMMAND_TIMEOUT_S = 30.0
 NEIGHBOUR_RETRANSMIT_MS = 10
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 class Namespace:
@@ -44,19 +42,21 @@ class Namespace:
     Args:
         name: of its thread; need not be unique.
         env: the environment of programs that are started there.
+        files: of the system → what stands in their place there. Those that the system does not have are left out.
 
     Raises:
         LabError: this process may not make one.
     """
 
-    def __init__(self, name: str, env: Mapping[str, str]) -> None:
+    def __init__(self, name: str, env: Mapping[str, str], files: Mapping[str, Path] | None = None) -> None:
         self.name = name
         self._env = env
+        self._files = files or {}
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"lab {name}")
         self._netlink: IPRoute | None = None
-        self._fd = -1
+        self._fd = self._mounts_fd = -1
         try:
-            self._fd = self.do(_unshare)
+            self.do(self._unshare)
             self.do(self._prepare)
         except BaseException:
             self.close()
@@ -79,15 +79,24 @@ class Namespace:
     @contextlib.contextmanager
     def entered(self) -> Iterator[None]:
         """The calling thread is inside: sockets made now belong here for good. Takes some 20 µs; do not await in it."""
-        own = os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
+        own = kernel.open_own(kernel.Kind.NETWORK)
         try:
-            _set_namespace(self._fd)
+            kernel.set_namespace(self._fd, kernel.Kind.NETWORK)
             yield
         finally:
             try:
-                _set_namespace(own)
+                kernel.set_namespace(own, kernel.Kind.NETWORK)
             finally:
                 os.close(own)
+
+    def join(self) -> None:
+        """The calling thread is inside for good, and sees the files that programs see there."""
+        if self._mounts_fd >= 0:
+            folder = os.getcwd()
+            kernel.unshare(kernel.Kind.ROOT_AND_FOLDER)
+            kernel.set_namespace(self._mounts_fd, kernel.Kind.MOUNTS)
+            os.chdir(folder)
+        kernel.set_namespace(self._fd, kernel.Kind.NETWORK)
 
     def check(self) -> None:
         """Whether threads can come back from here.
@@ -239,7 +248,7 @@ class Namespace:
             LabError: nft refused them.
             MissingProgram: it is not installed.
         """
-        self.run(["nft", "-f", "-"], rules)
+        self.run(["nft", "-f", "-"], rules, is_ours=True)
 
     def ip(self, *commands: str) -> None:
         """Run commands of ip(8) in one batch, for what has no method here: ``link add nowhere type ifb``.
@@ -248,7 +257,7 @@ class Namespace:
             LabError: ip refused one; those before it are done.
             MissingProgram: it is not installed.
         """
-        self.run(["ip", "-batch", "-"], "\n".join(commands))
+        self.run(["ip", "-batch", "-"], "\n".join(commands), is_ours=True)
 
     def sysctl(self, name: str, value: int) -> None:
         """Write ``net/NAME`` below ``/proc/sys``."""
@@ -258,13 +267,20 @@ class Namespace:
         except OSError as error:
             raise LabError(f"{self.name}: {path}: {error.strerror}") from error
 
-    def run(self, command: Sequence[str], text: str = "") -> str:
+    def run(self, command: Sequence[str], text: str = "", *, is_ours: bool = False) -> str:
         """Run a program here, with ``text`` as its input, and return its output.
+
+        Args:
+            command: the program and its arguments.
+            text: its input.
+            is_ours: part of an operation of the laboratory, which Ctrl-C on the terminal does not break off halfway.
 
         Raises:
             LabError: it failed, with its own words, or took longer than 30 s.
             MissingProgram: it is not installed.
         """
+        _check_command(command)
+        folder = os.getcwd()
         try:
             done = self.do(
                 lambda: subprocess.run(
@@ -275,6 +291,8 @@ class Namespace:
                     check=False,
                     timeout=COMMAND_TIMEOUT_S,
                     env=self._env,
+                    cwd=folder,
+                    start_new_session=is_ours,
                 )
             )
         except OSError as error:
@@ -292,7 +310,10 @@ class Namespace:
             MissingProgram: it is not installed.
             LabError: it cannot be executed.
         """
+        _check_command(command)
         env = {**self._env, **options.pop("env", {})}
+        # Our thread may be in another folder than the caller.
+        options.setdefault("cwd", os.getcwd())
         try:
             return self.do(lambda: subprocess.Popen(command, env=env, **options))
         except OSError as error:
@@ -310,9 +331,28 @@ class Namespace:
             self.do(self._netlink.close)
             self._netlink = None
         self._thread.shutdown()
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for fd in (self._fd, self._mounts_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._fd = self._mounts_fd = -1
+
+    def __repr__(self) -> str:
+        return f"<Namespace {self.name}>"
+
+    def _unshare(self) -> None:
+        """The calling thread, ours, is inside from now on."""
+        try:
+            kernel.unshare(kernel.Kind.NETWORK)
+            self._fd = kernel.open_own(kernel.Kind.NETWORK)
+            if self._files:
+                kernel.unshare(kernel.Kind.MOUNTS)
+                kernel.keep_mounts_private()
+                self._mounts_fd = kernel.open_own(kernel.Kind.MOUNTS)
+            for target, source in self._files.items():
+                with contextlib.suppress(FileNotFoundError):
+                    kernel.bind(str(source), target)
+        except OSError as error:
+            raise LabError(_NEEDED) from error
 
     def _prepare(self) -> None:
         for name, value in _SWITCHES.items():
@@ -358,17 +398,10 @@ def _pyroute2() -> Any:
     return pyroute2
 
 
-def _unshare() -> int:
-    """The calling thread gets a new namespace; returns its descriptor."""
-    if _libc.unshare(CLONE_NEWNET) != 0:
-        raise LabError(_NEEDED)
-    return os.open(OWN, os.O_RDONLY | os.O_CLOEXEC)
-
-
-def _set_namespace(fd: int) -> None:
-    if _libc.setns(fd, CLONE_NEWNET) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+def _check_command(command: Sequence[str]) -> None:
+    """Raises TypeError: it is a text, which would be taken apart into letters."""
+    if isinstance(command, str | bytes) or not command:
+        raise TypeError(f'a command is a list, ["ls", "-l"], not {command!r}')
 
 
 def _index(ip: IPRoute, name: str) -> int:

@@ -18,7 +18,10 @@ from iceagent.lab.matrix import Cell, Place, Result
 if TYPE_CHECKING:
     from rich.table import Table
 
-__all__ = ["svg", "table", "text"]
+__all__ = ["LEGEND", "svg", "table", "text"]
+
+LEGEND = "what each side sees of the other (h host, s server-reflexive, p peer-reflexive, R relayed), milliseconds"
+"""Of a table, in a line."""
 
 _LETTERS = {
     CandidateType.HOST: "h",

@@ -13,7 +13,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Coroutine
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -130,7 +130,8 @@ def run_inside(machine: Machine, main: Callable[[], Coroutine[Any, Any, T]]) -> 
     """Run ``main()`` on a new loop in a thread that is inside a machine's network.
 
     Everything that it opens belongs there, whatever library opens it: this is how an asyncio program is put behind a
-    NAT without a process of its own. What it leaves to other threads (names that are looked up) does not.
+    NAT without a process of its own. So does what it leaves to the loop's threads (names that are looked up); threads
+    that it starts otherwise are outside.
     """
     result: Future[T] = Future()
 
@@ -138,8 +139,13 @@ def run_inside(machine: Machine, main: Callable[[], Coroutine[Any, Any, T]]) -> 
         # From now on it cannot be cancelled: the program ends by itself.
         result.set_running_or_notify_cancel()
         try:
-            with machine.namespace.entered():
-                result.set_result(asyncio.run(main()))
+            machine.namespace.join()
+            with asyncio.Runner() as runner:
+                threads = ThreadPoolExecutor(
+                    thread_name_prefix=f"inside {machine.name}", initializer=machine.namespace.join
+                )
+                runner.get_loop().set_default_executor(threads)
+                result.set_result(runner.run(main()))
         except BaseException as error:
             result.set_exception(error)
 

@@ -11,8 +11,9 @@ costs other people's test runs nothing.
 - ``iceagent_internet``: an ``iceagent.testing.MemoryInternet`` of that network on that loop.
 - ``iceagent_run``: runs a coroutine on that loop.
 - ``natlab``: an ``iceagent.lab.Lab``: real NATs of the kernel, in network namespaces. Needs Linux, nft(8), and root or
-  ``unshare -Urnm pytest``. ``@pytest.mark.natlab_needs("turnserver", …)`` names programs that a test needs besides.
-  What is missing fails the test, with a sentence that says so; with ``--natlab-skip`` it is skipped.
+  ``unshare -Urnm pytest``. ``@pytest.mark.natlab_needs("turnserver", …)`` names what a test needs besides: programs,
+  and ``/dev/net/tun`` where a cable has delay or loss. What is missing fails the test, with a sentence that says so;
+  with ``--natlab-skip`` it is skipped.
 
 An example::
 
@@ -24,6 +25,7 @@ An example::
 
 from __future__ import annotations
 
+import os
 import shutil
 import zlib
 from collections.abc import Callable, Coroutine, Iterator
@@ -47,16 +49,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "natlab_needs(*programs): programs that a test of natlab needs")
+    config.addinivalue_line("markers", "natlab_needs(*things): programs, or /dev/net/tun, that a test needs")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("natlab_needs"):
-        for program in mark.args:
-            if shutil.which(program, path=_path()) is None:
-                from iceagent.lab.errors import MissingProgram
-
-                _give_up(item.config, str(MissingProgram(program)))
+        for thing in mark.args:
+            missing = _missing_device(thing) if thing.startswith("/dev/") else _missing_program(thing)
+            if missing:
+                _give_up(item.config, missing)
 
 
 @pytest.fixture
@@ -111,10 +112,13 @@ def natlab(request: pytest.FixtureRequest) -> Iterator[Lab]:
     from iceagent.lab.errors import LabError
     from iceagent.lab.lab import Lab
 
+    missing = ""
     try:
         lab = Lab()
     except LabError as error:
-        _give_up(request.config, str(error))
+        missing = str(error)
+    if missing:
+        _give_up(request.config, missing)
     with lab:
         yield lab
 
@@ -125,7 +129,18 @@ def _give_up(config: pytest.Config, reason: str) -> NoReturn:
     pytest.fail(reason, pytrace=False)
 
 
-def _path() -> str:
+def _missing_program(name: str) -> str:
+    """A sentence that says so, if it is."""
+    from iceagent.lab.errors import MissingProgram
     from iceagent.lab.owner import search_path
 
-    return search_path()
+    return str(MissingProgram(name)) if shutil.which(name, path=search_path()) is None else ""
+
+
+def _missing_device(name: str) -> str:
+    """The same of a device that may not be used."""
+    try:
+        os.close(os.open(name, os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        return f"{name} cannot be used: {error.strerror}"
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -92,7 +93,7 @@ def test_a_program_behind_a_nat() -> None:
     command = [sys.executable, "-m", "iceagent", "lab", "exec", "--nat", "symmetric", "--", "sh", "-c", script]
     done = subprocess.run(command, input="said", capture_output=True, text=True, check=False, cwd=ROOT)
     server, servers, said = done.stdout.splitlines()
-    assert (done.returncode, said, json.loads(servers)) == (7, "said", [{"urls": f"stun:{server}"}])
+    assert (done.returncode, said, json.loads(servers)) == (7, "said", [{"urls": [f"stun:{server}"]}])
 
 
 @pytest.mark.parametrize("kind", ["full-cone", "addr-restricted", "port-restricted", "symmetric"])
@@ -134,30 +135,85 @@ def test_it_says_what_it_needs() -> None:
     assert done.returncode == 2 and "unshare -Urnm" in done.stderr and done.stderr.count("\n") == 1
 
 
+EXEC = [sys.executable, "-m", "iceagent", "lab", "exec", "--nat", "open", "--"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted(number: signal.Signals) -> None:
-    """CLI contract: Ctrl-C ends cleanly; 130. The program that it ran ends too."""
-    command = [
-        sys.executable,
-        "-m",
-        "iceagent",
-        "lab",
-        "exec",
-        "--nat",
-        "open",
-        "--",
-        "sh",
-        "-c",
-        "echo $$; sleep 1000",
-    ]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        ("echo $$; exec sleep 1000", None),
+        ("trap 'sleep 0.2; exit 5' INT TERM; echo $$; while :; do sleep 0.01; done", 5),
+        ("trap '' INT TERM; echo $$; while :; do sleep 0.01; done", 128 + signal.SIGKILL),
+    ],
+    ids=["ends at once", "cleans up", "will not"],
+)
+def test_a_program_gets_our_signals(script: str, code: int | None, number: signal.Signals) -> None:
+    """It may clean up, its exit code is ours, and after a second it is ended."""
+    process = subprocess.Popen(
+        [*EXEC, "sh", "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
     assert process.stdout is not None
     pid = int(process.stdout.readline())
     process.send_signal(number)
-    assert process.wait() == 130
+    assert process.wait() == (128 + number if code is None else code)
     process.stdout.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_on_a_terminal_ctrl_c_is_the_programs() -> None:
+    """A REPL survives it."""
+    script = (
+        "trap 'echo interrupted' INT; echo ready; while read -r line; do echo \"got $line\"; done; echo end; exit 6"
+    )
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(ROOT)
+        os.execv(sys.executable, [*EXEC, "bash", "-c", script])
+    with open(terminal, "r+b", buffering=0) as keyboard:
+        shown = b""
+
+        def wait_for(word: bytes) -> None:
+            nonlocal shown
+            while word not in shown:
+                shown += keyboard.read(1000)
+
+        wait_for(b"ready")
+        keyboard.write(b"\x03")
+        wait_for(b"interrupted")
+        keyboard.write(b"more\n")
+        wait_for(b"got more")
+        keyboard.write(b"\x04")
+        wait_for(b"end")
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 6
+
+
+def test_a_program_finds_the_laboratorys_names_and_no_others() -> None:
+    script = "getent ahostsv4 stun.lab | head -n 1; getent hosts elsewhere.example; echo $?; cat /etc/resolv.conf"
+    done = subprocess.run([*EXEC, "sh", "-c", script], capture_output=True, text=True, check=False, cwd=ROOT)
+    found, failed, resolv_conf = done.stdout.splitlines()
+    assert found.split()[-1] == "stun.lab" and failed == "2" and "nameserver" not in resolv_conf
+
+
+def test_what_it_does_not_know_is_no_program() -> None:
+    done = iceagent("exec", "--json", "--nat", "open", "--", "true")
+    assert done.returncode == 2 and "--json" in done.stderr and "installed" not in done.stderr
+    # Behind the program they are the program's.
+    assert iceagent("exec", "--nat", "open", "sh", "-c", "exit 9").returncode == 9
+
+
+def test_without_a_command_it_names_its_own() -> None:
+    done = iceagent()
+    assert done.returncode == 2 and "one of clean, exec, kinds, matrix, run" in done.stderr
+
+
+def test_a_full_disk_and_a_closed_output() -> None:
+    command = f"{sys.executable} -m iceagent lab kinds"
+    full = subprocess.run(["sh", "-c", f"{command} >/dev/full"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (full.returncode, full.stderr.strip()) == (130, "standard output cannot be written: No space left on device")
+    closed = subprocess.run(["sh", "-c", f"{command} >&-"], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert (closed.returncode, closed.stderr) == (0, "")
 
 
 def test_clean() -> None:

@@ -20,6 +20,10 @@ def test_has_what_it_needs(natlab):
 @pytest.mark.natlab_needs("turnserver-of-nobody")
 def test_lacks_a_program(natlab):
     raise AssertionError("it runs")
+
+@pytest.mark.natlab_needs("/dev/nothing")
+def test_lacks_a_device(natlab):
+    raise AssertionError("it runs")
 """
 
 
@@ -36,12 +40,13 @@ def test_the_hole_punching_example() -> None:
 
 
 @pytest.mark.parametrize(
-    ("option", "expected"), [((), "1 passed, 1 error"), (("--natlab-skip",), "1 passed, 1 skipped")]
+    ("option", "expected"), [((), "1 passed, 2 errors"), (("--natlab-skip",), "1 passed, 2 skipped")]
 )
-def test_a_missing_program_fails_or_skips(tmp_path: Path, option: tuple[str, ...], expected: str) -> None:
+def test_what_is_missing_fails_or_skips(tmp_path: Path, option: tuple[str, ...], expected: str) -> None:
     (tmp_path / "test_needs.py").write_text(OUTCOMES)
     done = run_pytest(str(tmp_path), *option)
     assert expected in done.stdout and "turnserver-of-nobody is not installed" in done.stdout, done.stdout
+    assert "/dev/nothing cannot be used: No such file" in done.stdout
 
 
 def test_without_the_privilege_it_fails_with_a_sentence(tmp_path: Path) -> None:

@@ -97,6 +97,101 @@ def test_names_that_are_none(natlab: Lab, name: str) -> None:
         natlab.machine(name)
 
 
+@pytest.mark.parametrize("command", ["ls -l", b"ls", []])
+def test_commands_that_are_none(natlab: Lab, command: Any) -> None:
+    machine = natlab.machine()
+    for start in (machine.run, machine.popen):
+        with pytest.raises(TypeError, match="a command is a list"):
+            start(command)
+
+
+def test_what_nothing_can_be_plugged_into(natlab: Lab) -> None:
+    alice = natlab.machine("alice")
+    others: list[Any] = [alice, "full-cone-1", natlab]
+    for other in others:
+        with pytest.raises(LabError, match="a machine is plugged into a router, or into the laboratory's internet"):
+            natlab.machine("bob", behind=other)
+        with pytest.raises(LabError, match="is plugged into a router"):
+            natlab.router(behind=other)
+        with pytest.raises(LabError, match="is plugged into a router"):
+            alice.roam(other)
+    natlab.machine("bob").run(["ping", "-c", "1", "-W", "1", alice.address])
+
+
+@pytest.mark.parametrize("values", [{"udp_ports": (99999,)}, {"tcp_ports": (0,)}, {"tcp_ports": ("http",)}])
+def test_ports_that_are_none(values: dict[str, Any]) -> None:
+    with pytest.raises(LabError, match="a port is a number from 1 to 65535, not"):
+        Egress(**values)
+
+
+def test_what_it_is_called_where_it_is_shown(natlab: Lab) -> None:
+    router = natlab.router("symmetric", "home")
+    assert repr(router) == f"<Router home {router.address}>"
+    assert repr(natlab.machine("alice", behind=router)) == "<Machine alice 192.168.1.2>"
+    assert repr(natlab) == "<Lab of internet, home, alice>"
+
+
+# --- names -----------------------------------------------------------------------------------------------------------
+
+
+def test_programs_know_the_names_of_machines(natlab: Lab) -> None:
+    alice = natlab.machine("alice", behind=natlab.router())
+    server = natlab.machine("server")
+    for _ in range(2):
+        found = alice.run(["getent", "ahostsv4", "server.lab"])
+        assert found.split()[0] == server.address
+        server.roam(natlab.router("firewall"))
+
+
+def test_programs_ask_no_name_server_but_the_given_one(natlab: Lab) -> None:
+    alice = natlab.machine("alice")
+    assert "nameserver" not in alice.run(["cat", "/etc/resolv.conf"])
+    alice.use_name_server("20.0.1.9")
+    assert alice.run(["cat", "/etc/resolv.conf"]) == "nameserver 20.0.1.9\n"
+    with pytest.raises(LabError, match="'ns' is no IP address"):
+        alice.use_name_server("ns")
+    # And only there.
+    assert "20.0.1.9" not in natlab.machine("bob").run(["cat", "/etc/resolv.conf"])
+    assert "20.0.1.9" not in Path("/etc/resolv.conf").read_text()
+
+
+def test_a_loop_inside_looks_names_up_inside(natlab: Lab) -> None:
+    server = natlab.machine("server")
+    alice = natlab.machine("alice")
+
+    async def look() -> tuple[str, list[Any]]:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo("server.lab", 1, family=socket.AF_INET, type=socket.SOCK_DGRAM)
+        with pytest.raises(socket.gaierror):
+            await loop.getaddrinfo("elsewhere.example", 1)
+        return os.getcwd(), [address for *_, address in found]
+
+    assert run_inside(alice, look).result() == (os.getcwd(), [(server.address, 1)])
+
+
+def test_programs_begin_in_the_callers_folder(natlab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    alice = natlab.machine("alice")
+    monkeypatch.chdir(tmp_path)
+    assert alice.run(["pwd"]).strip() == str(tmp_path)
+    with alice.popen(["pwd"], stdout=subprocess.PIPE, text=True) as process:
+        assert process.communicate()[0].strip() == str(tmp_path)
+
+
+def test_a_host_needs_a_loop(natlab: Lab) -> None:
+    with pytest.raises(LabError, match="belongs to a running asyncio loop"):
+        _ = natlab.machine("alice").host
+
+
+def test_a_forked_child_leaves_it_alone(natlab: Lab) -> None:
+    machine = natlab.machine("alice")
+    pid = os.fork()
+    if pid == 0:
+        natlab.close()
+        os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7
+    machine.run(["ping", "-c", "1", "-W", "1", machine.address])
+
+
 def test_a_closed_laboratory_takes_nothing_more() -> None:
     lab = Lab()
     lab.machine()
@@ -124,7 +219,7 @@ def test_names_and_wrong_values(natlab: Lab) -> None:
         natlab.machine(addresses=0)
     with pytest.raises(LabError, match="there is a 'ALICE' already"):
         natlab.machine("ALICE")
-    with pytest.raises(LabError, match="1 s at least, not 0"):
+    with pytest.raises(LabError, match="whole number of seconds, 1 to 1000000, not 0"):
         natlab.router(lifetime_s=0)
     with pytest.raises(LabError, match="no address 500 above that"):
         natlab.router().move(500)
