@@ -167,8 +167,9 @@ class Lab:
         return machine
 
     def close(self) -> None:
-        """End all programs, close all namespaces, remove the folder; idempotent. In a forked child it does nothing: what
-        there is belongs to the parent.
+        """End all programs, close all namespaces, remove the folder; idempotent.
+
+        In a forked child it does nothing: what there is belongs to the parent.
         """
         if os.getpid() != self._pid:
             return

@@ -13,9 +13,11 @@ import contextlib
 import os
 import re
 import secrets
+import select
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +29,8 @@ _FOLDER = "iceagent-lab-"
 _MARK = re.compile(
     r"(?P<namespaces>[0-9]{1,20}\.[0-9]{1,20})\.(?P<pid>[0-9]{1,10})\.(?P<started>[0-9]{1,20})\.[0-9]{1,10}"
 )
+# For those that are killed: a process in the middle of a write to a slow disk does not end at once.
+END_TIMEOUT_S = 1.0
 # The position of the start time behind the program's name, in proc_pid_stat(5).
 _STARTED_FIELD = 19
 
@@ -79,24 +83,35 @@ def sweep() -> Swept:
 
 
 def _end_processes(is_wanted: Callable[[int, str | None], bool]) -> int:
-    ended = 0
     if os.readlink("/proc/self") != str(os.getpid()):
         # These are the numbers of another PID namespace.
         return 0
+    with contextlib.ExitStack() as stack:
+        ended = _kill(is_wanted, stack)
+        # With the last process of a machine its network is taken down, which takes the kernel a moment.
+        deadline = time.monotonic() + END_TIMEOUT_S
+        for fd in ended:
+            poll = select.poll()
+            poll.register(fd, select.POLLIN)
+            poll.poll(1000 * max(0.0, deadline - time.monotonic()))
+    return len(ended)
+
+
+def _kill(is_wanted: Callable[[int, str | None], bool], stack: contextlib.ExitStack) -> list[int]:
+    """Descriptors of those that are told to end, closed with ``stack``."""
+    killed = []
     for pid in _pids():
         mark = _mark_of(pid)
         if pid == os.getpid() or not is_wanted(pid, mark):
             continue
         with contextlib.suppress(OSError):  # It ended meanwhile, or is somebody else's.
             fd = os.pidfd_open(pid)
-            try:
-                # The number may be another process's by now; the descriptor cannot become one.
-                if _mark_of(pid) == mark:
-                    signal.pidfd_send_signal(fd, signal.SIGKILL)
-                    ended += 1
-            finally:
-                os.close(fd)
-    return ended
+            stack.callback(os.close, fd)
+            # The number may be another process's by now; the descriptor cannot become one.
+            if _mark_of(pid) == mark:
+                signal.pidfd_send_signal(fd, signal.SIGKILL)
+                killed.append(fd)
+    return killed
 
 
 def _pids() -> Iterator[int]:
