@@ -39,6 +39,10 @@ __all__ = [
     "PacketDropped",
     "Path",
     "PeerError",
+    "Proxy",
+    "RelayLost",
+    "RelayMoved",
+    "RelayRefused",
     "RemoteCandidateAdded",
     "RemoteCandidateRefused",
     "RoleChanged",
@@ -47,6 +51,7 @@ __all__ = [
     "ServerUnusable",
     "StateChanged",
     "TransportAddress",
+    "TurnCredentials",
     "UnsupportedCandidate",
     "UnsupportedPlatform",
     "UsageError",
@@ -81,6 +86,10 @@ _MODULES = {
     "PacketDropped": "iceagent.events",
     "Path": "iceagent.events",
     "PeerError": "iceagent.errors",
+    "Proxy": "iceagent.net.host",
+    "RelayLost": "iceagent.events",
+    "RelayMoved": "iceagent.events",
+    "RelayRefused": "iceagent.events",
     "RemoteCandidateAdded": "iceagent.events",
     "RemoteCandidateRefused": "iceagent.events",
     "RoleChanged": "iceagent.events",
@@ -89,6 +98,7 @@ _MODULES = {
     "ServerUnusable": "iceagent.errors",
     "StateChanged": "iceagent.events",
     "TransportAddress": "iceagent.net.address",
+    "TurnCredentials": "relay.account",
     "UnsupportedCandidate": "iceagent.errors",
     "UnsupportedPlatform": "iceagent.errors",
     "UsageError": "iceagent.errors",
@@ -125,6 +135,9 @@ if TYPE_CHECKING:
         NetworkChanged,
         PacketDropped,
         Path,
+        RelayLost,
+        RelayMoved,
+        RelayRefused,
         RemoteCandidateAdded,
         RemoteCandidateRefused,
         RoleChanged,
@@ -133,6 +146,8 @@ if TYPE_CHECKING:
         StateChanged,
     )
     from iceagent.net.address import TransportAddress
+    from iceagent.net.host import Proxy
+    from relay.account import TurnCredentials
 else:
 
     def __getattr__(name: str) -> object:

@@ -204,6 +204,8 @@ class Agent(DataPath):
             description = replace(description, candidates=tuple(c for c in description.candidates if not c.has_name))
         else:
             named = []
+        # Relays are told of the peer before it is checked from them.
+        self._gathering.permit((*self._session.remote_candidates, *description.candidates))
         self._driver.command(self._session.set_remote_description, description)
         for candidate in named:
             self.add_remote_candidate(candidate)
@@ -224,7 +226,7 @@ class Agent(DataPath):
         if candidate.has_name and self._config.resolve_mdns and len(self._tasks) < _MAX_NAMED_CANDIDATES:
             self._start(self._resolve(candidate))
         else:
-            self._driver.command(self._session.add_remote_candidate, candidate)
+            self._add_remote(candidate)
 
     def end_remote_candidates(self, ufrag: str | None = None) -> None:
         """The peer will send no more candidates of this gathering.
@@ -486,7 +488,11 @@ class Agent(DataPath):
         # Without an answer the session refuses the candidate, with that reason.
         resolved = candidate if host is None else candidate.with_address(host)
         if self._closing is None:
-            self._driver.command(self._session.add_remote_candidate, resolved)
+            self._add_remote(resolved)
+
+    def _add_remote(self, candidate: Candidate) -> None:
+        self._gathering.permit((*self._session.remote_candidates, candidate))
+        self._driver.command(self._session.add_remote_candidate, candidate)
 
     def _start(self, work: Coroutine[object, object, None]) -> None:
         task = self._loop.create_task(work)
@@ -508,6 +514,7 @@ class Agent(DataPath):
         self._flush()
         self._driver.command(self._session.close)
         self._driver.close()
+        await self._gathering.give_back()
         self._gathering.close()
         self._clear_paths()
         for waiter in self._waiters:

@@ -5,13 +5,14 @@ One frozen object travels whole. Times are seconds. Every default names its RFC 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.errors import UsageError
 from iceagent.net.address import IPAddress, canonical_host
-from iceagent.net.host import Interface
+from iceagent.net.host import Interface, Proxy
+from relay.account import TurnCredentials
 
 __all__ = ["NOMINATION_WAIT_S", "Config", "IceServer"]
 
@@ -33,17 +34,21 @@ NOMINATION_WAIT_S: Mapping[CandidateType, float] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IceServer:
-    """A STUN server (TURN comes with its client).
+    """A server, as W3C's RTCIceServer has it.
 
     Attributes:
-        urls: ``stun:`` URIs (RFC 7064), tried side by side.
-        username: for ``turn:`` only.
-        credential: for ``turn:`` only.
+        urls: ``stun:`` URIs (RFC 7064), all of which are asked; ``turn:`` and ``turns:`` URIs (RFC 7065), ways
+            to one service: one allocation is made, by the first of them that gives one.
+        username: for TURN.
+        credential: for TURN, the password.
+        credentials: gives both, instead; called at the beginning and again before the lifetime ends that it gave.
+            Where they are refused, or it raises, the agent goes on without that server, and says so.
     """
 
     urls: tuple[str, ...]
     username: str | None = None
     credential: str | None = field(default=None, repr=False)
+    credentials: Callable[[], Awaitable[TurnCredentials]] | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,6 +81,15 @@ class Config:
     """
     resolve_mdns: bool = False
     """Resolve the peer's ``.local`` candidates; without it they are refused with that reason."""
+    relay_only: bool = False
+    """Connect through relays and no other way, and tell nobody our addresses: no socket but to TURN servers (and name
+    servers) is opened, related addresses are 0.0.0.0:9 (RFC 8445, 5.1.1.2 leaves it to policy, RFC 8839, 5.1 has the
+    form).
+    """
+    proxy: Proxy | None = None
+    """For TURN over TCP and TLS, by HTTP CONNECT; ``None``: what ``https_proxy``, ``all_proxy`` and ``no_proxy`` in the
+    environment say.
+    """
     gather_timeout_s: float = 5.0
     """A gathering is done after this time at worst; a server that answers later still gives its candidate."""
 

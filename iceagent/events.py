@@ -24,6 +24,9 @@ __all__ = [
     "NetworkChanged",
     "PacketDropped",
     "Path",
+    "RelayLost",
+    "RelayMoved",
+    "RelayRefused",
     "RemoteCandidateAdded",
     "RemoteCandidateRefused",
     "RerollDue",
@@ -121,6 +124,51 @@ class ServerFailed(Event):
 
     server: str
     base: TransportAddress | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayLost(Event):
+    """An allocation is gone, with its relayed candidates. Another one is tried for at once.
+
+    Attributes:
+        server: its URI.
+        relayed: the addresses that are gone.
+        reason: the server's words, or ours.
+    """
+
+    server: str
+    relayed: tuple[TransportAddress, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayMoved(Event):
+    """Our address changed, and the server took the allocation along (RFC 8016): the candidates stay.
+
+    Attributes:
+        server: its URI.
+        relayed: the addresses that stay.
+        base: the new local end.
+    """
+
+    server: str
+    relayed: tuple[TransportAddress, ...]
+    base: TransportAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayRefused(Event):
+    """A TURN server does not relay to one peer; to all others it does.
+
+    Attributes:
+        server: its URI.
+        host: the peer's IP address.
+        reason: code and words of the server.
+    """
+
+    server: str
+    host: str
     reason: str
 
 

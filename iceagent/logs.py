@@ -25,6 +25,9 @@ from iceagent.events import (
     NetworkChanged,
     PacketDropped,
     Path,
+    RelayLost,
+    RelayMoved,
+    RelayRefused,
     RemoteCandidateAdded,
     RemoteCandidateRefused,
     RerollDue,
@@ -140,6 +143,15 @@ _TABLE: dict[type, Describer] = {
     ),
     ServerFailed: lambda e: Line(
         "warning", "server.failed", {"server": e.server, "base": _text(e.base), "reason": e.reason}
+    ),
+    RelayLost: lambda e: Line(
+        "warning", "relay.lost", {"server": e.server, "relayed": list(map(str, e.relayed)), "reason": e.reason}
+    ),
+    RelayMoved: lambda e: Line(
+        "info", "relay.moved", {"server": e.server, "relayed": list(map(str, e.relayed)), "base": str(e.base)}
+    ),
+    RelayRefused: lambda e: Line(
+        "info", "relay.refused", {"server": e.server, "host": e.host, "reason": e.reason}
     ),
     StateChanged: _state,
     SelectedPathChanged: _selected,

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import heapq
 
+from iceagent.candidate import CandidateType
 from iceagent.core.checker import Checker, Purpose
 from iceagent.core.checklist import CheckList
 from iceagent.core.context import Context
@@ -257,7 +258,9 @@ class Scheduler:
     def _has_opener(self, pair: CandidatePair) -> bool:
         context = self._context
         is_asked_for = context.config.openers and not context.remote_lite
-        return is_asked_for and openers.is_wanted(pair.base, pair.remote.type)
+        # From a relayed address there is nothing to open.
+        is_relayed = pair.local.type is CandidateType.RELAYED
+        return is_asked_for and not is_relayed and openers.is_wanted(pair.base, pair.remote.type)
 
     def _send_opener(self, pair: CandidatePair, now: float) -> None:
         ttl = openers.opener_ttl(pair.openers)

@@ -18,11 +18,11 @@ from iceagent.config import Config
 from iceagent.core.pair import Traffic
 from iceagent.gather.host import HostAddress
 from iceagent.net.address import TransportAddress, ip_address
-from iceagent.net.host import DatagramSocket, Host, SocketOptions
+from iceagent.net.host import DatagramReceiver, DatagramSocket, Host, SocketOptions
 from iceagent.priority import CANDIDATES_PER_BASE, candidate_priority
 from relay.stun import is_stun
 
-__all__ = ["Base", "BaseListener", "foundation", "open_base"]
+__all__ = ["Base", "BaseListener", "foundation", "open_base", "open_socket"]
 
 # Ports of a range that are tried for one address before giving up; ranges are usually smaller.
 _MAX_PORT_TRIES = 1000
@@ -52,6 +52,7 @@ class Base:
         sink: called with (data, component) for the peer's data.
         peers: authenticated addresses, whose data is the peer's; the session's own table.
         is_second: it was opened beside another one of the same address, because that one's flows may be spoilt.
+        is_relayed: it is a relayed address, and its socket the way to a TURN server.
         expected: the five-tuple that our data goes out on.
     """
 
@@ -62,6 +63,7 @@ class Base:
     now: Callable[[], float]
     sink: Callable[[bytes, int], None]
     is_second: bool = False
+    is_relayed: bool = False
     peers: dict[TransportAddress, Traffic] = field(default_factory=dict)
     expected: Traffic | None = None
     socket: DatagramSocket = field(init=False)
@@ -98,8 +100,17 @@ class Base:
         address: TransportAddress,
         origin: str,
         server: TransportAddress | None = None,
+        related: TransportAddress | None = None,
     ) -> Candidate:
-        """A candidate of this base; the same for the same address, whoever found it."""
+        """A candidate of this base; the same for the same address, whoever found it.
+
+        Args:
+            candidate_type: see there.
+            address: the candidate's.
+            origin: who found it, for people.
+            server: which STUN or TURN server.
+            related: the related address (RFC 8839, 5.1), where it is not the base.
+        """
         is_host = candidate_type is CandidateType.HOST
         return Candidate(
             foundation=foundation(candidate_type, self.address.host, server, is_second=self.is_second),
@@ -107,7 +118,7 @@ class Base:
             priority=candidate_priority(candidate_type, self.component, self._preference(candidate_type, address)),
             address=address,
             type=candidate_type,
-            related_address=None if is_host else self.address,
+            related_address=None if is_host else related or self.address,
             base=self.address,
             origin=origin,
         )
@@ -142,10 +153,17 @@ def open_base(base: Base, host: Host, config: Config, rng: Random) -> None:
     Raises:
         OSError: the address cannot be bound, or every port of the range is taken.
     """
-    base.socket = _open(host, base.host_address, base, config, rng)
+    base.socket = open_socket(host, base.host_address, base, config, rng)
 
 
-def _open(host: Host, address: HostAddress, base: Base, config: Config, rng: Random) -> DatagramSocket:
+def open_socket(
+    host: Host, address: HostAddress, receiver: DatagramReceiver, config: Config, rng: Random
+) -> DatagramSocket:
+    """Open a socket on one of our addresses, as it is configured.
+
+    Raises:
+        OSError: the address cannot be bound, or every port of the range is taken.
+    """
     is_loopback = ip_address(address.host).is_loopback
     options = SocketOptions(
         interface=config.device,
@@ -156,12 +174,12 @@ def _open(host: Host, address: HostAddress, base: Base, config: Config, rng: Ran
         scope_id=address.index if ip_address(address.host).is_link_local else 0,
     )
     if config.port_range is None:
-        return host.socket(TransportAddress(address.host, 0), base, options)
+        return host.socket(TransportAddress(address.host, 0), receiver, options)
     low, high = config.port_range
     ports = rng.sample(range(low, high + 1), min(high - low + 1, _MAX_PORT_TRIES))
     for port in ports:
         try:
-            return host.socket(TransportAddress(address.host, port), base, options)
+            return host.socket(TransportAddress(address.host, port), receiver, options)
         except OSError as error:
             # A taken port: the next one. Anything else is about the address, and no other port will help.
             if error.errno != errno.EADDRINUSE:

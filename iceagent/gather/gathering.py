@@ -10,8 +10,10 @@ second socket beside a base whose flows may be spoilt (``core/reroll.py``), is r
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import Counter
 from collections.abc import Callable, Sequence
+from itertools import compress
 from random import Random
 
 from iceagent.candidate import Candidate, CandidateType
@@ -23,12 +25,17 @@ from iceagent.gather import Gatherer
 from iceagent.gather.bases import Base, BaseListener, open_base
 from iceagent.gather.external import External
 from iceagent.gather.host import HostAddress, select_addresses
+from iceagent.gather.relayed import Relayed, RelayedAddress
 from iceagent.gather.srflx import ServerReflexive
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import Host, Interface, Subscription
 from iceagent.priority import LocalPreferences
+from relay.uri import ServerUri
 
 __all__ = ["Gathering"]
+
+NOWHERE = TransportAddress("0.0.0.0", 9)
+"""RFC 8839, 5.1: the related address of who does not want to tell."""
 
 
 class Gathering:
@@ -60,6 +67,7 @@ class Gathering:
         "_peers_of",
         "_preferences",
         "_reflexive",
+        "_relayed",
         "_rng",
         "_started_at",
         "_subscription",
@@ -108,12 +116,16 @@ class Gathering:
         gatherers: list[Gatherer] = []
         if config.external_addresses:
             gatherers.append(External(config, self._on_found))
-        if any(server.urls for server in config.servers):
+        uris = [ServerUri.parse(url) for server in config.servers for url in server.urls]
+        if not (config.relay_only or config.lite) and not all(uri.is_turn for uri in uris):
             self._reflexive = ServerReflexive(
                 config, host, system_rng, found=self._on_found, tell=tell, changed=self._check_done, ceiling=ceiling
             )
             gatherers.append(self._reflexive)
         self._gatherers = tuple(gatherers)
+        self._relayed: Relayed | None = None
+        if not config.lite and any(uri.is_turn for uri in uris):
+            self._relayed = Relayed(config, host, rng, system_rng, listener=self, tell=tell, changed=self._check_done)
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -124,7 +136,7 @@ class Gathering:
         self._subscription = self._host.watch_interfaces(self._on_interfaces)
         self._timer = loop.call_later(self._config.gather_timeout_s, self._finish)
         self._task = loop.create_task(self._read_interfaces())
-        if self._reflexive is not None and not self._config.lite:
+        if self._reflexive is not None:
             self._reflexive.resolve()
 
     def close(self) -> None:
@@ -137,8 +149,20 @@ class Gathering:
             self._subscription.close()
         for gatherer in self._gatherers:
             gatherer.close()
+        if self._relayed is not None:
+            self._relayed.close()
         for base in self.bases.values():
             base.socket.close()
+
+    async def give_back(self) -> None:
+        """Release what servers hold for us; half a second at most. Then :meth:`close`."""
+        if self._relayed is not None:
+            await self._relayed.give_back()
+
+    def permit(self, remotes: Sequence[Candidate]) -> None:
+        """These are the peer's candidates: relays let them in."""
+        if self._relayed is not None:
+            self._relayed.permit(list(dict.fromkeys(c.address.host for c in remotes if not c.has_name)))
 
     def conclude(self) -> None:
         """ICE has completed: nothing that gatherers keep alive for it is needed any more (RFC 8445, 8.3)."""
@@ -149,6 +173,8 @@ class Gathering:
         """ICE restarts: servers are asked anew."""
         if self._reflexive is not None:
             self._reflexive.begin_again()
+        if self._relayed is not None:
+            self._relayed.begin_again()
 
     def open_beside(self, address: TransportAddress) -> TransportAddress | None:
         """Open one more socket beside a base, and ask the STUN servers from it; there is no host candidate of it.
@@ -222,17 +248,18 @@ class Gathering:
 
     def _on_interfaces(self, interfaces: Sequence[Interface]) -> None:
         present = {address.host for interface in interfaces for address in interface.addresses}
-        open_hosts = {base.address.host for base in self.bases.values()}
+        own = [base for base in self.bases.values() if not base.is_relayed]
+        open_hosts = {base.address.host for base in own}
         removed = sorted(open_hosts - present)
-        for base in [base for base in self.bases.values() if base.address.host in removed]:
-            self._remove(base)
+        for base in own:
+            if base.address.host in removed:
+                self._remove(base)
         self._failed_hosts = tuple(host for host in self._failed_hosts if host in present)
-        new = [
-            address
-            for address in select_addresses(interfaces, self._config)
-            if address.host not in open_hosts and address.host not in self._failed_hosts
-        ]
-        added = self._add(new)
+        selected = select_addresses(interfaces, self._config)
+        is_new = (address.host not in open_hosts and address.host not in self._failed_hosts for address in selected)
+        added = [] if self._config.relay_only else self._add(list(compress(selected, is_new)))
+        if self._relayed is not None:
+            self._relayed.use(selected)
         if self._is_ready and (added or removed):
             self._tell(NetworkChanged(added=tuple(added), removed=tuple(removed)))
             # The last query that was waited for may have gone with its base.
@@ -281,13 +308,41 @@ class Gathering:
         self._lost(base)
         base.socket.close()
 
+    # --- relays (RelayListener) ----------------------------------------------------------------------------------
+
+    def relay_opened(self, address: RelayedAddress) -> Base:
+        """A relayed address is a base of its own (RFC 8445, 5.1.1.2)."""
+        place = address.place
+        ((_, preference),) = self._preferences.assign([(place.host, place.index, place.kind, place.metered)])
+        base = Base(address.component, place, preference, self._listener, self._host.now, self.sink, is_relayed=True)
+        base.socket = address.socket
+        base.peers = self._peers_of(base.address)
+        self.bases[base.address] = base
+        related = NOWHERE if self._config.relay_only else address.mapped
+        relayed = CandidateType.RELAYED
+        self._on_found(base.candidate(relayed, base.address, address.url, address.server, related))
+        return base
+
+    def relay_closed(self, address: TransportAddress) -> None:
+        """Its allocation is gone."""
+        base = self.bases.get(address)
+        if base is not None:
+            self._remove(base)
+
+    def relay_error(self, address: TransportAddress, peer: TransportAddress) -> None:
+        """The server got an ICMP error."""
+        base = self.bases.get(address)
+        if base is not None:
+            self._listener.error_received(base, peer, errno.EHOSTUNREACH)
+
     # --- done ----------------------------------------------------------------------------------------------------
 
     def _on_found(self, candidate: Candidate) -> None:
         self._count += self._found(candidate)
 
     def _check_done(self) -> None:
-        if self._is_ready and not self.is_done and all(gatherer.is_done for gatherer in self._gatherers):
+        waits = all(gatherer.is_done for gatherer in self._gatherers)
+        if self._is_ready and not self.is_done and waits and (self._relayed is None or self._relayed.is_done):
             self._finish()
 
     def _finish(self) -> None:

@@ -16,6 +16,7 @@ from iceagent.config import Config
 from iceagent.core.pacing import TokenBucket
 from iceagent.events import ServerFailed
 from iceagent.gather.bases import Base
+from iceagent.gather.servers import is_address, resolve_server
 from iceagent.gather.stun_queries import MappedAddress, QueryFailed, StunQueries
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.core import Event, Transmit
@@ -23,12 +24,7 @@ from iceagent.net.driver import Driver
 from iceagent.net.host import Host
 from relay.uri import ServerUri
 
-__all__ = ["ServerReflexive", "resolve_server"]
-
-# A URI without a port waits this long for SRV records before the default port is used.
-_SRV_PATIENCE_S = 0.5
-# Addresses of one name that are asked.
-_MAX_ADDRESSES = 8
+__all__ = ["ServerReflexive"]
 
 
 class ServerReflexive:
@@ -59,7 +55,8 @@ class ServerReflexive:
         self._found = found
         self._tell = tell
         self._changed = changed
-        self._uris = [(url, ServerUri.parse(url)) for server in config.servers for url in server.urls]
+        uris = [(url, ServerUri.parse(url)) for server in config.servers for url in server.urls]
+        self._uris = [(url, uri) for url, uri in uris if not uri.is_turn]
         self._bases: dict[TransportAddress, Base] = {}
         self._servers: dict[TransportAddress, str] = {}
         self.queries = StunQueries(
@@ -128,12 +125,10 @@ class ServerReflexive:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _resolve(self, url: str, uri: ServerUri) -> None:
-        if uri.is_turn:
-            self._tell(ServerFailed(server=url, base=None, reason="TURN is not supported yet"))
-        elif uri.is_secure:
+        if uri.is_secure:
             reason = "STUN over TLS gives the mapping of a TCP connection, which no candidate can use"
             self._tell(ServerFailed(server=url, base=None, reason=reason))
-        elif _is_address(uri.host):
+        elif is_address(uri.host):
             self._add(url, TransportAddress(uri.host, uri.port or uri.default_port))
         else:
             task = asyncio.get_running_loop().create_task(self._resolve_name(url, uri))
@@ -181,48 +176,3 @@ class ServerReflexive:
         else:
             self._tell(event)
         self._changed()
-
-
-async def resolve_server(host: Host, uri: ServerUri) -> list[TransportAddress]:
-    """Addresses of a server, in the order to be tried (RFC 8489, 8).
-
-    Raises:
-        OSError: the name has no address.
-    """
-    if _is_address(uri.host):
-        return [TransportAddress(uri.host, uri.port or uri.default_port)]
-    addresses = asyncio.ensure_future(host.resolve(uri.host))
-    try:
-        if uri.port is None:
-            found = await _by_srv(host, uri)
-            if found:
-                return found
-        hosts = await addresses
-    finally:
-        if not addresses.done():
-            addresses.cancel()
-        elif not addresses.cancelled():
-            addresses.exception()
-    return [TransportAddress(address, uri.port or uri.default_port) for address in hosts][:_MAX_ADDRESSES]
-
-
-async def _by_srv(host: Host, uri: ServerUri) -> list[TransportAddress]:
-    try:
-        records = await asyncio.wait_for(host.resolve_srv(f"_{uri.scheme}._udp.{uri.host}"), _SRV_PATIENCE_S)
-    except TimeoutError:
-        return []
-    found: list[TransportAddress] = []
-    for record in list(records)[:_MAX_ADDRESSES]:
-        try:
-            found += [TransportAddress(address, record.port) for address in await host.resolve(record.host)]
-        except OSError:
-            continue
-    return found[:_MAX_ADDRESSES]
-
-
-def _is_address(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        return False
-    return True

@@ -7,12 +7,13 @@ supplies one per network namespace, the test kit one in memory.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import TYPE_CHECKING, Protocol
 
-from iceagent.net.address import TransportAddress
+from iceagent.net.address import TransportAddress, canonical_host, quoted
 
 if TYPE_CHECKING:
     import ssl
@@ -26,6 +27,7 @@ __all__ = [
     "InterfaceAddress",
     "InterfaceKind",
     "Listener",
+    "Proxy",
     "SocketOptions",
     "SrvRecord",
     "Stream",
@@ -33,6 +35,15 @@ __all__ = [
     "Subscription",
     "send_each",
 ]
+
+# RFC 9110, 4.2.1. curl takes 1080 for a proxy without a port, from the days of SOCKS; most others take the scheme's.
+_HTTP_PORT = 80
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*")
+# Of any script: the resolver knows IDNA.
+_PROXY_NAME = re.compile(r"[\w-]+(\.[\w-]+)*\.?")
+_PERCENT = re.compile(rb"%([0-9A-Fa-f]{2})")
+# CTL of RFC 5234, B.1.
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 
 
 class InterfaceKind(Enum):
@@ -118,6 +129,91 @@ class SocketOptions:
     send_buffer: int | None = None
     scope_id: int = 0
     egress_index: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """An HTTP proxy that streams go through; see :mod:`iceagent.net.proxy`.
+
+    Attributes:
+        host: its name or IP address, without brackets.
+        port: 1 … 65535.
+        username: for Basic authentication (RFC 7617); ``None``: none is tried.
+        password: goes with ``username``; ``None``: empty. Not in the ``repr``.
+    """
+
+    host: str
+    port: int
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
+
+    @classmethod
+    def parse(cls, url: str) -> Proxy:
+        """Read ``http://[user[:password]@]host[:port]``; without a port 80, without a scheme ``http``.
+
+        User and password may have any character percent-encoded, in UTF-8; ``/``, ``?`` and ``#`` must be.
+
+        Raises:
+            ValueError: says what is wrong; never quotes what may be the password, even if an ``@`` was forgotten.
+        """
+        scheme, separator, rest = url.strip().partition("://")
+        if not separator:
+            scheme, rest = "http", scheme
+        if scheme.lower() != "http":
+            found = f"{quoted(scheme)} is not a kind of proxy known here: " if _SCHEME.fullmatch(scheme) else ""
+            raise ValueError(f"{found}a proxy is written http://[user:password@]host:port")
+        user_info, at, authority = rest.rpartition("@")
+        if any(character in user_info for character in "/?#"):
+            raise ValueError("a proxy's user and password must have '/', '?' and '#' percent-encoded")
+        host, port = _proxy_address(authority.removesuffix("/"))
+        if not at:
+            return cls(host=host, port=port)
+        username, colon, password = user_info.partition(":")
+        return cls(host=host, port=port, username=_decoded(username), password=_decoded(password) if colon else None)
+
+
+def _proxy_address(authority: str) -> tuple[str, int]:
+    """Host and port. What stands behind a colon is not quoted: without its ``@``, it could be a password."""
+    if authority.startswith("["):
+        host, bracket, port_text = authority[1:].partition("]")
+        if not bracket or (port_text and not port_text.startswith(":")):
+            raise ValueError("a proxy's IPv6 address is written [address]:port")
+        port_text = port_text[1:]
+        # A zone would be lost.
+        is_valid = ":" in host and "%" not in host and _is_ip(host)
+        if not is_valid:
+            raise ValueError("what stands in a proxy's brackets is not an IPv6 address without zone")
+    else:
+        host, _, port_text = authority.partition(":")
+        if not _PROXY_NAME.fullmatch(host):
+            raise ValueError(f"{quoted(host)} is neither a host name nor an IP address of a proxy")
+    if not port_text:
+        port = _HTTP_PORT
+    elif port_text.isascii() and port_text.isdigit() and len(port_text) <= 5 and 0 < int(port_text) < 65536:
+        port = int(port_text)
+    else:
+        raise ValueError("a proxy's port is a number from 1 to 65535 (an IPv6 address stands in brackets)")
+    return canonical_host(host) if _is_ip(host) else host, port
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        canonical_host(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _decoded(text: str) -> str:
+    try:
+        data = _PERCENT.sub(lambda match: bytes.fromhex(match[1].decode()), text.encode())
+        decoded = data.decode()
+    except UnicodeError:
+        # Not "from error": that one quotes.
+        raise ValueError("a proxy's user and password must be UTF-8") from None
+    if _CONTROL.search(decoded):
+        raise ValueError("a proxy's user and password may not have control characters (RFC 7617, 2)")
+    return decoded
 
 
 class DatagramReceiver(Protocol):
@@ -245,11 +341,27 @@ class Host(Protocol):
         *,
         local: TransportAddress | None = None,
         tls_server_name: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        alpn: Sequence[str] = (),
+        proxy: Proxy | None = None,
     ) -> Stream:
         """Connect; with ``tls_server_name``, TLS with verification of that name.
 
+        Args:
+            remote: where to.
+            listener: who is told what the stream receives.
+            local: the address to connect from; ``None``: what the routes say, any port. Through a proxy whose addresses
+                are all of the other family, it has no effect.
+            tls_server_name: use TLS, and verify that the server is this.
+            ssl_context: how TLS verifies, instead of the host's own way.
+            alpn: the application protocols to offer (RFC 7301); where a context is given, by this call or to the host,
+                that one's count instead.
+            proxy: go through this one; TLS is then spoken through it, with the server at ``remote``. The stream's
+                ``remote_address`` is the proxy's.
+
         Raises:
-            OSError: refused, unreachable, or the certificate is not valid.
+            OSError: refused (by the proxy: :class:`iceagent.net.proxy.ProxyRefused`), unreachable, the certificate is
+                not valid, or this host knows no proxies (ENOTSUP).
         """
 
     async def listen_tcp(

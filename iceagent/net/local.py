@@ -17,6 +17,7 @@ from iceagent.net.host import (
     DatagramSocket,
     Interface,
     Listener,
+    Proxy,
     SocketOptions,
     SrvRecord,
     Stream,
@@ -87,7 +88,9 @@ class LocalHost:
         *,
         local: TransportAddress | None = None,
         tls_server_name: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
         alpn: Sequence[str] = (),
+        proxy: Proxy | None = None,
     ) -> Stream:
         """Connect; with ``tls_server_name``, TLS. See :func:`iceagent.net.streams.connect_tcp`."""
         return await streams.connect_tcp(
@@ -95,8 +98,10 @@ class LocalHost:
             listener,
             local=local,
             tls_server_name=tls_server_name,
-            ssl_context=self._ssl_context,
+            ssl_context=self._ssl_context if ssl_context is None else ssl_context,
             alpn=alpn,
+            proxy=proxy,
+            resolve=self.resolve,
             open_socket=self._open_socket,
         )
 

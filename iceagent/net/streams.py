@@ -7,6 +7,8 @@ Connections are accepted here, not by asyncio's server, which counts nothing bef
 hundred tracebacks at once when descriptors run out. Here the handshakes under way have a bound and 3 s, some
 descriptors stay free for the rest of the process, and where there are none at all, accepting pauses.
 
+Through an HTTP proxy, the same socket gets a tunnel (``iceagent.net.proxy``) before TLS or the first byte.
+
 No framing: whoever listens cuts the bytes into messages.
 """
 
@@ -20,11 +22,13 @@ import socket
 import ssl
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, cast
 
-from iceagent.net.address import TransportAddress, canonical_host
-from iceagent.net.host import Stream, StreamListener
+from iceagent.net.address import TransportAddress, canonical_host, quoted
+from iceagent.net.host import Proxy, Stream, StreamListener
+from iceagent.net.proxy import tunnel
+from iceagent.net.resolve import resolve
 
 if sys.platform != "win32":
     import resource
@@ -63,6 +67,8 @@ async def connect_tcp(
     tls_server_name: str | None = None,
     ssl_context: ssl.SSLContext | None = None,
     alpn: Sequence[str] = (),
+    proxy: Proxy | None = None,
+    resolve: Callable[[str], Awaitable[Sequence[str]]] = resolve,
     open_socket: Callable[[int, int], socket.socket] = socket.socket,
 ) -> TcpStream:
     """Connect a stream.
@@ -70,29 +76,35 @@ async def connect_tcp(
     Args:
         remote: where to.
         listener: who is told what the stream receives.
-        local: the address to connect from; ``None``: what the routes say, any port.
+        local: the address to connect from; ``None``: what the routes say, any port. Of a proxy's addresses, those of
+            its family are tried first; it has no effect on the others.
         tls_server_name: use TLS, and verify that the server is this; sent as SNI.
         ssl_context: how TLS verifies, instead of by the system's authorities.
         alpn: the application protocols to offer (RFC 7301; ``stun.turn`` for TURN, RFC 7443). Only without
             ``ssl_context``, which has its own.
+        proxy: ask this one for a tunnel to ``remote``, and speak TLS through that. Its addresses are tried in order,
+            the next one when one is refused or unreachable. The stream's ``remote_address`` is the proxy's.
+        resolve: finds the addresses of the proxy's name.
         open_socket: makes the socket, of a family and a kind; in another network namespace, say.
 
     Raises:
-        OSError: refused, unreachable, no answer within 10 s (TimeoutError), or the certificate is not valid
-            (ssl.SSLCertVerificationError).
+        OSError: refused (by the proxy: iceagent.net.proxy.ProxyRefused), unreachable, not done within 10 s
+            (TimeoutError), or the certificate is not valid (ssl.SSLCertVerificationError).
+        ValueError: the proxy's credentials cannot be sent; never of what ``Proxy.parse`` gave.
     """
     loop = asyncio.get_running_loop()
     if tls_server_name is not None and ssl_context is None:
         # Reading the system's authorities takes tens of milliseconds.
         ssl_context = await loop.run_in_executor(None, _client_context, tuple(alpn))
     is_tls = tls_server_name is not None
-    sock = open_socket(_family(remote), socket.SOCK_STREAM)
-    try:
-        sock.setblocking(False)
-        if local is not None:
-            sock.bind((local.host, local.port))
-        async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            await loop.sock_connect(sock, (remote.host, remote.port))
+    async with asyncio.timeout(CONNECT_TIMEOUT_S):
+        if proxy is None:
+            sock = await _connected(remote, local, open_socket)
+        else:
+            sock = await _connected_to_proxy(proxy, local, resolve, open_socket)
+        try:
+            if proxy is not None:
+                await tunnel(sock, remote.host, remote.port, proxy)
             _, stream = await loop.create_connection(
                 lambda: TcpStream(lambda _: listener),
                 sock=sock,
@@ -101,10 +113,54 @@ async def connect_tcp(
                 ssl_handshake_timeout=CONNECT_TIMEOUT_S if is_tls else None,
                 ssl_shutdown_timeout=CLOSE_TIMEOUT_S if is_tls else None,
             )
+        except BaseException:
+            sock.close()
+            raise
+    return stream
+
+
+async def _connected(
+    remote: TransportAddress, local: TransportAddress | None, open_socket: Callable[[int, int], socket.socket]
+) -> socket.socket:
+    sock = open_socket(_family(remote), socket.SOCK_STREAM)
+    try:
+        sock.setblocking(False)
+        # asyncio does so only where the socket was made with IPPROTO_TCP: a check must not wait for an acknowledgement.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if local is not None:
+            sock.bind((local.host, local.port))
+        await asyncio.get_running_loop().sock_connect(sock, (remote.host, remote.port))
     except BaseException:
         sock.close()
         raise
-    return stream
+    return sock
+
+
+async def _connected_to_proxy(
+    proxy: Proxy,
+    local: TransportAddress | None,
+    resolve: Callable[[str], Awaitable[Sequence[str]]],
+    open_socket: Callable[[int, int], socket.socket],
+) -> socket.socket:
+    """A socket that is connected to the first of the proxy's addresses that takes it."""
+    addresses = [TransportAddress(host, proxy.port) for host in await _hosts_of(proxy, resolve)]
+    if local is not None:
+        addresses.sort(key=lambda address: address.version != local.version)
+    refused: OSError = socket.gaierror(socket.EAI_NONAME, f"the proxy's name {quoted(proxy.host)} has no address")
+    for address in addresses:
+        fits = local is not None and local.version == address.version
+        try:
+            return await _connected(address, local if fits else None, open_socket)
+        except OSError as error:
+            refused = error
+    raise refused
+
+
+async def _hosts_of(proxy: Proxy, resolve: Callable[[str], Awaitable[Sequence[str]]]) -> Sequence[str]:
+    try:
+        return (canonical_host(proxy.host),)
+    except ValueError:
+        return await resolve(proxy.host)
 
 
 async def listen_tcp(
@@ -245,6 +301,8 @@ class TcpListener:
         if is_too_many or len(self._arriving) >= max(1, min(MAX_HANDSHAKES, limit // 4)):
             self.counters["given up"] += 1
             self._give_up_oldest()
+        with contextlib.suppress(OSError):  # It may be gone again.
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._arriving[connection] = None
         task = self._loop.create_task(self._receive(connection))
         self._tasks.add(task)

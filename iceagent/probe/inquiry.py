@@ -18,7 +18,7 @@ from typing import Any
 
 from iceagent.config import Config
 from iceagent.gather.host import HostAddress, select_addresses
-from iceagent.gather.srflx import resolve_server
+from iceagent.gather.servers import resolve_server
 from iceagent.gather.stun_queries import MappedAddress, QueryFailed, StunQueries
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.core import Event

@@ -22,6 +22,7 @@ from iceagent.net.host import (
     Interface,
     InterfaceAddress,
     InterfaceKind,
+    Proxy,
     SocketOptions,
     SrvRecord,
     Stream,
@@ -227,13 +228,19 @@ class MemoryHost:
         *,
         local: TransportAddress | None = None,
         tls_server_name: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
         alpn: Sequence[str] = (),
+        proxy: Proxy | None = None,
     ) -> Stream:
-        """Connect; with ``tls_server_name``, to a listener that has an ``ssl_context``. ``alpn`` has no effect.
+        """Connect; with ``tls_server_name``, to a listener that has an ``ssl_context``.
+
+        ``ssl_context`` and ``alpn`` have no effect.
 
         Raises:
-            OSError: see :func:`iceagent.testing.streams.connect`.
+            OSError: see :func:`iceagent.testing.streams.connect`; ENOTSUP with a ``proxy``: there are none in memory.
         """
+        if proxy is not None:
+            raise OSError(errno.ENOTSUP, f"{self.node.name} is in memory, where there are no proxies")
         if local is None:
             host = self.source_host(remote)
             if host is None:

@@ -162,6 +162,12 @@ class TransactionTable:
         self._schedule(transaction)
         return transaction
 
+    def repeat(self, transaction: Transaction) -> None:
+        """Send it once more, at once; its schedule stays as it is. Does nothing if it is over."""
+        if self._by_id.get(transaction.id) is transaction:
+            transaction.sent += 1
+            self._outgoing[transaction.id] = transaction
+
     def cancel_retransmissions(self, transaction: Transaction) -> None:
         """Send it no more, but take a response until the time at which it would have failed: RFC 8445, 7.3.1.4."""
         if self._by_id.get(transaction.id) is not transaction or transaction.is_cancelled:

@@ -239,14 +239,18 @@ class TestNames:
     async def test_servers_that_cannot_be_used_say_so(self) -> None:
         """To whoever listens before gathering begins: not lost in the constructor."""
         world = World()
-        urls = ("turn:turn.example", "stuns:stun.example")
+        urls = ("turns:turn.example?transport=udp", "turn:turn.example", "stuns:stun.example")
         host = world.host("a", "192.0.2.1")
         config = Config(servers=(IceServer(urls=urls, username="u", credential="p"),))
         async with Agent(config, controlling=True, host=host) as agent:
             diary = Diary(world, agent)
             assert len((await agent.gather()).candidates) == 1
             await diary.until(GatheringDone)
-            assert [server for server, _ in failures(diary)] == list(urls)
+            assert dict(failures(diary)) == {
+                urls[0]: "TURN over DTLS is not supported",
+                urls[1]: "turn.example does not resolve: [Errno -2] no address for 'turn.example'",
+                urls[2]: "STUN over TLS gives the mapping of a TCP connection, which no candidate can use",
+            }
             assert world.now == 0.0
 
     @in_virtual_time

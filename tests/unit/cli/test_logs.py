@@ -107,6 +107,24 @@ LINES: list[tuple[Event, str, str, dict[str, Any]]] = [
         {"component": 1, "base": "192.0.2.1:5000"},
     ),
     (
+        events.RelayLost(server="turn:s", relayed=(ADDRESS,), reason="437"),
+        "warning",
+        "relay.lost",
+        {"server": "turn:s", "relayed": ["192.0.2.1:5000"], "reason": "437"},
+    ),
+    (
+        events.RelayMoved(server="turn:s", relayed=(ADDRESS,), base=ADDRESS),
+        "info",
+        "relay.moved",
+        {"server": "turn:s", "relayed": ["192.0.2.1:5000"], "base": "192.0.2.1:5000"},
+    ),
+    (
+        events.RelayRefused(server="turn:s", host="10.0.0.1", reason="403 Forbidden"),
+        "info",
+        "relay.refused",
+        {"server": "turn:s", "host": "10.0.0.1", "reason": "403 Forbidden"},
+    ),
+    (
         events.PacketDropped(base=ADDRESS, source=ADDRESS, reason="unknown", size=3),
         "debug",
         "packet.dropped",

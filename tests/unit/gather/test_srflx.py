@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from iceagent.gather.srflx import resolve_server
+from iceagent.gather.servers import resolve_server
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import Host, SrvRecord
 from iceagent.testing import run

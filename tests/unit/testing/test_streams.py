@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from iceagent.net.address import TransportAddress as Address
-from iceagent.net.host import Stream
+from iceagent.net.host import Proxy, Stream
 from iceagent.testing.firewall import FirewallModel
 from iceagent.testing.host import MemoryHost
 from iceagent.testing.internet import MemoryInternet
@@ -222,6 +222,14 @@ def test_tls_is_agreed_on(client: MemoryHost, server: MemoryHost, iceagent_run: 
             await client.connect_tcp(Address(SERVER.host, 80), Ears(client), tls_server_name="turn.example")
         with pytest.raises(OSError, match=f"Errno {errno.EADDRINUSE}"):
             await server.listen_tcp(SERVER, Ears(server).accept)
+
+    iceagent_run(main())
+
+
+def test_there_are_no_proxies(client: MemoryHost, iceagent_run: Run) -> None:
+    async def main() -> None:
+        with pytest.raises(OSError, match=f"Errno {errno.ENOTSUP}"):
+            await client.connect_tcp(SERVER, Ears(client), proxy=Proxy(host="198.51.100.1", port=3128))
 
     iceagent_run(main())
 

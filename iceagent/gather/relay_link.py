@@ -1,0 +1,306 @@
+"""How do datagrams get to a TURN server and back?
+
+A :class:`RelayLink` is one attempt at one server: a socket (of its own: what comes from there is TURN's, whatever its
+first byte) or a stream, the :class:`relay.turn.Allocation` that it may become, and the pump between them. Each relayed
+address is a :class:`RelayedSocket`: to the rest of the agent a socket like any other.
+
+The data path does not wake the core: ChannelData is unwrapped on its way from the socket to the base, and wrapped on
+its way out. Over a stream the bytes are cut into messages first.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ssl
+from collections.abc import Awaitable, Callable, Sequence
+from random import Random
+from typing import Protocol
+
+from iceagent.gather.relay_race import Target, Transport
+from iceagent.net.address import TransportAddress
+from iceagent.net.core import Event, Transmit
+from iceagent.net.driver import Driver
+from iceagent.net.host import DatagramReceiver, DatagramSocket, Host, Stream
+from relay.account import TurnCredentials
+from relay.stun import BadMessage, StreamFramer
+from relay.turn import Allocation, AllocationOptions, AllocationRefused, is_channel_data
+
+__all__ = ["RelayLink", "RelayedBase", "RelayedSocket"]
+
+
+class RelayedBase(Protocol):
+    """Who gets what peers send to a relayed address: :class:`iceagent.gather.bases.Base`."""
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        """As from a socket."""
+
+
+class RelayLink:
+    """One attempt, and the allocation that it becomes.
+
+    Args:
+        number: what the race calls it.
+        target: the server.
+        host: whose clock and streams.
+        open_socket: opens a UDP socket for a receiver.
+        connect: opens a stream for a listener.
+        credentials: ``None``: there are none.
+        system_rng: draws transaction ids.
+        options: of the allocation.
+        on_event: called with (this, event) for every event of the allocation.
+        on_heard: called with this at the first message of the server's.
+
+    Attributes:
+        bases: relayed address → who gets what is sent to it.
+        allocation: ``None`` while a stream is being connected.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        target: Target,
+        *,
+        host: Host,
+        open_socket: Callable[[DatagramReceiver], DatagramSocket],
+        connect: Callable[[RelayLink], Awaitable[Stream]],
+        credentials: TurnCredentials | None,
+        system_rng: Random,
+        options: AllocationOptions,
+        on_event: Callable[[RelayLink, Event], None],
+        on_heard: Callable[[RelayLink], None],
+    ) -> None:
+        self.number = number
+        self.target = target
+        self.bases: dict[TransportAddress, RelayedBase] = {}
+        self.allocation: Allocation | None = None
+        self._host = host
+        self._open_socket = open_socket
+        self._credentials = credentials
+        self._system_rng = system_rng
+        self._options = options
+        self._on_event = on_event
+        self._on_heard = on_heard
+        self._is_heard = False
+        self._is_closed = False
+        self._driver: Driver | None = None
+        self._socket: DatagramSocket | None = None
+        self._stream: Stream | None = None
+        self._framer = StreamFramer()
+        self._task: asyncio.Task[None] | None = None
+        self._connect_stream = connect
+
+    def start(self) -> None:
+        """Ask; returns at once.
+
+        Raises:
+            OSError: no socket can be opened.
+            ValueError: the credentials cannot be sent.
+        """
+        if self.is_stream:
+            self._task = asyncio.get_running_loop().create_task(self._connect())
+        else:
+            self._socket = self._open_socket(self)
+            self._begin(self._socket.address)
+
+    @property
+    def base(self) -> TransportAddress | None:
+        """Our end; ``None`` while a stream is being connected."""
+        return None if self.allocation is None else self.allocation.base
+
+    @property
+    def is_stream(self) -> bool:
+        """Whether it is TCP or TLS."""
+        return self.target.transport is not Transport.UDP
+
+    def command(self, method: Callable[..., object], *args: object) -> object:
+        """Call a method of the allocation, and put out what it caused."""
+        return None if self._driver is None else self._driver.command(method, *args)
+
+    def move(self) -> None:
+        """Our local address is gone: go on from another one (UDP only).
+
+        Raises:
+            OSError: no socket can be opened.
+        """
+        assert self.allocation is not None
+        old, self._socket = self._socket, self._open_socket(self)
+        if old is not None:
+            old.close()
+        self.command(self.allocation.move, self._socket.address)
+
+    def close(self) -> None:
+        """At once, without giving anything back; idempotent."""
+        self._is_closed = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._driver is not None:
+            self._driver.close()
+        if self._socket is not None:
+            self._socket.close()
+        if self._stream is not None:
+            self._stream.close()
+
+    # --- the data path -------------------------------------------------------------------------------------------
+
+    def send(self, data: bytes, peer: tuple[str, int]) -> int:
+        """Send a datagram of ours to a peer; 0, or an errno."""
+        allocation = self.allocation
+        if allocation is None or self._is_closed:
+            return errno.ENOTCONN
+        message = allocation.wrap(peer, data)  # type: ignore[arg-type]
+        if message is None:
+            number = self.command(allocation.send, TransportAddress._make(peer), data)
+            assert isinstance(number, int)
+        else:
+            number = self._put(message)
+        if not allocation.is_watched:
+            self.command(allocation.watch)
+        return number
+
+    def send_many(self, datagrams: Sequence[bytes], peer: tuple[str, int]) -> tuple[int, int]:
+        """:meth:`DatagramSocket.send_many`: where there is a channel, in as few calls."""
+        allocation = self.allocation
+        socket = self._socket
+        if allocation is not None and socket is not None and not self._is_closed:
+            messages = [allocation.wrap(peer, data) for data in datagrams]  # type: ignore[arg-type]
+            if None not in messages:
+                if not allocation.is_watched:
+                    self.command(allocation.watch)
+                return socket.send_many(messages, allocation.server)  # type: ignore[arg-type]
+        for count, data in enumerate(datagrams):
+            number = self.send(data, peer)
+            if number:
+                return count, number
+        return len(datagrams), 0
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        """From the UDP socket."""
+        if socket is not self._socket:
+            return
+        if data and 0x40 <= data[0] <= 0x4F and source == self.target.address:
+            self._on_channel_data(data)
+            return
+        self._note(source)
+        if self._driver is not None:
+            self._driver.datagram(socket.address, source, data)
+
+    def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
+        """From the UDP socket: ICMP."""
+        if destination is not None and self._driver is not None and socket is self._socket:
+            self._driver.error(socket.address, destination, errno)
+
+    def data_received(self, stream: Stream, data: bytes) -> None:
+        """From the stream."""
+        self._note(self.target.address)
+        allocation, driver = self.allocation, self._driver
+        if allocation is None or driver is None:
+            return
+        try:
+            messages = self._framer.feed(data)
+        except BadMessage:
+            self.connection_lost(stream, errno.EPROTO)
+            stream.close()
+            return
+        for message in messages:
+            if self._is_closed:
+                return
+            if is_channel_data(message):
+                self._on_channel_data(message)
+            else:
+                driver.datagram(allocation.base, self.target.address, message)
+
+    def connection_lost(self, stream: Stream, errno: int) -> None:
+        """From the stream: it is over."""
+        if self.allocation is not None and self._driver is not None:
+            self._driver.error(self.allocation.base, self.target.address, errno)
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _begin(self, base: TransportAddress) -> None:
+        self.allocation = Allocation(
+            base,
+            self.target.address,
+            self._credentials,
+            self._system_rng,
+            self._options,
+            is_stream=self.is_stream,
+        )
+        self._driver = Driver(self.allocation, self._host, self._transmit, self._tell)
+        self._driver.command(self.allocation.allocate)
+
+    async def _connect(self) -> None:
+        try:
+            self._stream = await self._connect_stream(self)
+        except (OSError, ValueError) as error:
+            self._on_event(self, AllocationRefused(code=None, reason=_in_words(error)))
+            return
+        if self._is_closed:
+            self._stream.close()
+            return
+        try:
+            self._begin(self._stream.local_address)
+        except ValueError as error:
+            self._on_event(self, AllocationRefused(code=None, reason=str(error), wait_s=None))
+
+    def _on_channel_data(self, message: bytes) -> None:
+        allocation = self.allocation
+        found = None if allocation is None else allocation.unwrap(message)
+        if found is None or allocation is None:
+            return
+        peer, data = found
+        for relayed, base in self.bases.items():
+            if relayed.version == peer.version:
+                base.datagram_received(self, data, peer)  # type: ignore[arg-type]
+                return
+
+    def _note(self, source: tuple[str, int]) -> None:
+        if not self._is_heard and source == self.target.address:
+            self._is_heard = True
+            self._on_heard(self)
+
+    def _transmit(self, transmit: Transmit) -> int:
+        return self._put(transmit.data)
+
+    def _put(self, message: bytes) -> int:
+        if self._socket is not None:
+            return self._socket.send(message, self.target.address)
+        if self._stream is not None:
+            self._stream.write(message)
+            return 0
+        return errno.ENOTCONN
+
+    def _tell(self, event: Event) -> None:
+        self._on_event(self, event)
+
+
+class RelayedSocket:
+    """A relayed address, as a socket; implements :class:`iceagent.net.host.DatagramSocket`.
+
+    Args:
+        link: what it goes over.
+        address: the relayed address.
+    """
+
+    def __init__(self, link: RelayLink, address: TransportAddress) -> None:
+        self.link = link
+        self._address = address
+        self.send_many = link.send_many
+
+    @property
+    def address(self) -> TransportAddress:
+        """The relayed one."""
+        return self._address
+
+    def send(self, data: bytes, destination: tuple[str, int], ttl: int | None = None) -> int:
+        """Send at once, or not at all; what is to die on its way is not sent at all: there is no NAT in front of it."""
+        return 0 if ttl is not None else self.link.send(data, destination)
+
+    def close(self) -> None:
+        """The allocation is given back by who made it."""
+
+
+def _in_words(error: Exception) -> str:
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"the server's certificate is not valid: {error.verify_message}"
+    return str(error) or type(error).__name__

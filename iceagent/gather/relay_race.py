@@ -1,0 +1,311 @@
+"""Which TURN server is asked when, over which transport, and what happens after it said no?
+
+One :class:`RelayRace` per entry of ``Config.servers`` and component: its URLs are ways to one service, and one
+allocation is wanted. Those over UDP are asked at once; those over TCP and TLS a tenth of a second later, if nothing
+came over UDP until then. The first that allocates wins, the others are given up.
+
+What a server says is obeyed: another server (300), never one twice within five minutes; another socket (437), three
+times; a minute (486, 508); never again (wrong password, 400, 403) until something changes here. When everything was
+tried, it begins anew after a pause that doubles up to a minute. When an allocation is lost, it begins anew at once.
+
+A core (``iceagent/net/core.py``) without packets: its events say what to do. Pure.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+
+from iceagent.net.address import TransportAddress
+from iceagent.net.core import Datagram, Event, Transmit
+from relay.turn import AllocationRefused
+
+__all__ = ["Abandon", "Attempt", "GaveUp", "RelayRace", "RenewCredentials", "Target", "Transport"]
+
+# RFC 8656, 3.1 prefers UDP; a path that lets UDP through answers within this time mostly.
+STREAM_DELAY_S = 0.1
+# Something came over UDP, and then nothing any more.
+MAX_STREAM_DELAY_S = 1.0
+# RFC 8656, 7.4: "SHOULD try three different client transport addresses before giving up".
+MAX_SOCKETS = 3
+# RFC 8489, 10: "within the last five minutes, it MUST ignore the redirection".
+REDIRECTION_S = 300.0
+MAX_REDIRECTIONS = 4
+FIRST_PAUSE_S, LAST_PAUSE_S = 2.0, 60.0
+# An allocation that lasted this long was a good one: the next begins at once.
+GOOD_S = 10.0
+# Of its lifetime; the rest is for asking.
+CREDENTIALS_SHARE = 0.8
+
+
+class Transport(Enum):
+    """Between us and the server."""
+
+    UDP = "udp"
+    TCP = "tcp"
+    TLS = "tls"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Target:
+    """One way to ask.
+
+    Attributes:
+        url: the URI that it comes from.
+        transport: see there.
+        address: of the server.
+        name: the server's, which its certificate has to have.
+    """
+
+    url: str
+    transport: Transport
+    address: TransportAddress
+    name: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt(Event):
+    """Ask this target, from a new socket or stream.
+
+    Attributes:
+        number: what it is called when something is said of it.
+    """
+
+    number: int
+    target: Target
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Abandon(Event):
+    """Another one was quicker: give back what it has."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GaveUp(Event):
+    """No target gives an allocation; each has been told of.
+
+    Attributes:
+        again_in_s: when it begins anew; ``None``: when something changes here.
+    """
+
+    again_in_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RenewCredentials(Event):
+    """The credentials end soon."""
+
+
+@dataclass(slots=True, eq=False)
+class _Runner:
+    target: Target
+    sockets: int = 1
+    redirections: int = 0
+    is_heard: bool = False
+
+
+class RelayRace:
+    """See the module.
+
+    Attributes:
+        winner: the number of the attempt that has allocated; ``None``: none has.
+    """
+
+    def __init__(self) -> None:
+        self._targets: list[Target] = []
+        self._running: dict[int, _Runner] = {}
+        self._count = 0
+        self._streams_at: float | None = None
+        self._again_at: float | None = None
+        self._renew_at: float | None = None
+        self._pause_s = FIRST_PAUSE_S
+        self._won_at = 0.0
+        self._began_at = 0.0
+        self._wait_s: list[float | None] = []
+        self._visited: dict[TransportAddress, float] = {}
+        self._has_begun = False
+        self._events: deque[Event] = deque()
+        self.winner: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the first answer is still to come."""
+        return self._has_begun and self.winner is None and (bool(self._running) or self._streams_at is not None)
+
+    @property
+    def has_targets(self) -> bool:
+        """Whether there is anybody to ask."""
+        return bool(self._targets)
+
+    # --- commands ------------------------------------------------------------------------------------------------
+
+    def begin(self, now: float) -> None:
+        """Ask. What is known by now of targets; later ones join in."""
+        self._has_begun = True
+        self._again_at = None
+        self._wait_s = []
+        if self.winner is not None or self._running:
+            return
+        self._start(now)
+
+    def add_targets(self, targets: Sequence[Target], now: float) -> None:
+        """A name was resolved."""
+        new = [target for target in targets if target not in self._targets]
+        self._targets += new
+        if not self._has_begun or self.winner is not None or not new:
+            return
+        if self._again_at is None and not self._running and self._streams_at is None:
+            self._start(now)
+            return
+        for target in new:
+            if target.transport is Transport.UDP or self._streams_at is None:
+                self._run(_Runner(target), now)
+
+    def heard(self, number: int, now: float) -> None:
+        """Something came from the server."""
+        runner = self._running.get(number)
+        if runner is not None:
+            runner.is_heard = True
+
+    def won(self, number: int, now: float) -> None:
+        """It has allocated."""
+        self.winner = number
+        self._won_at = now
+        self._streams_at = self._again_at = None
+        for other in list(self._running):
+            if other != number:
+                del self._running[other]
+                self._events.append(Abandon(number=other))
+
+    def refused(self, number: int, refusal: AllocationRefused, now: float) -> None:
+        """The server has said no, or nothing."""
+        runner = self._running.pop(number, None)
+        if runner is None:
+            return
+        if refusal.code == 300 and refusal.alternate is not None and self._follow(runner, refusal, now):
+            return
+        if refusal.code == 437 and runner.sockets < MAX_SOCKETS:
+            runner.sockets += 1
+            self._run(runner, now)
+            return
+        self._wait_s.append(refusal.wait_s)
+        if any(each.is_heard or each.target.transport is not Transport.UDP for each in self._running.values()):
+            return
+        if self._streams_at is not None:
+            self._start_streams(now)
+        if not self._running:
+            self._give_up(now)
+
+    def lost(self, number: int, now: float, *, is_refused: bool = False) -> None:
+        """What it had allocated is gone."""
+        self._running.pop(number, None)
+        if self.winner != number:
+            return
+        self.winner = None
+        if is_refused:
+            self._wait_s = [None]
+            self._give_up(now)
+        elif now - self._won_at >= GOOD_S:
+            self._pause_s = FIRST_PAUSE_S
+            self._start(now)
+        else:
+            self._wait_s = [0.0]
+            self._start(now) if self._pause_s == FIRST_PAUSE_S else self._give_up(now)
+            self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
+
+    def given_credentials(self, lifetime_s: float | None, now: float) -> None:
+        """They are good for so long."""
+        self._renew_at = None if lifetime_s is None else now + lifetime_s * CREDENTIALS_SHARE
+
+    # --- the contract --------------------------------------------------------------------------------------------
+
+    def handle_datagram(self, datagram: Datagram, now: float) -> None:
+        """There are none."""
+
+    def handle_error(self, base: TransportAddress, destination: TransportAddress, errno: int, now: float) -> None:
+        """There are none."""
+
+    def handle_timeout(self, now: float) -> None:
+        """The streams' turn; the next round; new credentials."""
+        if self._streams_at is not None and now >= self._streams_at:
+            if any(runner.is_heard for runner in self._running.values()) and now < self._began_at + MAX_STREAM_DELAY_S:
+                # UDP works: whatever it says, says the server.
+                self._streams_at = now + STREAM_DELAY_S
+            else:
+                self._start_streams(now)
+        if self._again_at is not None and now >= self._again_at:
+            self.begin(now)
+        if self._renew_at is not None and now >= self._renew_at:
+            self._renew_at = None
+            self._events.append(RenewCredentials())
+
+    def poll_timeout(self) -> float | None:
+        """When one of them is due."""
+        due = (self._streams_at, self._again_at, self._renew_at)
+        return min((at for at in due if at is not None), default=None)
+
+    def poll_transmit(self) -> Transmit | None:
+        """There are none."""
+        return None
+
+    def poll_event(self) -> Event | None:
+        """What is to be done."""
+        return self._events.popleft() if self._events else None
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _start(self, now: float) -> None:
+        self._again_at = None
+        self._wait_s = []
+        self._began_at = now
+        datagrams = [target for target in self._targets if target.transport is Transport.UDP]
+        if not self._targets:
+            return
+        for target in datagrams:
+            self._run(_Runner(target), now)
+        if len(datagrams) == len(self._targets):
+            self._streams_at = None
+        elif datagrams:
+            self._streams_at = now + STREAM_DELAY_S
+        else:
+            self._start_streams(now)
+
+    def _start_streams(self, now: float) -> None:
+        self._streams_at = None
+        for target in self._targets:
+            if target.transport is not Transport.UDP:
+                self._run(_Runner(target), now)
+
+    def _run(self, runner: _Runner, now: float) -> None:
+        self._count += 1
+        self._running[self._count] = runner
+        runner.is_heard = False
+        self._visited = {server: at for server, at in self._visited.items() if now - at < REDIRECTION_S}
+        self._visited[runner.target.address] = now
+        self._events.append(Attempt(number=self._count, target=runner.target))
+
+    def _follow(self, runner: _Runner, refusal: AllocationRefused, now: float) -> bool:
+        """RFC 8489, 10: "using the same transport protocol", and a guard against going round in circles."""
+        alternate = refusal.alternate
+        assert alternate is not None
+        visited_at = self._visited.get(alternate)
+        is_loop = visited_at is not None and now - visited_at < REDIRECTION_S
+        if is_loop or runner.redirections >= MAX_REDIRECTIONS:
+            return False
+        old = runner.target
+        name = refusal.domain or old.name
+        target = Target(url=old.url, transport=old.transport, address=alternate, name=name)
+        self._run(_Runner(target, redirections=runner.redirections + 1), now)
+        return True
+
+    def _give_up(self, now: float) -> None:
+        waits = [wait for wait in self._wait_s if wait is not None]
+        again_in = max(min(waits), self._pause_s) if waits else None
+        if again_in is not None:
+            self._again_at = now + again_in
+            self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
+        self._events.append(GaveUp(again_in_s=again_in))

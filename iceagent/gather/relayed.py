@@ -1,0 +1,487 @@
+"""How do relayed candidates come about, and how do they stay?
+
+The shell around ``relay_race.py`` (who is asked when) and ``relay_link.py`` (how). For every entry of
+``Config.servers`` with TURN URLs, and every component, one allocation is kept: made, followed when our address changes
+(RFC 8016 where the server can), made again when it is lost. Names and credentials are asked for side by side with
+everything else; a dead server delays nothing.
+
+Sockets to servers stand on the addresses that the agent gathers on: the one that the routes choose, if it is among
+them, or another one of the server's family.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from iceagent.config import Config, IceServer
+from iceagent.events import RelayLost, RelayMoved, RelayRefused, ServerFailed
+from iceagent.gather.bases import open_socket
+from iceagent.gather.host import HostAddress
+from iceagent.gather.relay_link import RelayedBase, RelayedSocket, RelayLink
+from iceagent.gather.relay_race import Abandon, Attempt, GaveUp, RelayRace, RenewCredentials, Target, Transport
+from iceagent.gather.servers import resolve_server
+from iceagent.net.address import TransportAddress, ip_address
+from iceagent.net.core import Event
+from iceagent.net.driver import Driver
+from iceagent.net.host import DatagramReceiver, DatagramSocket, Host, Stream
+from iceagent.net.proxy import from_environment
+from relay.account import TurnCredentials
+from relay.turn import (
+    Allocated,
+    AllocationLost,
+    AllocationMoved,
+    AllocationOptions,
+    AllocationRefused,
+    AllocationReleased,
+    AllocationState,
+    PeerData,
+    PeerRefused,
+    PeerUnreachable,
+)
+from relay.uri import ServerUri
+
+__all__ = ["Relayed", "RelayedAddress"]
+
+# A server that does not answer a goodbye is not waited for any longer.
+GOODBYE_S = 0.5
+# Of a peer's candidates; a server may refuse the 1,025th permission.
+MAX_HOSTS = 256
+ALPN = "stun.turn"
+"""RFC 7443."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayedAddress:
+    """A relayed address of ours.
+
+    Attributes:
+        socket: sends and is known by it.
+        component: 1 … 256.
+        place: the local address that the server is reached from.
+        url: the server's URI.
+        server: its address.
+        mapped: where it sees us.
+    """
+
+    socket: RelayedSocket
+    component: int
+    place: HostAddress
+    url: str
+    server: TransportAddress
+    mapped: TransportAddress
+
+
+class RelayListener(Protocol):
+    """Who opens and closes the bases of relayed addresses: the gathering."""
+
+    def relay_opened(self, address: RelayedAddress) -> RelayedBase:
+        """There is one; what is sent to it goes to the base that is returned."""
+
+    def relay_closed(self, address: TransportAddress) -> None:
+        """It is gone."""
+
+    def relay_error(self, address: TransportAddress, peer: TransportAddress) -> None:
+        """What it sent to a peer came back as an ICMP error."""
+
+
+class Relayed:
+    """All allocations of an agent.
+
+    Args:
+        listener: see there.
+        tell: called with events for the application.
+        changed: called when ``is_done`` may have changed.
+
+    Raises:
+        BadUri: a server's URI is wrong.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        host: Host,
+        rng: Random,
+        system_rng: Random,
+        *,
+        listener: RelayListener,
+        tell: Callable[[Event], None],
+        changed: Callable[[], None],
+    ) -> None:
+        self.config = config
+        self.host = host
+        self.rng = rng
+        self.system_rng = system_rng
+        self.listener = listener
+        self.tell = tell
+        self.changed = changed
+        self.places: dict[str, HostAddress] = {}
+        self.hosts: frozenset[str] = frozenset()
+        self.is_closed = False
+        self._relays = [
+            _Relay(self, server, component)
+            for server in config.servers
+            if any(ServerUri.parse(url).is_turn for url in server.urls)
+            for component in range(1, config.components + 1)
+        ]
+
+    @property
+    def is_done(self) -> bool:
+        """Nothing is being waited for."""
+        return not any(relay.is_pending for relay in self._relays)
+
+    def use(self, places: Sequence[HostAddress]) -> None:
+        """These are our local addresses now."""
+        self.places = {place.host: place for place in places}
+        for relay in self._relays:
+            relay.on_places()
+
+    def permit(self, hosts: Sequence[str]) -> None:
+        """The peer's candidates are at these IP addresses: they may send to our relayed ones."""
+        self.hosts = frozenset(hosts[:MAX_HOSTS])
+        for relay in self._relays:
+            relay.permit()
+
+    def begin_again(self) -> None:
+        """ICE restarts: servers that gave nothing are asked anew."""
+        for relay in self._relays:
+            relay.begin_again()
+
+    async def give_back(self) -> None:
+        """Release every allocation; half a second at most."""
+        self.is_closed = True
+        try:
+            async with asyncio.timeout(GOODBYE_S):
+                await asyncio.gather(*(relay.give_back() for relay in self._relays))
+        except TimeoutError:
+            pass
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Stop everything at once; idempotent."""
+        self.is_closed = True
+        for relay in self._relays:
+            relay.close()
+
+    def place_for(self, server: TransportAddress) -> HostAddress:
+        """The local address to reach a server from.
+
+        Raises:
+            OSError: there is none of its family.
+        """
+        preferred = self.places.get(self.host.source_host(server) or "")
+        is_loopback = server.ip.is_loopback
+        fitting = [
+            place
+            for place in self.places.values()
+            if (":" in place.host) == (server.version == 6) and ip_address(place.host).is_loopback == is_loopback
+        ]
+        if preferred is not None and preferred in fitting:
+            return preferred
+        if not fitting:
+            raise OSError(f"there is no local IPv{server.version} address for it")
+        return fitting[0]
+
+
+class _Relay:
+    """One allocation that is kept: of one entry of the configuration, for one component."""
+
+    def __init__(self, owner: Relayed, server: IceServer, component: int) -> None:
+        self._owner = owner
+        self._server = server
+        self._component = component
+        self._uris = [(url, uri) for url in server.urls if (uri := ServerUri.parse(url)).is_turn]
+        self._race = RelayRace()
+        self._driver = Driver(self._race, owner.host, lambda transmit: 0, self._on_race)
+        self._links: dict[int, RelayLink] = {}
+        self._places: dict[int, HostAddress] = {}
+        self._relayed: dict[int, tuple[TransportAddress, ...]] = {}
+        self._credentials: TurnCredentials | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._has_begun = False
+        self._is_stopped = False
+        self._emptied: asyncio.Event | None = None
+
+    @property
+    def is_pending(self) -> bool:
+        """Whether its first answer is still to come."""
+        return not self._has_begun or (self._race.winner is None and (bool(self._tasks) or self._race.is_open))
+
+    def on_places(self) -> None:
+        """Local addresses came or went."""
+        if not self._has_begun:
+            self._has_begun = True
+            self._start(self._begin())
+            return
+        for number, place in list(self._places.items()):
+            if place.host not in self._owner.places:
+                self._leave(self._links[number])
+        self.begin_again()
+
+    def begin_again(self) -> None:
+        """Ask anew, if nothing is there."""
+        if not self._has_begun or self._tasks:
+            return
+        if self._race.has_targets:
+            self._tell_race(self._race.begin)
+        else:
+            # No name was resolved, or there were no credentials.
+            self._start(self._begin())
+
+    def permit(self) -> None:
+        """The peer's hosts are others now."""
+        for link in self._links.values():
+            if link.allocation is not None:
+                link.command(link.allocation.permit, self._owner.hosts)
+
+    async def give_back(self) -> None:
+        """Release what there is, and wait for that."""
+        self._stop()
+        for link in list(self._links.values()):
+            self._release(link)
+        while self._links:
+            self._emptied = asyncio.Event()
+            await self._emptied.wait()
+
+    def close(self) -> None:
+        """At once."""
+        self._stop()
+        for link in list(self._links.values()):
+            self._forget(link)
+
+    # --- who is asked --------------------------------------------------------------------------------------------
+
+    async def _begin(self) -> None:
+        if not await self._ask_for_credentials():
+            return
+        targets = await asyncio.gather(*(self._resolve(url, uri) for url, uri in self._uris))
+        # In one go, and in the order of the configuration.
+        self._driver.command(self._race.add_targets, [target for found in targets for target in found])
+        self._driver.command(self._race.begin)
+
+    async def _ask_for_credentials(self) -> bool:
+        server = self._server
+        if server.credentials is None:
+            if server.username is not None and server.credential is not None:
+                self._credentials = TurnCredentials(username=server.username, password=server.credential)
+            return True
+        try:
+            self._credentials = await server.credentials()
+        except Exception as error:  # The application's, whatever it raises: the server cannot be used without.
+            reason = f"the application gave no credentials: {type(error).__name__}: {error}"
+            self._owner.tell(ServerFailed(server=self._uris[0][0], base=None, reason=reason))
+            return False
+        self._driver.command(self._race.given_credentials, self._credentials.lifetime_s)
+        return True
+
+    async def _renew_credentials(self) -> None:
+        if await self._ask_for_credentials() and self._credentials is not None:
+            for link in self._links.values():
+                if link.allocation is not None:
+                    link.command(link.allocation.use, self._credentials)
+            self._driver.command(self._race.begin)
+
+    async def _resolve(self, url: str, uri: ServerUri) -> list[Target]:
+        if uri.is_secure and uri.transport == "udp":
+            self._owner.tell(ServerFailed(server=url, base=None, reason="TURN over DTLS is not supported"))
+            return []
+        if uri.is_secure:
+            transports = [Transport.TLS]
+        elif uri.transport is None:
+            transports = [Transport.UDP, Transport.TCP]
+        else:
+            transports = [Transport(uri.transport)]
+        found: list[Target] = []
+        for transport in transports:
+            protocol = "udp" if transport is Transport.UDP else "tcp"
+            try:
+                addresses = await resolve_server(self._owner.host, uri, protocol)
+            except OSError as error:
+                reason = f"{uri.host} does not resolve: {error}"
+                self._owner.tell(ServerFailed(server=url, base=None, reason=reason))
+                return found
+            found += [
+                Target(url=url, transport=transport, address=address, name=uri.host)
+                for address in addresses
+                if (self._owner.config.ipv4 if address.version == 4 else self._owner.config.ipv6)
+            ]
+        return found
+
+    def _on_race(self, event: Event) -> None:
+        if isinstance(event, Attempt):
+            self._try(event.number, event.target)
+        elif isinstance(event, Abandon):
+            link = self._links.get(event.number)
+            if link is not None:
+                self._release(link)
+        elif isinstance(event, RenewCredentials):
+            self._start(self._renew_credentials())
+        elif isinstance(event, GaveUp):
+            self._owner.changed()
+
+    def _try(self, number: int, target: Target) -> None:
+        config = self._owner.config
+        families = [version for version, wanted in ((4, config.ipv4), (6, config.ipv6)) if wanted]
+        link = self._links[number] = RelayLink(
+            number,
+            target,
+            host=self._owner.host,
+            open_socket=lambda receiver: self._open_socket(number, receiver),
+            connect=lambda listener: self._connect(number, listener),
+            credentials=self._credentials,
+            system_rng=self._owner.system_rng,
+            options=AllocationOptions(families=tuple(families), rto_s=config.rto_s),
+            on_event=self._on_event,
+            on_heard=self._on_heard,
+        )
+        try:
+            self._places[number] = self._owner.place_for(target.address)
+            link.start()
+        except (OSError, ValueError) as error:
+            self._on_event(link, AllocationRefused(code=None, reason=str(error)))
+
+    def _open_socket(self, number: int, receiver: DatagramReceiver) -> DatagramSocket:
+        owner = self._owner
+        return open_socket(owner.host, self._places[number], receiver, owner.config, owner.rng)
+
+    async def _connect(self, number: int, link: RelayLink) -> Stream:
+        target = link.target
+        proxy = self._owner.config.proxy or from_environment(os.environ, target.name)
+        local = None if proxy is not None else TransportAddress(self._places[number].host, 0)
+        return await self._owner.host.connect_tcp(
+            target.address,
+            link,
+            local=local,
+            tls_server_name=target.name if target.transport is Transport.TLS else None,
+            alpn=(ALPN,),
+            proxy=proxy,
+        )
+
+    # --- what becomes of it --------------------------------------------------------------------------------------
+
+    def _on_heard(self, link: RelayLink) -> None:
+        self._tell_race(self._race.heard, link.number)
+
+    def _tell_race(self, method: Callable[..., None], *args: object, **options: object) -> None:
+        if not self._is_stopped:
+            self._driver.command(method, *args, **options)
+
+    def _on_event(self, link: RelayLink, event: Event) -> None:
+        if link.number not in self._links:
+            return
+        if isinstance(event, PeerData):
+            base = link.bases.get(event.relayed)
+            if base is not None:
+                base.datagram_received(RelayedSocket(link, event.relayed), event.data, event.peer)
+        elif isinstance(event, Allocated):
+            self._on_allocated(link, event)
+        elif isinstance(event, AllocationRefused):
+            self._forget(link)
+            self._refuse(link.number, link.target, link.base, event)
+        elif isinstance(event, AllocationLost):
+            self._on_lost(link, event)
+        elif isinstance(event, AllocationMoved):
+            assert link.base is not None
+            relayed = self._relayed[link.number]
+            self._owner.tell(RelayMoved(server=link.target.url, relayed=relayed, base=link.base))
+        elif isinstance(event, AllocationReleased):
+            self._forget(link)
+        elif isinstance(event, PeerRefused):
+            reason = f"{event.code} {event.reason}"
+            self._owner.tell(RelayRefused(server=link.target.url, host=event.host, reason=reason))
+        elif isinstance(event, PeerUnreachable):
+            self._owner.listener.relay_error(event.relayed, event.peer)
+        else:
+            self._owner.tell(event)
+
+    def _on_allocated(self, link: RelayLink, event: Allocated) -> None:
+        self._tell_race(self._race.won, link.number)
+        self._relayed[link.number] = event.relayed
+        assert link.allocation is not None
+        # Before the candidates are known: the permissions' requests leave before the first check.
+        link.command(link.allocation.permit, self._owner.hosts)
+        for address in event.relayed:
+            link.bases[address] = self._owner.listener.relay_opened(
+                RelayedAddress(
+                    socket=RelayedSocket(link, address),
+                    component=self._component,
+                    place=self._places[link.number],
+                    url=link.target.url,
+                    server=link.target.address,
+                    mapped=event.mapped,
+                )
+            )
+        self._owner.changed()
+
+    def _refuse(self, number: int, target: Target, base: TransportAddress | None, event: AllocationRefused) -> None:
+        code = "" if event.code is None else f"{event.code} "
+        reason = f"{target.transport.value} {target.address}: {code}{event.reason}"
+        if event.code != 300:
+            self._owner.tell(ServerFailed(server=target.url, base=base, reason=reason))
+        self._tell_race(self._race.refused, number, event)
+        self._owner.changed()
+
+    def _on_lost(self, link: RelayLink, event: AllocationLost) -> None:
+        relayed = self._relayed.get(link.number, ())
+        self._forget(link)
+        if relayed:
+            self._owner.tell(RelayLost(server=link.target.url, relayed=relayed, reason=event.reason))
+        self._tell_race(self._race.lost, link.number, is_refused=event.is_refused)
+
+    def _leave(self, link: RelayLink) -> None:
+        """The local address of a link is gone."""
+        allocation = link.allocation
+        is_live = allocation is not None and allocation.state is AllocationState.READY and not link.is_stream
+        try:
+            self._places[link.number] = self._owner.place_for(link.target.address)
+            if is_live:
+                link.move()
+                return
+        except OSError:
+            pass
+        self._on_event(link, AllocationLost(reason="its local address is gone"))
+
+    def _release(self, link: RelayLink) -> None:
+        self._close_bases(link)
+        if link.allocation is None:
+            self._forget(link)
+        else:
+            link.command(link.allocation.release)
+
+    def _forget(self, link: RelayLink) -> None:
+        self._close_bases(link)
+        self._links.pop(link.number, None)
+        self._places.pop(link.number, None)
+        self._relayed.pop(link.number, None)
+        link.close()
+        if self._emptied is not None:
+            self._emptied.set()
+
+    def _close_bases(self, link: RelayLink) -> None:
+        bases, link.bases = link.bases, {}
+        for address in bases if not self._owner.is_closed else ():
+            self._owner.listener.relay_closed(address)
+
+    def _start(self, work: Coroutine[object, object, None]) -> None:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._on_done)
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not self._owner.is_closed:
+            if not task.cancelled() and (error := task.exception()) is not None:
+                context = {"message": "Asking for a relay raised", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(context)
+            self._owner.changed()
+
+    def _stop(self) -> None:
+        self._is_stopped = True
+        for task in self._tasks:
+            task.cancel()
+        self._driver.close()
