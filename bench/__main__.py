@@ -11,6 +11,7 @@ import time
 from bench.cases import CASES, Options
 from bench.processes import WorkerFailed
 from bench.results import Metric, as_json, as_table
+from iceagent.lab.errors import LabError
 
 DEFAULT_ROUNDS = 5
 
@@ -29,7 +30,7 @@ def main() -> int:
         started = time.monotonic()
         try:
             metrics += importlib.import_module(CASES[name]).run(options)
-        except WorkerFailed as error:
+        except (WorkerFailed, LabError) as error:
             failures += 1
             options.tell(f"{name} failed: {error}")
         options.tell(f"{name}: {time.monotonic() - started:.0f} s")

@@ -6,9 +6,13 @@ import contextlib
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from bench.processes import Worker
-from iceagent.lab.namespace import Namespace
+
+if TYPE_CHECKING:
+    # See netns.py: not in a measuring process.
+    from iceagent.lab.namespace import Namespace
 
 __all__ = ["Session", "session"]
 
@@ -43,11 +47,29 @@ class Session:
 
 
 @contextlib.contextmanager
-def session(first: Namespace, second: Namespace, name: str, *, first_controls: bool = True) -> Iterator[Session]:
-    """Agents of one make on both sides, gathered on every address there is."""
+def session(
+    first: Namespace,
+    second: Namespace,
+    name: str,
+    *,
+    first_controls: bool = True,
+    function: str = "bench.side:serve",
+    **arguments: Any,
+) -> Iterator[Session]:
+    """Agents of one make on both sides, gathered on every address there is.
+
+    Args:
+        first: where one is.
+        second: where the other is.
+        name: of the make.
+        first_controls: their roles.
+        function: what each process runs; obeys as :func:`bench.side.serve` does.
+        arguments: more of that function's.
+    """
+    common = {"name": name, "loopback_hosts": [], **arguments}
     with (
-        Worker(first, "bench.side:serve", name=name, controlling=first_controls, loopback_hosts=[]) as a,
-        Worker(second, "bench.side:serve", name=name, controlling=not first_controls, loopback_hosts=[]) as b,
+        Worker(first, function, controlling=first_controls, **common) as a,
+        Worker(second, function, controlling=not first_controls, **common) as b,
     ):
         for side in (a, b):
             side.send("gather", count=1)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bench.contenders import Contender, contender
 
-__all__ = ["serve"]
+__all__ = ["Side", "obey", "serve"]
 
 # A description of 16 addresses has 2 KiB, and 200 agents stand in one line.
 LINE_LIMIT = 1 << 24
@@ -30,7 +30,11 @@ async def serve(name: str, controlling: bool, loopback_hosts: list[str]) -> None
     - ``exchange``: the first agent sends and receives data; replies whether that worked.
     - ``cpu``: seconds of processor time of this process. ``memory``: its resident bytes, after a garbage collection.
     """
-    side = _Side(name, controlling, tuple(loopback_hosts))
+    await obey(Side(name, controlling, tuple(loopback_hosts)))
+
+
+async def obey(side: Side) -> None:
+    """Do what the lines on standard input say, each of which names a coroutine method and has its arguments."""
     reader = asyncio.StreamReader(limit=LINE_LIMIT)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
     while line := await reader.readline():
@@ -39,17 +43,22 @@ async def serve(name: str, controlling: bool, loopback_hosts: list[str]) -> None
         print(json.dumps(reply), flush=True)
 
 
-class _Side:
-    def __init__(self, name: str, controlling: bool, loopback_hosts: tuple[str, ...]) -> None:
+class Side:
+    """The agents, and what can be asked of them: see :func:`serve`."""
+
+    def __init__(
+        self, name: str, controlling: bool, loopback_hosts: tuple[str, ...] = (), turn: tuple[str, int] | None = None
+    ) -> None:
         self._name = name
         self._controlling = controlling
         self._loopback_hosts = loopback_hosts
+        self._turn = turn
         self._agents: list[Contender] = []
         self._new: list[Contender] = []
 
     async def gather(self, count: int) -> list[str]:
         self._new = [
-            contender(self._name, controlling=self._controlling, loopback_hosts=self._loopback_hosts)
+            contender(self._name, controlling=self._controlling, loopback_hosts=self._loopback_hosts, turn=self._turn)
             for _ in range(count)
         ]
         self._agents += self._new

@@ -47,6 +47,7 @@ from iceagent.events import (
     IceRestarted,
     LocalCandidateFound,
     Path,
+    RelayMoved,
     RerollDue,
     SelectedPathChanged,
     StateChanged,
@@ -432,6 +433,10 @@ class Agent(DataPath):
     def _tell(self, event: Event) -> None:
         if isinstance(event, GatheringDone):
             self._driver.command(self._session.end_local_candidates)
+        elif isinstance(event, RelayMoved):
+            # RFC 8016, 3.2.2: the server sends to the new five-tuple once data came from there.
+            for address in event.relayed:
+                self._driver.command(self._session.doubt_base, address)
         for stream in self._streams or ():
             stream.push(event)
         for waiter in self._waiters:
@@ -473,7 +478,8 @@ class Agent(DataPath):
 
     def _on_base_lost(self, base: Base) -> None:
         self._late = [candidate for candidate in self._late if candidate.base != base.address]
-        self._driver.command(self._session.remove_base, base.address, "its local address is gone")
+        reason = "its relay is gone" if base.is_relayed else "its local address is gone"
+        self._driver.command(self._session.remove_base, base.address, reason)
 
     def _signalled(self, candidate: Candidate) -> Candidate:
         """What the peer is told: with the generation's fragment, and names for addresses where so configured."""

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.errors import UsageError
 from iceagent.net.address import IPAddress, canonical_host
 from iceagent.net.host import Interface, Proxy
 from relay.account import TurnCredentials
+
+if TYPE_CHECKING:
+    import ssl
 
 __all__ = ["NOMINATION_WAIT_S", "Config", "IceServer"]
 
@@ -89,6 +93,10 @@ class Config:
     proxy: Proxy | None = None
     """For TURN over TCP and TLS, by HTTP CONNECT; ``None``: what ``https_proxy``, ``all_proxy`` and ``no_proxy`` in the
     environment say.
+    """
+    ssl_context: ssl.SSLContext | None = None
+    """How TLS to TURN servers verifies their certificates; ``None``: by the system's authorities, with the application
+    protocol ``stun.turn`` (RFC 7443).
     """
     gather_timeout_s: float = 5.0
     """A gathering is done after this time at worst; a server that answers later still gives its candidate."""

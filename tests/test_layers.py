@@ -56,6 +56,7 @@ TABLE = {
     "iceagent/description.py": VALUE,
     "iceagent/errors.py": VALUE,
     "iceagent/events.py": VALUE,
+    "iceagent/ice_servers.py": VALUE,
     "iceagent/priority.py": VALUE,
     "iceagent/net/__init__.py": VALUE,
     "iceagent/net/address.py": VALUE,
@@ -139,8 +140,8 @@ LIBRARIES = {
 # fmt: off
 PURE_STDLIB = frozenset({
     "__future__", "abc", "base64", "binascii", "bisect", "collections", "contextlib", "dataclasses", "enum",
-    "errno", "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "math", "operator", "random", "re",
-    "struct", "types", "typing", "unicodedata", "zlib",
+    "errno", "functools", "hashlib", "heapq", "hmac", "ipaddress", "itertools", "json", "math", "operator", "random",
+    "re", "struct", "types", "typing", "unicodedata", "zlib",
 })
 # fmt: on
 

@@ -17,6 +17,7 @@ CASES = {
     "lossy-nats": "bench.cases.lossy_nats",
     "dead-server": "bench.cases.dead_server",
     "datagrams": "bench.cases.datagrams",
+    "relay": "bench.cases.relay",
     "codec": "bench.cases.stun_codec",
     "idle": "bench.cases.idle",
 }

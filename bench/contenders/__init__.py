@@ -21,6 +21,8 @@ __all__ = [
     "OURS",
     "OURS_ALONE",
     "OURS_SINGLY",
+    "TURN_PASSWORD",
+    "TURN_USER",
     "Contender",
     "contender",
     "pair",
@@ -34,6 +36,8 @@ OURS_SINGLY = "ours singly"
 # With a repair of what makes receiving slow in asyncio: see ``AioiceContender``.
 AIOICE_FIXED = "aioice fixed"
 CONTENDERS = (OURS, AIOICE)
+
+TURN_USER, TURN_PASSWORD = "bench", "secret"
 
 _CLASSES = {
     OURS: ("bench.contenders.ours", "OurContender"),
@@ -51,10 +55,16 @@ class Contender(Protocol):
         controlling: its role.
         loopback_hosts: gather on these loopback addresses; empty: on all that are no loopback addresses.
         stun: host and port of a STUN server.
+        turn: host and port of a TURN server that knows :data:`TURN_USER`: connect through it, and no other way.
     """
 
     def __init__(
-        self, *, controlling: bool, loopback_hosts: Sequence[str] = (), stun: tuple[str, int] | None = None
+        self,
+        *,
+        controlling: bool,
+        loopback_hosts: Sequence[str] = (),
+        stun: tuple[str, int] | None = None,
+        turn: tuple[str, int] | None = None,
     ) -> None: ...
 
     async def gather(self) -> None:
@@ -80,12 +90,17 @@ class Contender(Protocol):
 
 
 def contender(
-    name: str, *, controlling: bool, loopback_hosts: Sequence[str] = (), stun: tuple[str, int] | None = None
+    name: str,
+    *,
+    controlling: bool,
+    loopback_hosts: Sequence[str] = (),
+    stun: tuple[str, int] | None = None,
+    turn: tuple[str, int] | None = None,
 ) -> Contender:
     """An agent by the name of its make."""
     module, class_name = _CLASSES[name]
     make = cast(type[Contender], getattr(importlib.import_module(module), class_name))
-    return make(controlling=controlling, loopback_hosts=loopback_hosts, stun=stun)
+    return make(controlling=controlling, loopback_hosts=loopback_hosts, stun=stun, turn=turn)
 
 
 def pair(name: str, loopback_hosts: Sequence[str], stun: tuple[str, int] | None = None) -> tuple[Contender, Contender]:

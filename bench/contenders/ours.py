@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from bench.contenders import TURN_PASSWORD, TURN_USER
 from iceagent import Agent, Config, GatheringDone, IceServer, LocalCandidateFound
 
 __all__ = ["OurContender", "OurContenderAlone", "OurContenderSingly"]
@@ -16,11 +17,24 @@ class OurContender:
     options: Mapping[str, Any] = {}
 
     def __init__(
-        self, *, controlling: bool, loopback_hosts: Sequence[str] = (), stun: tuple[str, int] | None = None
+        self,
+        *,
+        controlling: bool,
+        loopback_hosts: Sequence[str] = (),
+        stun: tuple[str, int] | None = None,
+        turn: tuple[str, int] | None = None,
     ) -> None:
-        servers = () if stun is None else (IceServer(urls=(f"stun:{stun[0]}:{stun[1]}",)),)
+        servers = [IceServer(urls=(f"stun:{stun[0]}:{stun[1]}",))] if stun is not None else []
+        if turn is not None:
+            url = f"turn:{turn[0]}:{turn[1]}?transport=udp"
+            servers.append(IceServer(urls=(url,), username=TURN_USER, credential=TURN_PASSWORD))
         config = Config(
-            loopback=bool(loopback_hosts), bind_hosts=tuple(loopback_hosts), servers=servers, **self.options
+            loopback=bool(loopback_hosts),
+            bind_hosts=tuple(loopback_hosts),
+            servers=tuple(servers),
+            relay_only=turn is not None,
+            ipv6=turn is None,
+            **self.options,
         )
         self.agent = Agent(config, controlling=controlling)
 

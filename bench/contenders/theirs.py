@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import aioice
 
+from bench.contenders import TURN_PASSWORD, TURN_USER
+
 __all__ = ["AioiceContender", "FixedAioiceContender"]
 
 # Any datagram fits; the 256 KiB that asyncio allocates for each one are gone.
@@ -20,9 +22,22 @@ class AioiceContender:
     """See :class:`bench.contenders.Contender`."""
 
     def __init__(
-        self, *, controlling: bool, loopback_hosts: Sequence[str] = (), stun: tuple[str, int] | None = None
+        self,
+        *,
+        controlling: bool,
+        loopback_hosts: Sequence[str] = (),
+        stun: tuple[str, int] | None = None,
+        turn: tuple[str, int] | None = None,
     ) -> None:
-        self.connection = aioice.Connection(controlling, stun_server=stun, use_ipv6=False)
+        self.connection = aioice.Connection(
+            controlling,
+            stun_server=stun,
+            turn_server=turn,
+            turn_username=TURN_USER,
+            turn_password=TURN_PASSWORD,
+            use_ipv6=False,
+            transport_policy=aioice.TransportPolicy.ALL if turn is None else aioice.TransportPolicy.RELAY,
+        )
 
     async def gather(self) -> None:
         await self.connection.gather_candidates()
@@ -57,4 +72,6 @@ class FixedAioiceContender(AioiceContender):
     async def gather(self) -> None:
         await super().gather()
         for protocol in self.connection._protocols:
-            protocol.transport.max_size = MAX_SIZE  # type: ignore[attr-defined]
+            relayed = getattr(protocol.transport, "_TurnTransport__inner_protocol", None)
+            transport = protocol.transport if relayed is None else relayed.transport
+            transport.max_size = MAX_SIZE  # type: ignore[union-attr]

@@ -78,6 +78,7 @@ register(
     metavar="S",
     help="End S seconds after connecting.",
 )
+@click.option("--policy", type=click.Choice(["all", "relay"]), default="all", help="relay: through a TURN server only.")
 @server_options
 @listen_options
 @click.option("--redact", is_flag=True, help="Hide addresses in what is shown.")
@@ -92,6 +93,7 @@ def connect(
     echo: bool,
     count: int | None,
     duration_s: float | None,
+    policy: str,
     servers: tuple[IceServer, ...],
     config: Config,
     rng: Random,
@@ -108,6 +110,9 @@ def connect(
         raise click.UsageError("--count counts pings: add --ping S")
     if _PASTE not in (mine, theirs) and _is_same_file(mine, theirs):
         raise click.UsageError("--out and --in are the same file: each end writes one and reads the other's")
+    wanted = replace(config, servers=servers, relay_only=policy == "relay")
+    if wanted.relay_only and not any(server.username for server in servers):
+        raise click.UsageError("--policy relay needs a TURN server: add --server turn:…, or --servers-file")
     inbox: Inbox = PasteInbox() if theirs == _PASTE else FileInbox(theirs, time.monotonic)
     outbox: Outbox = PasteOutbox(lambda text: _show_block(output, text, inbox)) if mine == _PASTE else FileOutbox(mine)
     plan = Plan(ping_s=ping_s, count=count, duration_s=duration_s)
@@ -118,7 +123,7 @@ def connect(
         await refuse_unknown_binds(config, local_host())
         if mine != _PASTE:
             _prompt_paste(output, inbox)
-        agent = Agent(replace(config, servers=servers), controlling=role == "controlling", rng=rng)
+        agent = Agent(wanted, controlling=role == "controlling", rng=rng)
         session = PeerSession(
             agent,
             outbox=outbox,

@@ -27,7 +27,7 @@ from iceagent.lab.contenders import CONTENDERS
 from iceagent.lab.errors import LabError
 from iceagent.lab.kinds import KINDS, kind_named
 from iceagent.lab.lab import Lab
-from iceagent.lab.matrix import KIND_NAMES, Result, cells, play, stun_server, summarize
+from iceagent.lab.matrix import KIND_NAMES, Result, cells, play, stun_server, summarize, turn_server
 from iceagent.lab.owner import sweep
 from iceagent.lab.render import LEGEND, svg, table, text
 from iceagent.lab.session import LIMIT_S, Side, connect
@@ -111,7 +111,8 @@ def _session_options(body: Body) -> Body:
         help="For connecting.",
     )
     agent = click.option("--agent", type=click.Choice(list(CONTENDERS)), default="iceagent", show_default=True)
-    return agent(limit(body))
+    turn = click.option("--turn", is_flag=True, help="With a TURN server as well (coturn).")
+    return agent(turn(limit(body)))
 
 
 @click.group(short_help="Real NATs, to test what runs behind them.")
@@ -163,6 +164,7 @@ def run(
     loss: float,
     late_s: float,
     agent: str,
+    turn: bool,
     limit_s: float,
     output: Output,
 ) -> int:
@@ -191,7 +193,8 @@ def run(
                     machine = built.machine(who, behind=router)
                     output.event("lab.machine", who=who, address=machine.address, router=kind, outside=router.address)
                     sides.append(Side(machine=machine, late_s=late, on_event=tell(who)))
-                outcome = await connect(sides[0], sides[1], agent=agent, stun=stun, limit_s=limit_s)
+                relay = turn_server(built) if turn else None
+                outcome = await connect(*sides, agent=agent, stun=stun, turn=relay, limit_s=limit_s)
         output.event("lab.result", **outcome.as_json())
         return {"direct": EXIT_DIRECT, "relay": EXIT_RELAY, None: EXIT_NO_PATH}[outcome.kind]
 
@@ -218,13 +221,15 @@ def matrix(
     names: tuple[str, ...],
     svg_file: str | None,
     agent: str,
+    turn: bool,
     limit_s: float,
 ) -> int:
-    """Connect two agents through every pair of kinds, and behind one router; STUN only.
+    """Connect two agents through every pair of kinds, and behind one router; with STUN only, or with TURN too.
 
     The table says what each side sees of the other (h host, s server-reflexive, p peer-reflexive) and milliseconds.
 
-    Exit codes: 0 every cell connects that theory allows to without guessing ports, 4 one does not.
+    Exit codes: 0 every cell has a direct path that theory allows to without guessing ports (and with --turn every other
+    one a relayed path), 4 one has not.
     """
     _refuse_unwritable(json_file, svg_file)
     wanted = cells(names, with_places=names == KIND_NAMES)
@@ -238,7 +243,7 @@ def matrix(
 
     async def main() -> int:
         with output.live(view):
-            async for result in play(wanted, agent=agent, limit_s=limit_s):
+            async for result in play(wanted, agent=agent, limit_s=limit_s, turn=turn):
                 results.append(result)
                 if not output.is_terminal:
                     output.event("lab.cell", **result.as_json())
@@ -254,9 +259,10 @@ def matrix(
             possible=summary.possible,
             connected=summary.connected,
             missed=summary.missed,
+            relayed=summary.relayed,
             median_ms=None if summary.median_ms is None else round(summary.median_ms, 3),
         )
-        return EXIT_NO_PATH if summary.missed else EXIT_DIRECT
+        return EXIT_NO_PATH if summary.missed or (turn and summary.unconnected) else EXIT_DIRECT
 
     code = run_to_end(main())
     # Of an interrupted run, what there is.

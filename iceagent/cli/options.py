@@ -17,20 +17,21 @@ Whatever cannot be used is refused with :class:`click.UsageError`: one line, exi
 from __future__ import annotations
 
 import functools
-import json
 import math
 import os
 import random
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import click
 
 from iceagent.cli.output import Output, Redactor, configure_logs
-from iceagent.cli.text import escaped, shortened
+from iceagent.cli.text import shortened
 from iceagent.config import Config, IceServer
+from iceagent.errors import UsageError
+from iceagent.ice_servers import parse_ice_servers
 from iceagent.net.address import canonical_host, ip_address
 from iceagent.net.host import Host, Interface
 from relay.uri import BadUri, ServerUri
@@ -52,10 +53,6 @@ SERVERS_VARIABLE = "ICEAGENT_SERVERS"
 _MAX_SERVERS_FILE = 1 << 20
 # 65535; what is longer is no port, and of thousands of digits Python makes no number at all.
 _MAX_PORT_DIGITS = 5
-# Of a server that is left out; longer than any real one.
-_MAX_SHOWN_URI = 100
-# In click's context: the URIs of a list that cannot be used.
-_IGNORED = "iceagent.ignored_servers"
 
 Command = Callable[..., int]
 
@@ -107,9 +104,7 @@ def _log_options(command: Command) -> Command:
 def _output(as_json: bool, verbosity: int, log_json: bool, *, redact: bool = False) -> Output:
     redactor = Redactor() if redact else None
     configure_logs(verbosity=verbosity, as_json=log_json, redactor=redactor)
-    output = Output(as_json=as_json, logs_as_json=log_json, redactor=redactor)
-    _tell_ignored(output)
-    return output
+    return Output(as_json=as_json, logs_as_json=log_json, redactor=redactor)
 
 
 def seed_option(command: Command) -> Command:
@@ -128,32 +123,56 @@ def seed_option(command: Command) -> Command:
 
 
 def server_options(command: Command) -> Command:
-    """Add ``--server`` and ``--servers-file``; the variable ``ICEAGENT_SERVERS`` stands in for the latter."""
+    """Add ``--server``, ``--username``, ``--credential``, ``--servers-file`` (or the variable ``ICEAGENT_SERVERS``)."""
 
-    @click.option("--server", "uris", multiple=True, metavar="URI", help="stun:HOST[:PORT]; repeatable.")
+    @click.option("--server", "uris", multiple=True, metavar="URI", help="stun: or turn(s):HOST[:PORT]; repeatable.")
+    @click.option("--username", metavar="NAME", help="For the turn: servers of --server.")
+    @click.option("--credential", metavar="PASSWORD", help="For the same.")
     @click.option("--servers-file", metavar="FILE", help="A W3C iceServers list (JSON); also in ICEAGENT_SERVERS.")
     @functools.wraps(command)
-    def wrapper(*, uris: tuple[str, ...], servers_file: str | None, **kwargs: Any) -> int:
-        named = tuple(IceServer(urls=(_usable_uri(uri),)) for uri in uris)
-        return command(servers=named + _listed_servers(servers_file), **kwargs)
+    def wrapper(
+        *,
+        uris: tuple[str, ...],
+        username: str | None,
+        credential: str | None,
+        servers_file: str | None,
+        **kwargs: Any,
+    ) -> int:
+        return command(servers=_named_servers(uris, username, credential) + _listed_servers(servers_file), **kwargs)
 
     return wrapper
 
 
-def _usable_uri(uri: str) -> str:
-    if _scheme(uri) in _LATER_SCHEMES:
-        raise click.UsageError(f"--server {shortened(uri)}: only stun: servers can be used by this version")
-    return _checked_uri(uri, "--server")
+def _named_servers(uris: tuple[str, ...], username: str | None, credential: str | None) -> tuple[IceServer, ...]:
+    """Those that are TURN's are ways to one service: the first that works is used."""
+    turn = tuple(uri for uri in uris if _parsed(uri).is_turn)
+    found = [IceServer(urls=(uri,)) for uri in uris if uri not in turn]
+    if (username is None) != (credential is None):
+        raise click.UsageError("--username and --credential belong together")
+    if turn and username is None:
+        raise click.UsageError(f"--server {shortened(turn[0])}: add --username and --credential")
+    if turn:
+        found.append(IceServer(urls=turn, username=username, credential=credential))
+    elif username is not None:
+        raise click.UsageError("--username and --credential are for turn: servers, and there is none")
+    return tuple(found)
+
+
+def _parsed(uri: str) -> ServerUri:
+    try:
+        return ServerUri.parse(uri)
+    except BadUri as error:
+        raise click.UsageError(f"--server: {error}") from error
 
 
 def _listed_servers(file: str | None) -> tuple[IceServer, ...]:
     if file is not None:
-        return _announced(parse_servers(_read_servers_file(file, "--servers-file"), f"--servers-file {file}"))
+        return parse_servers(_read_servers_file(file, "--servers-file"), f"--servers-file {file}")
     value = os.environ.get(SERVERS_VARIABLE, "").strip()
     if not value:
         return ()
     text = value if value[0] in "[{" else _read_servers_file(value, SERVERS_VARIABLE)
-    return _announced(parse_servers(text, SERVERS_VARIABLE))
+    return parse_servers(text, SERVERS_VARIABLE)
 
 
 def _read_servers_file(file: str, where: str) -> str:
@@ -165,69 +184,20 @@ def _read_servers_file(file: str, where: str) -> str:
         raise click.UsageError(f"{where}: {file} cannot be read: {reason}") from error
 
 
-def _announced(found: tuple[tuple[IceServer, ...], tuple[str, ...]]) -> tuple[IceServer, ...]:
-    servers, ignored = found
-    # How to tell of them is known once the options of output_options are read.
-    click.get_current_context().meta[_IGNORED] = ignored
-    return servers
-
-
-def _tell_ignored(output: Output) -> None:
-    for uri in click.get_current_context().meta.get(_IGNORED, ()):
-        shown = shortened(escaped(uri), _MAX_SHOWN_URI)
-        reason = "only stun: servers can be used by this version"
-        output.notice("server.ignored", f"{shown} is ignored: {reason}", server=shown, reason=reason)
-
-
-def parse_servers(text: str, where: str) -> tuple[tuple[IceServer, ...], tuple[str, ...]]:
-    """Read a W3C ``iceServers`` list: JSON, ``[{"urls": "stun:…" or […], "username": …, "credential": …}, …]``.
+def parse_servers(text: str, where: str) -> tuple[IceServer, ...]:
+    """Read a list of servers, in any shape of :mod:`iceagent.ice_servers`.
 
     Args:
-        text: the JSON text; the list itself, or an object whose ``iceServers`` it is.
+        text: JSON.
         where: for messages.
-
-    Returns:
-        What can be used, and the URIs that cannot (yet).
 
     Raises:
         click.UsageError: it is something else.
     """
     try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise click.UsageError(f"{where}: this is no JSON: {error}") from error
-    if isinstance(value, dict):
-        value = value.get("iceServers")
-    if not isinstance(value, list) or not all(isinstance(entry, dict) for entry in value):
-        raise click.UsageError(f'{where}: a list like [{{"urls": "stun:host:3478"}}] is expected')
-    uris = [uri for entry in value for uri in _urls(entry, where)]
-    ignored = tuple(uri for uri in uris if _scheme(uri) in _LATER_SCHEMES)
-    servers = tuple(IceServer(urls=(_checked_uri(uri, where),)) for uri in uris if _scheme(uri) not in _LATER_SCHEMES)
-    return servers, ignored
-
-
-def _urls(entry: Mapping[str, Any], where: str) -> list[str]:
-    # "url" is what the list had before 2014, and what some servers still hand out.
-    urls = entry.get("urls", entry.get("url"))
-    found = [urls] if isinstance(urls, str) else urls
-    if not isinstance(found, list) or not found or not all(isinstance(uri, str) for uri in found):
-        raise click.UsageError(f'{where}: an entry has no "urls": a text or a list of texts is expected')
-    return found
-
-
-def _checked_uri(uri: str, where: str) -> str:
-    try:
-        ServerUri.parse(uri)
-    except BadUri as error:
+        return parse_ice_servers(text)
+    except UsageError as error:
         raise click.UsageError(f"{where}: {error}") from error
-    return uri
-
-
-def _scheme(uri: str) -> str:
-    return uri.partition(":")[0].lower()
-
-
-_LATER_SCHEMES = frozenset({"stuns", "turn", "turns"})
 
 
 # --- where we listen ---------------------------------------------------------------------------------------------

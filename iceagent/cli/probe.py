@@ -71,17 +71,19 @@ def probe(
 ) -> int:
     """What can reach this host, and what can it reach?
 
-    Without a server it starts its own STUN server on loopback, and reports what needs no Internet.
+    Without a server it starts its own STUN server on loopback, and reports what needs no Internet. Of a TURN server
+    it takes a relayed address over every transport, and gives it back.
 
     Exit codes: 0 when a direct path to a typical peer, behind an EIM, APDF NAT, can be expected (or, with our own
-    server alone, when everything that was tried worked); 3 when only a relay will do; 4 when nothing works.
+    server alone, when everything that was tried worked); 3 when only a relay will do (and one works, if TURN servers
+    are named); 4 when nothing works.
     """
-    uris = tuple(url for server in servers for url in server.urls) + (PUBLIC_SERVERS if public else ())
-    prober = _Prober(output, ProbeOptions(servers=uris, config=config, timeout_s=timeout_s), rng)
+    asked = servers + ((IceServer(urls=PUBLIC_SERVERS),) if public else ())
+    prober = _Prober(output, ProbeOptions(servers=asked, config=config, timeout_s=timeout_s), rng)
 
     async def main() -> int:
         await refuse_unknown_binds(config, local_host())
-        if not uris:
+        if not asked:
             output.notice("server.none", "No server given: asking a STUN server of our own on loopback, nobody else.")
         return await (prober.once() if every_s is None else prober.repeatedly(every_s))
 

@@ -60,6 +60,8 @@ _SETTLING_S = 5.0
 # A check of ours that the peer's firewall ate, or a relay that had no permission yet, is sent again this long after it;
 # by then most answers that are on their way are here.
 _FIRST_TRIGGER_S = 0.010
+# A relayed candidate that the application was told of is checked after this: it has had its turn to signal it.
+_SIGNAL_LEAD_S = 0.010
 # Generations of the peer's that were used and are over.
 _MAX_SPENT_UFRAGS = 10
 
@@ -101,6 +103,7 @@ class IceSession:
         "_selection",
         "_spent_ufrags",
         "_status",
+        "_unpaired",
         "config",
         "local_credentials",
         "remote_credentials",
@@ -175,6 +178,8 @@ class IceSession:
         self._began_at = 0.0
         self._is_used = False
         self._is_answer = False
+        # Relayed candidates that were announced a moment ago, and when they are paired.
+        self._unpaired: tuple[tuple[float, Candidate], ...] = ()
         # Whose time passes without any decision, too.
         self._clocks = (self._checker, self._consent, self._held, self._status)
         # When the last decisions must be looked at again, whatever happens until then.
@@ -197,7 +202,11 @@ class IceSession:
         self._context.emit(LocalCandidateFound(candidate=added))
         # DEVIATION: RFC 8838, 10 pairs it when the peer was told; pinned by
         # test_a_candidate_is_paired_before_the_peer_was_told.
-        self._checklist.add_local(added)
+        if added.type is CandidateType.RELAYED and self.remote_credentials is not None:
+            # But a relay: the peer would learn it as peer-reflexive, and rank it above what is direct.
+            self._unpaired = (*self._unpaired, (now + _SIGNAL_LEAD_S, added))
+        else:
+            self._checklist.add_local(added)
         if added.type is not CandidateType.HOST:
             self._reroll.note_candidates(now)
         self._decide(now)
@@ -215,6 +224,7 @@ class IceSession:
     def remove_base(self, base: TransportAddress, reason: str, now: float) -> None:
         """A socket is gone, with its candidates and pairs."""
         self._locals.remove_base(base)
+        self._unpaired = tuple(entry for entry in self._unpaired if entry[1].base != base)
         self._peers.remove_base(base)
         self._scheduler.release(base)
         gone = self._checklist.remove_base(base)
@@ -222,6 +232,13 @@ class IceSession:
         for pair in gone:
             self._checker.forget(pair)
             self._selection.on_lost(pair, reason, now)
+        self._decide(now)
+
+    def doubt_base(self, base: TransportAddress, now: float) -> None:
+        """What is in use there has moved: it is checked at once."""
+        for pair in self._selection.currents():
+            if pair.base == base:
+                self._consent.doubt(pair, now)
         self._decide(now)
 
     def set_remote_description(self, description: Description, now: float) -> None:
@@ -440,6 +457,7 @@ class IceSession:
             # DEVIATION from 6.1.1 and 8.2, which pair two lite agents without any check; pinned by
             # ``tests/sim/test_roles.py::test_two_lite_agents_are_told_at_once``.
             self._status.move(AgentState.FAILED, "both agents are lite")
+        self._unpaired = ()
         for local in self._locals:
             self._checklist.add_local(local)
         for candidate in self._held.take_candidates():
@@ -519,6 +537,8 @@ class IceSession:
         if component is None or not is_current:
             # Of the second kind: the peer keeps consent for the path of the generation before.
             return False
+        # Who checks it has been told of it.
+        self._pair_relays(now, check.base)
         self._budget.asked(check.source, now)
         if not is_of_now:
             # Also a peer whose next credentials are ahead of their description.
@@ -712,6 +732,7 @@ class IceSession:
     def _decide(self, now: float) -> None:
         if self._status.state is AgentState.CLOSED:
             return
+        self._pair_relays(now)
         self._selection.evaluate(now)
         self._reroll.evaluate(now)
         self._scheduler.run(now)
@@ -719,7 +740,17 @@ class IceSession:
         self._checker.flush(now)
         deciders = (self._selection, self._reroll, self._scheduler)
         self._decide_at = min(_or_never(part.poll_timeout()) for part in deciders)
+        if self._unpaired:
+            self._decide_at = min(self._decide_at, self._unpaired[0][0])
         self._set_deadline()
+
+    def _pair_relays(self, now: float, base: TransportAddress | None = None) -> None:
+        """Those that the peer had time to hear of; and the one at ``base``."""
+        due = [local for at, local in self._unpaired if at <= now or local.base == base]
+        if due:
+            self._unpaired = tuple(entry for entry in self._unpaired if entry[1] not in due)
+            for local in due:
+                self._checklist.add_local(local)
 
     def _set_deadline(self) -> None:
         deadline, at = self._decide_at, None

@@ -51,7 +51,8 @@ class Base:
         local_preference: 15 … 65535, of the first candidate of each type; the 15 values below are this base's too.
         sink: called with (data, component) for the peer's data.
         peers: authenticated addresses, whose data is the peer's; the session's own table.
-        is_second: it was opened beside another one of the same address, because that one's flows may be spoilt.
+        again: so many were there before it in its place: another socket of the address, whose flows may be spoilt; an
+            allocation of the server's that was lost.
         is_relayed: it is a relayed address, and its socket the way to a TURN server.
         expected: the five-tuple that our data goes out on.
     """
@@ -62,7 +63,7 @@ class Base:
     listener: BaseListener
     now: Callable[[], float]
     sink: Callable[[bytes, int], None]
-    is_second: bool = False
+    again: int = 0
     is_relayed: bool = False
     peers: dict[TransportAddress, Traffic] = field(default_factory=dict)
     expected: Traffic | None = None
@@ -113,7 +114,7 @@ class Base:
         """
         is_host = candidate_type is CandidateType.HOST
         return Candidate(
-            foundation=foundation(candidate_type, self.address.host, server, is_second=self.is_second),
+            foundation=foundation(candidate_type, self.address.host, server, again=self.again),
             component=self.component,
             priority=candidate_priority(candidate_type, self.component, self._preference(candidate_type, address)),
             address=address,
@@ -132,15 +133,16 @@ class Base:
 
 
 def foundation(
-    candidate_type: CandidateType, base_host: str, server: TransportAddress | None = None, *, is_second: bool = False
+    candidate_type: CandidateType, base_host: str, server: TransportAddress | None = None, *, again: int = 0
 ) -> str:
     """RFC 8445, 5.1.1.3: the same for candidates of the same type, base IP, protocol and server; 8 characters.
 
-    DEVIATION: those of a second socket have another one, or the peer would leave their pairs Frozen behind the very
-    pair that does not work; pinned by test_a_rerolled_base_has_a_foundation_of_its_own.
+    DEVIATION: those of a second socket, and of a relay that was made again, have another one, or the peer would leave
+    their pairs Frozen behind the very pair that does not work; pinned by
+    test_a_rerolled_base_has_a_foundation_of_its_own.
     """
     # Any function of the four will do; this one is stable across components, restarts and processes.
-    text = f"{candidate_type.value} {base_host} udp {server.host if server else ''}{' again' if is_second else ''}"
+    text = f"{candidate_type.value} {base_host} udp {server.host if server else ''}{f' {again}' if again else ''}"
     value = 0xCBF29CE484222325
     for byte in text.encode():
         value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF

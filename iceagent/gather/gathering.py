@@ -26,6 +26,7 @@ from iceagent.gather.bases import Base, BaseListener, open_base
 from iceagent.gather.external import External
 from iceagent.gather.host import HostAddress, select_addresses
 from iceagent.gather.relayed import Relayed, RelayedAddress
+from iceagent.gather.servers import is_asked_over_udp
 from iceagent.gather.srflx import ServerReflexive
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import Host, Interface, Subscription
@@ -117,7 +118,7 @@ class Gathering:
         if config.external_addresses:
             gatherers.append(External(config, self._on_found))
         uris = [ServerUri.parse(url) for server in config.servers for url in server.urls]
-        if not (config.relay_only or config.lite) and not all(uri.is_turn for uri in uris):
+        if not (config.relay_only or config.lite) and any(is_asked_over_udp(uri) or not uri.is_turn for uri in uris):
             self._reflexive = ServerReflexive(
                 config, host, system_rng, found=self._on_found, tell=tell, changed=self._check_done, ceiling=ceiling
             )
@@ -187,7 +188,7 @@ class Gathering:
             return None
         place = old.host_address
         ((_, preference),) = self._preferences.assign([(place.host, place.index, place.kind, place.metered)])
-        base = self._open(place, old.component, preference, is_second=True)
+        base = self._open(place, old.component, preference, again=1)
         if base is None:
             self._preferences.release(preference)
             return None
@@ -247,14 +248,16 @@ class Gathering:
         self._check_done()
 
     def _on_interfaces(self, interfaces: Sequence[Interface]) -> None:
-        present = {address.host for interface in interfaces for address in interface.addresses}
+        # The same address on another interface is another one: a socket stays with its interface.
+        present = {(address.host, interface.index) for interface in interfaces for address in interface.addresses}
         own = [base for base in self.bases.values() if not base.is_relayed]
-        open_hosts = {base.address.host for base in own}
-        removed = sorted(open_hosts - present)
-        for base in own:
-            if base.address.host in removed:
-                self._remove(base)
-        self._failed_hosts = tuple(host for host in self._failed_hosts if host in present)
+        gone = [base for base in own if (base.address.host, base.host_address.index) not in present]
+        for base in gone:
+            self._remove(base)
+        removed = sorted({base.address.host for base in gone})
+        open_hosts = {base.address.host for base in own if base not in gone}
+        hosts = {host for host, _ in present}
+        self._failed_hosts = tuple(host for host in self._failed_hosts if host in hosts)
         selected = select_addresses(interfaces, self._config)
         is_new = (address.host not in open_hosts and address.host not in self._failed_hosts for address in selected)
         added = [] if self._config.relay_only else self._add(list(compress(selected, is_new)))
@@ -288,8 +291,8 @@ class Gathering:
                     gatherer.start(base)
         return sorted({base.address.host for base in bases})
 
-    def _open(self, address: HostAddress, component: int, preference: int, *, is_second: bool = False) -> Base | None:
-        base = Base(component, address, preference, self._listener, self._host.now, self.sink, is_second)
+    def _open(self, address: HostAddress, component: int, preference: int, *, again: int = 0) -> Base | None:
+        base = Base(component, address, preference, self._listener, self._host.now, self.sink, again)
         try:
             open_base(base, self._host, self._config, self._rng)
         except OSError as error:
@@ -314,7 +317,9 @@ class Gathering:
         """A relayed address is a base of its own (RFC 8445, 5.1.1.2)."""
         place = address.place
         ((_, preference),) = self._preferences.assign([(place.host, place.index, place.kind, place.metered)])
-        base = Base(address.component, place, preference, self._listener, self._host.now, self.sink, is_relayed=True)
+        base = Base(
+            address.component, place, preference, self._listener, self._host.now, self.sink, address.again, True
+        )
         base.socket = address.socket
         base.peers = self._peers_of(base.address)
         self.bases[base.address] = base

@@ -12,19 +12,21 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
 from random import Random
-from typing import Protocol
+from typing import Protocol, cast
 
 from iceagent.gather.relay_race import Target, Transport
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Event, Transmit
 from iceagent.net.driver import Driver
 from iceagent.net.host import DatagramReceiver, DatagramSocket, Host, Stream
+from iceagent.net.proxy import ProxyRefused
 from relay.account import TurnCredentials
 from relay.stun import BadMessage, StreamFramer
-from relay.turn import Allocation, AllocationOptions, AllocationRefused, is_channel_data
+from relay.turn import CHANNEL_HEAD, Allocation, AllocationOptions, AllocationRefused, is_channel_data
 
 __all__ = ["RelayLink", "RelayedBase", "RelayedSocket"]
 
@@ -128,6 +130,13 @@ class RelayLink:
         if old is not None:
             old.close()
         self.command(self.allocation.move, self._socket.address)
+
+    def close_bases(self) -> list[TransportAddress]:
+        """Nothing is received any more; gives the relayed addresses."""
+        closed, self.bases = list(self.bases), {}
+        for channel in () if self.allocation is None else self.allocation.channels.values():
+            channel.receive = None
+        return closed
 
     def close(self) -> None:
         """At once, without giving anything back; idempotent."""
@@ -244,15 +253,30 @@ class RelayLink:
             self._on_event(self, AllocationRefused(code=None, reason=str(error), wait_s=None))
 
     def _on_channel_data(self, message: bytes) -> None:
+        """The data path: from the socket to the base, by the number of the channel."""
         allocation = self.allocation
-        found = None if allocation is None else allocation.unwrap(message)
-        if found is None or allocation is None:
+        if allocation is None or len(message) < CHANNEL_HEAD.size:
+            return
+        number, length = CHANNEL_HEAD.unpack_from(message)
+        channel = allocation.channels.get(number)
+        if channel is None or channel.receive is None or len(message) < 4 + length:
+            self._on_first_channel_data(allocation, message)
+            return
+        channel.used += 1
+        allocation.heard += 1
+        channel.receive(self, message[4 : 4 + length], channel.peer)
+
+    def _on_first_channel_data(self, allocation: Allocation, message: bytes) -> None:
+        found = allocation.unwrap(message)
+        if found is None:
             return
         peer, data = found
-        for relayed, base in self.bases.items():
-            if relayed.version == peer.version:
-                base.datagram_received(self, data, peer)  # type: ignore[arg-type]
-                return
+        relayed = allocation.relayed_for(peer)
+        base = None if relayed is None else self.bases.get(relayed)
+        if base is None:
+            return
+        allocation.channels[CHANNEL_HEAD.unpack_from(message)[0]].receive = base.datagram_received
+        base.datagram_received(cast(DatagramSocket, self), data, peer)
 
     def _note(self, source: tuple[str, int]) -> None:
         if not self._is_heard and source == self.target.address:
@@ -303,4 +327,6 @@ class RelayedSocket:
 def _in_words(error: Exception) -> str:
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the server's certificate is not valid: {error.verify_message}"
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ProxyRefused):
+        return os.strerror(error.errno)
     return str(error) or type(error).__name__

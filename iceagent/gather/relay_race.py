@@ -127,6 +127,8 @@ class RelayRace:
         self._began_at = 0.0
         self._wait_s: list[float | None] = []
         self._visited: dict[TransportAddress, float] = {}
+        self._quick_losses = 0
+        self._tried: set[Target] = set()
         self._has_begun = False
         self._events: deque[Event] = deque()
         self.winner: int | None = None
@@ -147,7 +149,6 @@ class RelayRace:
         """Ask. What is known by now of targets; later ones join in."""
         self._has_begun = True
         self._again_at = None
-        self._wait_s = []
         if self.winner is not None or self._running:
             return
         self._start(now)
@@ -162,8 +163,12 @@ class RelayRace:
             self._start(now)
             return
         for target in new:
-            if target.transport is Transport.UDP or self._streams_at is None:
+            if target.transport is Transport.UDP:
                 self._run(_Runner(target), now)
+        if self._streams_at is None and any(target.transport is not Transport.UDP for target in new):
+            # A UDP target that was just asked has its time.
+            self._streams_at = max(now, self._began_at + STREAM_DELAY_S)
+            self.handle_timeout(now)
 
     def heard(self, number: int, now: float) -> None:
         """Something came from the server."""
@@ -192,8 +197,9 @@ class RelayRace:
             runner.sockets += 1
             self._run(runner, now)
             return
-        self._wait_s.append(refusal.wait_s)
-        if any(each.is_heard or each.target.transport is not Transport.UDP for each in self._running.values()):
+        # A redirection in a circle is no word on whether to ask again.
+        self._wait_s.append(0.0 if refusal.code == 300 else refusal.wait_s)
+        if self._running:
             return
         if self._streams_at is not None:
             self._start_streams(now)
@@ -209,13 +215,17 @@ class RelayRace:
         if is_refused:
             self._wait_s = [None]
             self._give_up(now)
-        elif now - self._won_at >= GOOD_S:
+            return
+        if now - self._won_at >= GOOD_S:
             self._pause_s = FIRST_PAUSE_S
+            self._quick_losses = 0
+        else:
+            self._quick_losses += 1
+        if self._quick_losses <= 1:
             self._start(now)
         else:
             self._wait_s = [0.0]
-            self._start(now) if self._pause_s == FIRST_PAUSE_S else self._give_up(now)
-            self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
+            self._give_up(now)
 
     def given_credentials(self, lifetime_s: float | None, now: float) -> None:
         """They are good for so long."""
@@ -234,7 +244,7 @@ class RelayRace:
         if self._streams_at is not None and now >= self._streams_at:
             if any(runner.is_heard for runner in self._running.values()) and now < self._began_at + MAX_STREAM_DELAY_S:
                 # UDP works: whatever it says, says the server.
-                self._streams_at = now + STREAM_DELAY_S
+                self._streams_at = min(now + STREAM_DELAY_S, self._began_at + MAX_STREAM_DELAY_S)
             else:
                 self._start_streams(now)
         if self._again_at is not None and now >= self._again_at:
@@ -262,6 +272,7 @@ class RelayRace:
         self._again_at = None
         self._wait_s = []
         self._began_at = now
+        self._tried.clear()
         datagrams = [target for target in self._targets if target.transport is Transport.UDP]
         if not self._targets:
             return
@@ -277,13 +288,14 @@ class RelayRace:
     def _start_streams(self, now: float) -> None:
         self._streams_at = None
         for target in self._targets:
-            if target.transport is not Transport.UDP:
+            if target.transport is not Transport.UDP and target not in self._tried:
                 self._run(_Runner(target), now)
 
     def _run(self, runner: _Runner, now: float) -> None:
         self._count += 1
         self._running[self._count] = runner
         runner.is_heard = False
+        self._tried.add(runner.target)
         self._visited = {server: at for server, at in self._visited.items() if now - at < REDIRECTION_S}
         self._visited[runner.target.address] = now
         self._events.append(Attempt(number=self._count, target=runner.target))

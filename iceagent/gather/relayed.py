@@ -17,6 +17,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
+from weakref import WeakKeyDictionary
 
 from iceagent.config import Config, IceServer
 from iceagent.events import RelayLost, RelayMoved, RelayRefused, ServerFailed
@@ -53,6 +54,11 @@ GOODBYE_S = 0.5
 MAX_HOSTS = 256
 ALPN = "stun.turn"
 """RFC 7443."""
+# Servers.
+MAX_REMEMBERED = 100
+
+# What all agents of a host know: servers that forbid mobility, in the order they said so.
+_immobile: WeakKeyDictionary[Host, dict[TransportAddress, None]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +72,7 @@ class RelayedAddress:
         url: the server's URI.
         server: its address.
         mapped: where it sees us.
+        again: so many were there before it, of that server and at that host.
     """
 
     socket: RelayedSocket
@@ -74,6 +81,7 @@ class RelayedAddress:
     url: str
     server: TransportAddress
     mapped: TransportAddress
+    again: int
 
 
 class RelayListener(Protocol):
@@ -122,6 +130,7 @@ class Relayed:
         self.places: dict[str, HostAddress] = {}
         self.hosts: frozenset[str] = frozenset()
         self.is_closed = False
+        self.immobile = _immobile.setdefault(host, {})
         self._relays = [
             _Relay(self, server, component)
             for server in config.servers
@@ -161,6 +170,12 @@ class Relayed:
             pass
         finally:
             self.close()
+
+    def remember_immobile(self, server: TransportAddress) -> None:
+        """It forbids mobility: RFC 8016, 3.1.4, "SHOULD NOT retry"."""
+        if server not in self.immobile and len(self.immobile) >= MAX_REMEMBERED:
+            self.immobile.pop(next(iter(self.immobile)))
+        self.immobile[server] = None
 
     def close(self) -> None:
         """Stop everything at once; idempotent."""
@@ -203,6 +218,8 @@ class _Relay:
         self._relayed: dict[int, tuple[TransportAddress, ...]] = {}
         self._credentials: TurnCredentials | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        # How many there were, by host of the relayed address and server.
+        self._made: dict[tuple[str, TransportAddress], int] = {}
         self._has_begun = False
         self._is_stopped = False
         self._emptied: asyncio.Event | None = None
@@ -219,7 +236,8 @@ class _Relay:
             self._start(self._begin())
             return
         for number, place in list(self._places.items()):
-            if place.host not in self._owner.places:
+            now = self._owner.places.get(place.host)
+            if now is None or now.index != place.index:
                 self._leave(self._links[number])
         self.begin_again()
 
@@ -335,7 +353,9 @@ class _Relay:
             connect=lambda listener: self._connect(number, listener),
             credentials=self._credentials,
             system_rng=self._owner.system_rng,
-            options=AllocationOptions(families=tuple(families), rto_s=config.rto_s),
+            options=AllocationOptions(
+                families=tuple(families), rto_s=config.rto_s, mobility=target.address not in self._owner.immobile
+            ),
             on_event=self._on_event,
             on_heard=self._on_heard,
         )
@@ -358,6 +378,7 @@ class _Relay:
             link,
             local=local,
             tls_server_name=target.name if target.transport is Transport.TLS else None,
+            ssl_context=self._owner.config.ssl_context,
             alpn=(ALPN,),
             proxy=proxy,
         )
@@ -400,6 +421,8 @@ class _Relay:
             self._owner.tell(event)
 
     def _on_allocated(self, link: RelayLink, event: Allocated) -> None:
+        if link.allocation is not None and not link.allocation.is_mobile:
+            self._owner.remember_immobile(link.target.address)
         self._tell_race(self._race.won, link.number)
         self._relayed[link.number] = event.relayed
         assert link.allocation is not None
@@ -414,9 +437,15 @@ class _Relay:
                     url=link.target.url,
                     server=link.target.address,
                     mapped=event.mapped,
+                    again=self._count_again(address.host, link.target.address),
                 )
             )
         self._owner.changed()
+
+    def _count_again(self, host: str, server: TransportAddress) -> int:
+        count = self._made.get((host, server), 0)
+        self._made[host, server] = count + 1
+        return count
 
     def _refuse(self, number: int, target: Target, base: TransportAddress | None, event: AllocationRefused) -> None:
         code = "" if event.code is None else f"{event.code} "
@@ -463,9 +492,9 @@ class _Relay:
             self._emptied.set()
 
     def _close_bases(self, link: RelayLink) -> None:
-        bases, link.bases = link.bases, {}
-        for address in bases if not self._owner.is_closed else ():
-            self._owner.listener.relay_closed(address)
+        for address in link.close_bases():
+            if not self._owner.is_closed:
+                self._owner.listener.relay_closed(address)
 
     def _start(self, work: Coroutine[object, object, None]) -> None:
         task = asyncio.get_running_loop().create_task(work)

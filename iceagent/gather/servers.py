@@ -11,7 +11,7 @@ from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.host import Host
 from relay.uri import ServerUri
 
-__all__ = ["is_address", "resolve_server"]
+__all__ = ["is_address", "is_asked_over_udp", "resolve_server"]
 
 # A URI without a port waits this long for SRV records before the default port is used.
 _SRV_PATIENCE_S = 0.5
@@ -68,3 +68,8 @@ def is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_asked_over_udp(uri: ServerUri) -> bool:
+    """Whether it is a server over UDP, or may be one (RFC 7065, 3.1 leaves the transport out)."""
+    return not uri.is_secure and uri.transport != "tcp"

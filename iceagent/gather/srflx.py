@@ -16,7 +16,7 @@ from iceagent.config import Config
 from iceagent.core.pacing import TokenBucket
 from iceagent.events import ServerFailed
 from iceagent.gather.bases import Base
-from iceagent.gather.servers import is_address, resolve_server
+from iceagent.gather.servers import is_address, is_asked_over_udp, resolve_server
 from iceagent.gather.stun_queries import MappedAddress, QueryFailed, StunQueries
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.core import Event, Transmit
@@ -56,7 +56,8 @@ class ServerReflexive:
         self._tell = tell
         self._changed = changed
         uris = [(url, ServerUri.parse(url)) for server in config.servers for url in server.urls]
-        self._uris = [(url, uri) for url, uri in uris if not uri.is_turn]
+        # A TURN server is a STUN server too (RFC 8656, 3); what it says of itself otherwise, its client tells.
+        self._uris = [(url, uri) for url, uri in uris if not uri.is_turn or is_asked_over_udp(uri)]
         self._bases: dict[TransportAddress, Base] = {}
         self._servers: dict[TransportAddress, str] = {}
         self.queries = StunQueries(
@@ -127,7 +128,7 @@ class ServerReflexive:
     def _resolve(self, url: str, uri: ServerUri) -> None:
         if uri.is_secure:
             reason = "STUN over TLS gives the mapping of a TCP connection, which no candidate can use"
-            self._tell(ServerFailed(server=url, base=None, reason=reason))
+            self._fail(url, None, reason)
         elif is_address(uri.host):
             self._add(url, TransportAddress(uri.host, uri.port or uri.default_port))
         else:
@@ -140,12 +141,16 @@ class ServerReflexive:
             for address in await resolve_server(self._host, uri):
                 self._add(url, address)
         except OSError as error:
-            self._tell(ServerFailed(server=url, base=None, reason=f"{uri.host} does not resolve: {error}"))
+            self._fail(url, None, f"{uri.host} does not resolve: {error}")
 
     def _on_resolved(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)
         if not self._is_closed:
             self._changed()
+
+    def _fail(self, url: str, base: TransportAddress | None, reason: str) -> None:
+        if not ServerUri.parse(url).is_turn:
+            self._tell(ServerFailed(server=url, base=base, reason=reason))
 
     def _add(self, url: str, server: TransportAddress) -> None:
         if server not in self._servers:
@@ -172,7 +177,7 @@ class ServerReflexive:
                 url = self._servers[event.server]
                 self._found(base.candidate(CandidateType.SERVER_REFLEXIVE, event.mapped, url, event.server))
         elif isinstance(event, QueryFailed):
-            self._tell(ServerFailed(server=self._servers[event.server], base=event.base, reason=event.reason))
+            self._fail(self._servers[event.server], event.base, event.reason)
         else:
             self._tell(event)
         self._changed()

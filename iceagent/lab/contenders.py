@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from iceagent.agent import Agent
@@ -22,7 +22,24 @@ from iceagent.lab.errors import LabError
 from iceagent.lab.machines import Machine
 from iceagent.net.address import TransportAddress
 
-__all__ = ["CONTENDERS", "Contender", "Ours", "Theirs"]
+__all__ = ["CONTENDERS", "Contender", "Ours", "Relay", "Theirs"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relay:
+    """A TURN server that both sides may use.
+
+    Attributes:
+        udp: where it listens over UDP.
+        tcp: where it listens over TCP: port 443, for who gets nowhere else.
+        username: of its only user.
+        password: see there.
+    """
+
+    udp: TransportAddress
+    tcp: TransportAddress
+    username: str = "lab"
+    password: str = field(default="lab", repr=False)
 
 
 class Contender(Protocol):
@@ -65,6 +82,7 @@ class Ours:
         machine: where.
         controlling: its role.
         stun: a server to ask; ``None``: none.
+        turn: a server to relay; ``None``: none.
         config: of the agent, but for its servers.
         on_event: hears every event of it.
     """
@@ -77,12 +95,13 @@ class Ours:
         *,
         controlling: bool,
         stun: TransportAddress | None,
+        turn: Relay | None = None,
         config: Config | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         config = config or Config()
         if stun is not None:
-            config = _with_server(config, stun)
+            config = _with_servers(config, stun, turn)
         self.agent = Agent(config, controlling=controlling, host=machine.host)
         self._on_event = on_event
         self._tell: Callable[[Any], None] | None = None
@@ -137,13 +156,21 @@ class Theirs:
         *,
         controlling: bool,
         stun: TransportAddress | None,
+        turn: Relay | None = None,
         config: Config | None = None,
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         from aioice import Connection
 
+        # It takes one TURN server over one transport: the one that gets through everywhere.
         self._connection = Connection(
-            ice_controlling=controlling, stun_server=None if stun is None else (stun.host, stun.port), use_ipv6=False
+            ice_controlling=controlling,
+            stun_server=None if stun is None else (stun.host, stun.port),
+            turn_server=None if turn is None else (turn.tcp.host, turn.tcp.port),
+            turn_username=None if turn is None else turn.username,
+            turn_password=None if turn is None else turn.password,
+            turn_transport="tcp",
+            use_ipv6=False,
         )
 
     @property
@@ -187,7 +214,11 @@ class Theirs:
 CONTENDERS: dict[str, type[Ours] | type[Theirs]] = {"iceagent": Ours, "aioice": Theirs}
 
 
-def _with_server(config: Config, stun: TransportAddress) -> Config:
+def _with_servers(config: Config, stun: TransportAddress, turn: Relay | None) -> Config:
     if config.servers:
         raise LabError("a session has one STUN server: the laboratory's")
-    return replace(config, servers=(IceServer(urls=(f"stun:{stun}",)),))
+    servers = [IceServer(urls=(f"stun:{stun}",))]
+    if turn is not None:
+        urls = (f"turn:{turn.udp}?transport=udp", f"turn:{turn.tcp}?transport=tcp")
+        servers.append(IceServer(urls=urls, username=turn.username, credential=turn.password))
+    return replace(config, servers=tuple(servers))

@@ -8,6 +8,8 @@ PACKAGES = {
     "conntrack": "conntrack",
     "miniupnpd": "miniupnpd-nftables",
     "nft": "nftables",
+    "redis-cli": "redis-tools",
+    "redis-server": "redis-server",
     "tayga": "tayga",
     "tinyproxy": "tinyproxy-bin",
     "turnserver": "coturn",

@@ -7,7 +7,7 @@ that none disturbs another's time; those it does not are left to try side by sid
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -15,17 +15,29 @@ from statistics import median
 from typing import Any
 
 from iceagent.config import Config
-from iceagent.lab.contenders import CONTENDERS
+from iceagent.lab.contenders import CONTENDERS, Relay
 from iceagent.lab.errors import LabError
 from iceagent.lab.kinds import kind_named
 from iceagent.lab.lab import Lab
 from iceagent.lab.machines import Machine
+from iceagent.lab.services import coturn
 from iceagent.lab.session import LIMIT_S, Outcome, Side, connect
 from iceagent.nat.theory import can_meet
 from iceagent.net.address import TransportAddress
 from relay.server import STUN_PORT, Server, ServerOptions
 
-__all__ = ["KIND_NAMES", "Cell", "Place", "Result", "Summary", "cells", "play", "stun_server", "summarize"]
+__all__ = [
+    "KIND_NAMES",
+    "Cell",
+    "Place",
+    "Result",
+    "Summary",
+    "cells",
+    "play",
+    "stun_server",
+    "summarize",
+    "turn_server",
+]
 
 KIND_NAMES = (
     "open",
@@ -42,6 +54,8 @@ KIND_NAMES = (
 )
 """Rows and columns of the whole matrix."""
 
+# Where even strict firewalls let TCP out.
+TLS_PORT = 443
 # Cells that are built and torn down together: each has four namespaces and threads.
 BATCH = 16
 # A cell that theory allows holds up the next one for so long at most; then both go on side by side.
@@ -124,6 +138,8 @@ class Summary:
         connected: of them, connected.
         missed: theory allows a direct path, and there is none.
         median_ms: time to connect of the connected ones; ``None``: there are none.
+        relayed: of the connected ones, those that ended on a relay.
+        unconnected: not connected at all.
     """
 
     cells: int
@@ -131,6 +147,8 @@ class Summary:
     connected: int
     missed: int
     median_ms: float | None
+    relayed: int = 0
+    unconnected: int = 0
 
 
 def cells(kinds: Sequence[str] = KIND_NAMES, *, with_places: bool = True) -> list[Cell]:
@@ -163,11 +181,18 @@ def summarize(results: Iterable[Result]) -> Summary:
         connected=len(times),
         missed=sum(result.could_be_better for result in results),
         median_ms=median(times) * 1000 if times else None,
+        relayed=sum(result.outcome.kind == "relay" for result in results),
+        unconnected=len(results) - len(times),
     )
 
 
 async def play(
-    wanted: Iterable[Cell], *, agent: str = "iceagent", config: Config | None = None, limit_s: float = LIMIT_S
+    wanted: Iterable[Cell],
+    *,
+    agent: str = "iceagent",
+    config: Config | None = None,
+    limit_s: float = LIMIT_S,
+    turn: bool = False,
 ) -> AsyncIterator[Result]:
     """Try all cells, and give each result when it is there.
 
@@ -176,9 +201,11 @@ async def play(
         agent: who plays both sides; a name of :data:`CONTENDERS`.
         config: of our agents.
         limit_s: of one cell.
+        turn: there is a TURN server as well, coturn.
 
     Raises:
         LabError: there is no such agent, or the laboratory cannot be built.
+        MissingProgram: coturn is not installed.
     """
     if agent not in CONTENDERS:
         raise LabError(f"there is no agent called {agent!r}; there are {', '.join(CONTENDERS)}")
@@ -192,7 +219,12 @@ async def play(
     for batch in batches:
         with Lab() as lab:
             async with stun_server(lab) as stun:
-                async for result in _play_batch(lab, batch, stun, agent, config, limit_s):
+                relay = turn_server(lab) if turn else None
+
+                def play_one(a: Side, b: Side, stun: TransportAddress = stun, relay: Relay | None = relay) -> _Playing:
+                    return connect(a, b, agent=agent, stun=stun, turn=relay, config=config, limit_s=limit_s)
+
+                async for result in _play_batch(lab, batch, play_one):
                     yield result
 
 
@@ -205,8 +237,24 @@ async def stun_server(lab: Lab) -> AsyncIterator[TransportAddress]:
         yield listen[0]
 
 
+def turn_server(lab: Lab) -> Relay:
+    """coturn, on a machine ``turn``, which also listens on port 443.
+
+    Raises:
+        MissingProgram: it is not installed.
+    """
+    machine = lab.machine("turn")
+    relay = Relay(udp=TransportAddress(machine.address, STUN_PORT), tcp=TransportAddress(machine.address, TLS_PORT))
+    # A relay is a host on the Internet: it may send to homes behind a carrier's NAT, and to nobody's inside.
+    coturn(machine, f"--aux-server={relay.tcp}", users={relay.username: relay.password})
+    return relay
+
+
+_Playing = Coroutine[Any, Any, Outcome]
+
+
 async def _play_batch(
-    lab: Lab, batch: Sequence[Cell], stun: TransportAddress, agent: str, config: Config | None, limit_s: float
+    lab: Lab, batch: Sequence[Cell], play_one: Callable[[Side, Side], _Playing]
 ) -> AsyncIterator[Result]:
     machines = []
     for cell in batch:
@@ -219,7 +267,7 @@ async def _play_batch(
 
             async def run(cell: Cell = cell, a: Machine = a, b: Machine = b) -> Result:
                 sides = Side(machine=a, late_s=max(0.0, -cell.late_s)), Side(machine=b, late_s=max(0.0, cell.late_s))
-                return Result(cell, await connect(*sides, agent=agent, stun=stun, config=config, limit_s=limit_s))
+                return Result(cell, await play_one(*sides))
 
             task = asyncio.ensure_future(run())
             running.add(task)

@@ -23,12 +23,24 @@ from iceagent.lab.machines import Machine, Router
 from relay.server import STUN_PORT
 from relay.stun import MessageClass, Method, build
 
-__all__ = ["NAT64_PREFIX", "PROXY_PORT", "Service", "coturn", "miniupnpd", "nat64", "serve", "tinyproxy"]
+__all__ = [
+    "NAT64_PREFIX",
+    "PROXY_PORT",
+    "REDIS_PORT",
+    "Service",
+    "coturn",
+    "miniupnpd",
+    "nat64",
+    "redis",
+    "serve",
+    "tinyproxy",
+]
 
 NAT64_PREFIX = "64:ff9b::/96"
 """RFC 6052, 2.1: the well-known prefix."""
 
 PROXY_PORT = 8888
+REDIS_PORT = 6379
 NAT_PMP_PORT = 5351
 UPNP_PORT = 5000
 
@@ -141,6 +153,7 @@ def coturn(
     users: Mapping[str, str] | None = None,
     realm: str = "lab",
     port: int = STUN_PORT,
+    tls: tuple[Path, Path, int] | None = None,
 ) -> Service:
     """coturn, a STUN and TURN server; with two IPv4 addresses it does RFC 5780.
 
@@ -150,13 +163,18 @@ def coturn(
         users: name → password, for TURN.
         realm: for TURN.
         port: where it listens, over UDP and TCP; the next one too where it does RFC 5780.
+        tls: certificate and key (PEM files), and where it listens over TLS.
     """
     # A database and a process file of its own, or two of them fight.
     own = machine.folder
     addresses = [word for host in machine.hosts_of(4) for word in (f"--listening-ip={host}", f"--relay-ip={host}")]
+    secure = ["--no-tls"]
+    if tls is not None:
+        certificate, key, tls_port = tls
+        secure = [f"--cert={certificate.absolute()}", f"--pkey={key.absolute()}", f"--tls-listening-port={tls_port}"]
     accounts = [f"--user={name}:{password}" for name, password in (users or {}).items()]
     command = [
-        *("turnserver", "-n", "--no-cli", "--no-tls", "--no-dtls", "--log-file=stdout", "--simple-log"),
+        *("turnserver", "-n", "--no-cli", "--no-dtls", "--log-file=stdout", "--simple-log", *secure),
         *("--lt-cred-mech", "--fingerprint", f"--realm={realm}", f"--listening-port={port}"),
         *(f"--pidfile={own / f'turnserver-{port}.pid'}", f"--userdb={own / f'turnserver-{port}.db'}"),
         *addresses,
@@ -244,6 +262,15 @@ def tinyproxy(router: Router) -> Service:
     config.write_text("\n".join(lines) + "\n")
     command = ["tinyproxy", "-d", "-c", str(config)]
     return Service(router, "tinyproxy", command, lambda: _accepts(router, router.lan_address, PROXY_PORT))
+
+
+def redis(machine: Machine) -> Service:
+    """Redis on a machine's first address, port 6379, for whoever asks; it keeps nothing."""
+    command = [
+        *("redis-server", "--bind", machine.address, "--port", str(REDIS_PORT), "--protected-mode", "no"),
+        *("--save", "", "--dir", str(machine.folder)),
+    ]
+    return Service(machine, "redis", command, lambda: _accepts(machine, machine.address, REDIS_PORT))
 
 
 # --- NAT64 -----------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 from iceagent.candidate import CandidateType
 from iceagent.config import Config
 from iceagent.events import Event
-from iceagent.lab.contenders import CONTENDERS, Contender
+from iceagent.lab.contenders import CONTENDERS, Contender, Relay
 from iceagent.lab.errors import LabError
 from iceagent.lab.machines import Machine
 from iceagent.net.address import TransportAddress
@@ -33,6 +33,8 @@ LIMIT_S = 12.0
 """A session that is not connected by then has failed, whatever its agents still hope for."""
 
 DATA_LIMIT_S = 2.0
+# A direct path that is found by then follows a relayed one.
+SETTLING_S = 3.0
 DATA_STEP_S = 0.02
 GATHER_LIMIT_S = 10.0
 
@@ -93,6 +95,7 @@ async def connect(
     *,
     agent: str = "iceagent",
     stun: TransportAddress | None,
+    turn: Relay | None = None,
     config: Config | None = None,
     limit_s: float = LIMIT_S,
 ) -> Outcome:
@@ -103,6 +106,8 @@ async def connect(
         controlled: the other.
         agent: a name of :data:`CONTENDERS`.
         stun: the laboratory's server.
+        turn: the laboratory's relay; ``None``: there is none. With one, a session is watched for a while, until it has
+            gone over to a direct path.
         config: of our agents.
         limit_s: see :data:`LIMIT_S`.
     """
@@ -114,9 +119,11 @@ async def connect(
 
         def play(side: Side = side, i: int = i) -> Coroutine[Any, Any, _Half]:
             def make() -> Contender:
-                return contender(side.machine, controlling=i == 0, stun=stun, config=config, on_event=side.on_event)
+                return contender(
+                    side.machine, controlling=i == 0, stun=stun, turn=turn, config=config, on_event=side.on_event
+                )
 
-            return _play(make, mail[i], mail[1 - i], side.late_s, limit_s)
+            return _play(make, mail[i], mail[1 - i], side.late_s, limit_s, SETTLING_S if turn else 0.0)
 
         rounds.append(
             asyncio.wrap_future(run_inside(side.machine, play))
@@ -178,6 +185,7 @@ class _Mail:
         description: what it gathered, or why not.
         is_done: it has seen what it wanted to see.
         is_connected: it has a path.
+        is_direct: its path is.
         is_over: it has ended, one way or the other.
     """
 
@@ -185,6 +193,7 @@ class _Mail:
         self.description: Future[Any] = Future()
         self.is_done = False
         self.is_connected = False
+        self.is_direct = False
         self.is_over = False
         self._late: list[Any] = []
         self._take: Callable[[Any], None] | None = None
@@ -213,8 +222,10 @@ class _Mail:
             on_loop(candidate)
 
 
-async def _play(make: Callable[[], Contender], mine: _Mail, theirs: _Mail, late_s: float, limit_s: float) -> _Half:
-    """One side: gather, tell, connect, and see that data goes both ways."""
+async def _play(
+    make: Callable[[], Contender], mine: _Mail, theirs: _Mail, late_s: float, limit_s: float, settling_s: float
+) -> _Half:
+    """One side: gather, tell, connect, see that data goes both ways, and where it goes in the end."""
     started_at = time.monotonic()
     contender = make()
     try:
@@ -234,6 +245,7 @@ async def _play(make: Callable[[], Contender], mine: _Mail, theirs: _Mail, late_
         mine.is_connected = True
         if not await _talk(contender, mine, theirs):
             return _Half(started_at=started_at, reason="connected, but data did not go both ways")
+        await _settle(contender, mine, theirs, settling_s)
         types = contender.types
         return _Half(started_at=started_at, connected_at=connected_at, remote=None if types is None else types[1])
     except TimeoutError:
@@ -245,6 +257,17 @@ async def _play(make: Callable[[], Contender], mine: _Mail, theirs: _Mail, late_
         if not mine.description.done():
             mine.description.set_exception(LabError("the other side did not gather"))
         await contender.close()
+
+
+async def _settle(contender: Contender, mine: _Mail, theirs: _Mail, limit_s: float) -> None:
+    """Wait for a direct path, on both sides, and a moment longer than it takes the second one."""
+    ends_at = time.monotonic() + limit_s
+    while time.monotonic() < ends_at:
+        types = contender.types
+        mine.is_direct = types is not None and CandidateType.RELAYED not in types
+        if (mine.is_direct and theirs.is_direct) or theirs.is_over:
+            break
+        await asyncio.sleep(DATA_STEP_S)
 
 
 async def _talk(contender: Contender, mine: _Mail, theirs: _Mail) -> bool:

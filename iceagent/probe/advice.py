@@ -11,8 +11,8 @@ from collections.abc import Callable
 from iceagent.nat.kinds import Mapping
 from iceagent.net.address import ip_address
 from iceagent.net.host import InterfaceKind
-from iceagent.probe.report import Report, ServerRow, ServerStatus
-from iceagent.probe.verdict import answering, is_hard
+from iceagent.probe.report import RelayStatus, Report, ServerRow, ServerStatus
+from iceagent.probe.verdict import answering, is_hard, relays_of, working_relay
 
 __all__ = ["advise"]
 
@@ -22,6 +22,9 @@ IPV6_MIN_MTU = 1280
 CARRIER_NETWORK = ipaddress.ip_network("100.64.0.0/10")
 # RFC 4193: not routed beyond one's own network.
 UNIQUE_LOCAL = ipaddress.ip_network("fc00::/7")
+
+# Relays in one sentence.
+MAX_COMPLAINTS = 4
 
 
 def advise(report: Report) -> tuple[str, ...]:
@@ -55,6 +58,12 @@ def _only_ourselves(report: Report) -> str | None:
 def _nobody_answers(report: Report) -> str | None:
     if report.is_embedded or answering(report):
         return None
+    relay = working_relay(report)
+    if relay is not None:
+        return f"No server answered over UDP: peers can be reached by a relay only; {relay.name} works."
+    if not report.servers:
+        # Relays alone were named; how they fared, _no_relay says.
+        return None
     if not any(row.status is ServerStatus.FAILED for row in report.servers):
         return f"No server could be asked ({_complaint(report.servers[0])}): name one with --server stun:HOST."
     return (
@@ -74,7 +83,9 @@ def _no_candidate(report: Report) -> str | None:
 
 def _a_server_fails(report: Report) -> str | None:
     answered = {row.uri for row in report.servers if row.status is ServerStatus.ANSWERED}
-    failed = [row for row in report.servers if row.status is ServerStatus.FAILED and row.uri not in answered]
+    # How a TURN server fares, _no_relay and _some_relay_fails say.
+    servers = [row for row in report.servers if not row.uri.startswith("turn")]
+    failed = [row for row in servers if row.status is ServerStatus.FAILED and row.uri not in answered]
     if not failed or not answered:
         return None
     return f"Mend or drop {', '.join(dict.fromkeys(row.uri for row in failed))}: {failed[0].reason}."
@@ -96,10 +107,37 @@ def _hard_nat(report: Report) -> str | None:
     if not is_hard(report.nat):
         return None
     kind = "ADM or APDM" if report.nat.mapping is Mapping.UNKNOWN else report.nat.mapping.value
+    nature = f"The NAT shows another outside address to other destinations ({kind}): "
+    relay = working_relay(report)
+    if relay is not None:
+        return (
+            f"{nature}peers behind a NAT of their own need a relay, and {relay.name} works; for direct paths forward a "
+            "UDP port on the router, or use IPv6."
+        )
     return (
-        f"The NAT shows another outside address to other destinations ({kind}): have a TURN server for peers behind "
-        "a NAT of their own, or forward a UDP port on the router, or use IPv6."
+        f"{nature}have a TURN server for peers behind a NAT of their own, or forward a UDP port on the router, "
+        "or use IPv6."
     )
+
+
+def _no_relay(report: Report) -> str | None:
+    tested = relays_of(report)
+    if not tested or working_relay(report) is not None:
+        return None
+    complaints = [f"{row.name} ({row.reason})" for row in tested]
+    more = f" and {len(complaints) - MAX_COMPLAINTS} more" if len(complaints) > MAX_COMPLAINTS else ""
+    return f"No relay works; mend or replace {', '.join(complaints[:MAX_COMPLAINTS])}{more}."
+
+
+def _some_relay_fails(report: Report) -> str | None:
+    """A URL that works over no transport, beside one that does."""
+    if working_relay(report) is None:
+        return None
+    working = {row.server for row in relays_of(report) if row.status is RelayStatus.OK}
+    failed = [row for row in relays_of(report) if row.server not in working]
+    if not failed:
+        return None
+    return f"Mend or drop {', '.join(dict.fromkeys(row.server for row in failed))}: {failed[0].reason}."
 
 
 def _unknown_mapping(report: Report) -> str | None:
@@ -142,9 +180,11 @@ _RULES: tuple[Callable[[Report], str | None], ...] = (
     _nobody_answers,
     _no_candidate,
     _hard_nat,
+    _no_relay,
     _ipv4_is_blocked,
     _carrier_nat,
     _a_server_fails,
+    _some_relay_fails,
     _ipv6_is_broken,
     _unknown_mapping,
     _no_ipv6,

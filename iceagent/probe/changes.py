@@ -41,6 +41,9 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
     for server in report.servers:
         name = f"server {_server(report, server.uri)} ipv{server.version or '?'}"
         yield name, f"{server.status.value} {server.reason}".rstrip()
+    for relay in () if isinstance(report.relays, NotTested) else report.relays:
+        hosts = " ".join(address.host for address in relay.relayed)
+        yield f"relay {relay.name}", " ".join(filter(None, (relay.status.value, hosts, relay.reason)))
     yield "nat mapping", report.nat.mapping.value
     yield "nat filtering", report.nat.filtering.value
     yield "nat port preservation", _text(report.nat.port_preservation)

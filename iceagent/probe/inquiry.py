@@ -1,8 +1,9 @@
 """Which servers answer, and what do they see?
 
-Every server is asked over every IP version from the socket that the routes choose, one socket per local address, so
-that answers can be compared. The first servers outside this host that answer are asked more: how the ports of new
-sockets come out, and the tests of RFC 5780, with sockets of their own (4.4: "sensitive to prior state on the NAT").
+STUN servers, and those TURN servers that are asked over UDP: most are both (what they relay is ``relays.py``'s). Every
+server is asked over every IP version from the socket that the routes choose, one socket per local address, so that
+answers can be compared. The first servers outside this host that answer are asked more: how the ports of new sockets
+come out, and the tests of RFC 5780, with sockets of their own (4.4: "sensitive to prior state on the NAT").
 
 One slow step holds up no other one. All ends at the deadline; where there are answers, silent servers are given up
 earlier.
@@ -17,14 +18,14 @@ from random import Random
 from typing import Any
 
 from iceagent.config import Config
-from iceagent.gather.host import HostAddress, select_addresses
+from iceagent.gather.host import HostAddress
 from iceagent.gather.servers import resolve_server
 from iceagent.gather.stun_queries import MappedAddress, QueryFailed, StunQueries
-from iceagent.net.address import TransportAddress, ip_address
+from iceagent.net.address import TransportAddress
 from iceagent.net.core import Event
-from iceagent.net.host import Host, Interface, InterfaceKind
+from iceagent.net.host import Host, Interface
 from iceagent.probe.report import ServerRow, ServerStatus
-from iceagent.probe.sockets import Workbench
+from iceagent.probe.sockets import Workbench, source_for
 from iceagent.probe.verdict import Behaviour, Findings, Observation, is_own
 from relay.behaviour import BehaviourMeasured, BehaviourProbe
 from relay.uri import ServerUri
@@ -102,6 +103,16 @@ class Inquiry:
         """A server of this host's own could not even be started."""
         self._note(uri, None, ServerStatus.FAILED, reason, is_outside=False)
 
+    def note_sight(self, seen: Observation) -> None:
+        """A TURN server told us our address together with a relayed one. It counts where it does not do so when it is
+        asked like a STUN server.
+        """
+        row = self._rows.get((seen.uri, seen.server.version))
+        if row is None or row.status is not ServerStatus.ANSWERED:
+            is_outside = not is_own(seen.server.host, self._interfaces)
+            self._note(seen.uri, seen.server.version, ServerStatus.ANSWERED, "", is_outside)
+            self._observations.append(seen)
+
     def findings(self, *, is_embedded: bool = False) -> Findings:
         """What was found out so far."""
         return Findings(
@@ -115,9 +126,13 @@ class Inquiry:
 
     async def _examine(self, uri: str) -> None:
         """Ask one server all there is to ask it."""
+        parsed = ServerUri.parse(uri)
+        if parsed.is_secure:
+            self._note(uri, None, ServerStatus.NOT_ASKED, "STUN over TLS or DTLS is not supported")
+            return
         self._note(uri, None, ServerStatus.FAILED, f"its name did not resolve within {self._timeout_s:g} s")
         try:
-            addresses = await resolve_server(self._host, ServerUri.parse(uri))
+            addresses = await resolve_server(self._host, parsed)
         except OSError as error:
             self._note(uri, None, ServerStatus.FAILED, f"its name does not resolve ({error.strerror or error})")
             return
@@ -134,7 +149,7 @@ class Inquiry:
 
     async def _ask(self, uri: str, server: TransportAddress) -> None:
         is_outside = not is_own(server.host, self._interfaces)
-        source = self._source(server, is_outside)
+        source = source_for(self._host, self._interfaces, self._config, server, is_outside=is_outside)
         if source is None:
             reason = f"this host has no IPv{server.version} route to it"
             self._note(uri, server.version, ServerStatus.NOT_ASKED, reason, is_outside)
@@ -153,20 +168,6 @@ class Inquiry:
             await self._follow_up(uri, server, source, is_outside)
         elif isinstance(event, QueryFailed):
             self._note(uri, server.version, ServerStatus.FAILED, event.reason, is_outside)
-
-    def _source(self, server: TransportAddress, is_outside: bool) -> HostAddress | None:
-        """The local address to ask from; ``None`` where there is no way."""
-        chosen = self._host.source_host(server)
-        if chosen is None:
-            return None
-        if not is_outside:
-            return HostAddress(host=chosen, interface="lo", index=0, kind=InterfaceKind.LOOPBACK, metered=False)
-        usable = [
-            address
-            for address in select_addresses(self._interfaces, self._config)
-            if _is_routable(address.host, server)
-        ]
-        return next((address for address in usable if address.host == chosen), usable[0] if usable else None)
 
     def _base(self, source: HostAddress) -> TransportAddress:
         base = self._bases.get(source.host)
@@ -300,9 +301,3 @@ def _behaviour(uri: str, base: TransportAddress, probe: BehaviourProbe) -> Behav
         how_mapping=f"{uri}: {how_mapping}",
         how_filtering=f"{uri}: {how_filtering}",
     )
-
-
-def _is_routable(host: str, server: TransportAddress) -> bool:
-    """Whether packets from ``host`` can come back from a server."""
-    ip = ip_address(host)
-    return ip.version == server.version and not ip.is_loopback and ip.is_link_local == server.ip.is_link_local

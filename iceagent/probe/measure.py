@@ -1,8 +1,9 @@
 """How is a probe done?
 
-The interfaces are read, an agent gathers candidates, and beside it the servers are asked (``inquiry.py``). Where no
-server is named, one of ours is started on this host's loopback addresses: that needs no network at all. Nothing else is
-ever asked of anybody: no gateway, no name that was not given.
+The interfaces are read, an agent gathers candidates, and beside it the servers are asked where they see us
+(``inquiry.py``) and whether they relay for us (``relays.py``). Where no server is named, one of ours is started on this
+host's loopback addresses: that needs no network at all. Nothing else is ever asked of anybody: no gateway, no name that
+was not given.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from iceagent.net.host import Host, Interface
 from iceagent.probe import verdict
 from iceagent.probe.advice import advise
 from iceagent.probe.inquiry import Inquiry
-from iceagent.probe.report import Report
+from iceagent.probe.relays import RelayInquiry
+from iceagent.probe.report import NotTested, Report
 from relay.server import Server
+from relay.uri import ServerUri
 
 __all__ = ["PUBLIC_SERVERS", "ProbeOptions", "measure"]
 
@@ -42,12 +45,13 @@ class ProbeOptions:
     """What is probed.
 
     Attributes:
-        servers: URIs, ``stun:``; none: our own server on loopback.
+        servers: who is asked, STUN and TURN; none: our own server on loopback. Of credentials, user name and password
+            count.
         config: which addresses may be used, and how sockets are opened; its servers are not looked at.
         timeout_s: seconds for all questions to the network.
     """
 
-    servers: tuple[str, ...] = ()
+    servers: tuple[IceServer, ...] = ()
     config: Config = field(default_factory=Config)
     timeout_s: float = 5.0
 
@@ -76,22 +80,35 @@ async def measure(
     started = host.now()
     tell("reading the interfaces")
     interfaces = await host.interfaces()
-    inquiry = Inquiry(
+    system_rng = system_rng or random.SystemRandom()
+    timeout_s = options.timeout_s
+    inquiry = Inquiry(host, interfaces, options.config, timeout_s=timeout_s, system_rng=system_rng, tell=tell)
+    relays = RelayInquiry(
         host,
         interfaces,
         options.config,
-        timeout_s=options.timeout_s,
-        system_rng=system_rng or random.SystemRandom(),
+        timeout_s=timeout_s,
+        rng=rng or system_rng,
+        system_rng=system_rng,
         tell=tell,
     )
-    async with _candidates(host, options, rng) as candidates, _servers(host, interfaces, options, inquiry) as uris:
-        await inquiry.run(uris)
+    # The agent gives its relayed address back while the goodbyes of the other ones are on their way.
+    async with (
+        relays,
+        _candidates(host, options, rng) as candidates,
+        _servers(host, interfaces, options, inquiry) as uris,
+    ):
+        await asyncio.gather(inquiry.run(uris), relays.run(options.servers))
         lines = await candidates()
+    for seen in relays.observations:
+        inquiry.note_sight(seen)
     findings = inquiry.findings(is_embedded=not options.servers)
-    return _report(findings, lines, (host.now() - started) * 1000)
+    return _report(findings, relays, lines, (host.now() - started) * 1000)
 
 
-def _report(findings: verdict.Findings, candidates: tuple[str, ...], duration_ms: float) -> Report:
+def _report(
+    findings: verdict.Findings, relays: RelayInquiry, candidates: tuple[str, ...], duration_ms: float
+) -> Report:
     report = Report(
         interfaces=verdict.interface_rows(findings.interfaces),
         candidates=candidates,
@@ -99,6 +116,7 @@ def _report(findings: verdict.Findings, candidates: tuple[str, ...], duration_ms
         reflexive=verdict.reflexive(findings.observations),
         nat=verdict.nat(findings),
         layers=verdict.layers(findings),
+        relays=relays.rows or NotTested(reason="no TURN server was given"),
         duration_ms=duration_ms,
         servers=tuple(findings.servers),
         is_embedded=findings.is_embedded,
@@ -113,7 +131,7 @@ async def _servers(
     """The servers to ask; while the block lasts, one of our own on loopback where none is named."""
     listen = [] if options.servers else _loopback_addresses(interfaces, options.config)
     if not listen:
-        yield options.servers
+        yield [url for server in options.servers for url in server.urls if _is_asked_over_udp(ServerUri.parse(url))]
         return
     async with AsyncExitStack() as stack:
         try:
@@ -123,6 +141,10 @@ async def _servers(
             yield ()
             return
         yield [f"stun:{each.address}" for each in server.listeners if each.transport == "udp"]
+
+
+def _is_asked_over_udp(uri: ServerUri) -> bool:
+    return not uri.is_turn or (not uri.is_secure and uri.transport != "tcp")
 
 
 def _loopback_addresses(interfaces: Sequence[Interface], config: Config) -> list[TransportAddress]:
@@ -141,11 +163,7 @@ async def _candidates(
     host: Host, options: ProbeOptions, rng: random.Random | None
 ) -> AsyncIterator[Callable[[], Awaitable[tuple[str, ...]]]]:
     """Gather while the block lasts; what it gives waits a moment for the end, and returns SDP lines."""
-    config = replace(
-        options.config,
-        servers=tuple(IceServer(urls=(uri,)) for uri in options.servers),
-        gather_timeout_s=options.timeout_s,
-    )
+    config = replace(options.config, servers=options.servers, gather_timeout_s=options.timeout_s)
     async with Agent(config, controlling=True, host=host, rng=rng) as agent:
         gathering = asyncio.ensure_future(agent.gather())
 

@@ -41,6 +41,7 @@ def sections(report: Report) -> list[Section]:
         Section("Interfaces", ("name", "kind", "mtu", "addresses"), list(_interfaces(report))),
         Section("Candidates", ("type", "address", "priority"), list(_candidates(report))),
         Section("Servers", ("server", "answers", "rtt", "sees us as"), list(_servers(report))),
+        Section("Relays", ("server", "transport", "status", "rtt", "relayed", "reason"), list(_relays(report))),
         Section("NAT", (), list(_nat(report))),
         Section("Evidence", (), [(text,) for text in report.nat.evidence]),
         Section("Not tested", (), list(_not_tested(report))),
@@ -81,7 +82,17 @@ def tables(report: Report, redact: Redact = str) -> Group:
     return Group(*shown, Text(f"Took {report.duration_ms:.0f} ms", style="dim"))
 
 
-_STYLES = {"yes": "green", "no": "red", "down": "dim", "host": "cyan", "srflx": "magenta"}
+_STYLES = {
+    "yes": "green",
+    "no": "red",
+    "down": "dim",
+    "host": "cyan",
+    "srflx": "magenta",
+    "relay": "yellow",
+    "ok": "green",
+    "refused": "red",
+    "no-answer": "red",
+}
 
 
 def _interfaces(report: Report) -> Iterator[tuple[str, ...]]:
@@ -98,11 +109,20 @@ def _candidates(report: Report) -> Iterator[tuple[str, ...]]:
 
 def _servers(report: Report) -> Iterator[tuple[str, ...]]:
     for each in report.reflexive:
-        rtt = "-" if each.rtt_ms is None else f"{each.rtt_ms:.1f} ms"
-        yield each.server, "yes", rtt, str(each.address)
+        yield each.server, "yes", _rtt(each.rtt_ms), str(each.address)
     for row in report.servers:
         if row.status is not ServerStatus.ANSWERED:
             yield row.uri, "no" if row.status is ServerStatus.FAILED else "not asked", "-", "-"
+
+
+def _relays(report: Report) -> Iterator[tuple[str, ...]]:
+    for row in () if isinstance(report.relays, NotTested) else report.relays:
+        relayed = ", ".join(map(str, row.relayed)) or "-"
+        yield row.server, row.transport, row.status.value, _rtt(row.rtt_ms), relayed, row.reason
+
+
+def _rtt(rtt_ms: float | None) -> str:
+    return "-" if rtt_ms is None else f"{rtt_ms:.1f} ms"
 
 
 def _nat(report: Report) -> Iterator[tuple[str, ...]]:
@@ -118,7 +138,8 @@ def _nat(report: Report) -> Iterator[tuple[str, ...]]:
 
 def _not_tested(report: Report) -> Iterator[tuple[str, ...]]:
     for name, value in (("port mapping", report.portmap), ("relays", report.relays), ("NAT64", report.nat64)):
-        yield name, value.reason
+        if isinstance(value, NotTested):
+            yield name, value.reason
 
 
 def _text(value: bool | int | Enum | NotTested) -> str:

@@ -21,6 +21,8 @@ __all__ = [
     "NatReport",
     "NotTested",
     "Reflexive",
+    "RelayRow",
+    "RelayStatus",
     "Report",
     "ServerRow",
     "ServerStatus",
@@ -133,6 +135,58 @@ class Reflexive:
         return {"address": str(self.address), "server": self.server, "rtt_ms": rtt_ms, "seen": self.seen}
 
 
+class RelayStatus(Enum):
+    """What became of a way to a TURN server.
+
+    Attributes:
+        OK: it gave us a relayed address; that was given back.
+        REFUSED: it (or a proxy before it) answered, and gave none; or the way cannot be used.
+        NO_ANSWER: nothing came that answers us.
+        NOT_TESTED: it was not asked.
+    """
+
+    OK = "ok"
+    REFUSED = "refused"
+    NO_ANSWER = "no-answer"
+    NOT_TESTED = "not-tested"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelayRow:
+    """One URL of a TURN server over one transport.
+
+    Attributes:
+        server: the URL, as it was named.
+        transport: between us and the server: ``udp``, ``tcp``, ``tls`` or ``dtls``.
+        rtt_ms: milliseconds from the last Allocate request to its answer; ``None``: there is none, or it was repeated.
+        relayed: one address, or one of each family.
+        reason: why there is none; or, if there is one, what else was refused; may be empty.
+    """
+
+    server: str
+    transport: str
+    status: RelayStatus
+    rtt_ms: float | None = None
+    relayed: tuple[TransportAddress, ...] = ()
+    reason: str = ""
+
+    @property
+    def name(self) -> str:
+        """For sentences."""
+        return f"{self.server} over {self.transport.upper()}"
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "server": self.server,
+            "transport": self.transport,
+            "status": self.status.value,
+            "rtt_ms": None if self.rtt_ms is None else round(self.rtt_ms, 3),
+            # Of two, IPv4's: it comes first.
+            "relayed": str(self.relayed[0]) if self.relayed else None,
+            "reason": self.reason or None,
+        }
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NatReport:
     """The NAT or firewall in front of us, in the words of RFC 4787.
@@ -174,7 +228,8 @@ class Report:
         reflexive: fastest first.
         nat: see :class:`NatReport`.
         layers: NATs in front of us: at least so many.
-        portmap, relays, nat64: by this version, always :class:`NotTested`.
+        portmap, nat64: by this version, always :class:`NotTested`.
+        relays: in the order of the servers that were named.
         duration_ms: milliseconds.
         servers: what became of each server; not part of the JSON, where ``nat.evidence`` has the failures.
         is_embedded: no server was named, our own on loopback was asked.
@@ -188,7 +243,7 @@ class Report:
     nat: NatReport
     layers: int | NotTested
     portmap: NotTested = field(default=NotTested(reason="port mapping is not part of this version"))
-    relays: NotTested = field(default=NotTested(reason="TURN is not part of this version"))
+    relays: tuple[RelayRow, ...] | NotTested = field(default=NotTested(reason="no TURN server was given"))
     nat64: NotTested = field(default=NotTested(reason="NAT64 discovery is not part of this version"))
     duration_ms: float = 0.0
     servers: tuple[ServerRow, ...] = ()
@@ -205,12 +260,19 @@ class Report:
             "reflexive": [row.as_json() for row in self.reflexive],
             "nat": self.nat.as_json(),
             "portmap": {name: _portmap_row(self.portmap) for name in PORTMAP_PROTOCOLS},
-            "relays": self.relays.as_json(),
+            "relays": _relays(self.relays),
             "nat64": {"prefix": None, "how": None, **self.nat64.as_json()},
             "layers": _json(self.layers),
             "advice": list(self.advice),
             "duration_ms": round(self.duration_ms, 1),
         }
+
+
+def _relays(relays: tuple[RelayRow, ...] | NotTested) -> list[dict[str, Any]]:
+    if isinstance(relays, NotTested):
+        nobody = {"server": None, "transport": None, "status": None, "rtt_ms": None, "relayed": None, "reason": None}
+        return [{**nobody, **relays.as_json()}]
+    return [row.as_json() for row in relays]
 
 
 def _portmap_row(portmap: NotTested) -> dict[str, Any]:

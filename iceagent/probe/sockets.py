@@ -1,22 +1,22 @@
 """How does a probe run a core on sockets of its own?
 
-A :class:`Workbench` opens sockets, and pumps one core on them.
+A :class:`Workbench` opens sockets, and pumps one core on them; :func:`source_for` says where they have to stand.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from iceagent.config import Config
-from iceagent.gather.host import HostAddress
+from iceagent.gather.host import HostAddress, select_addresses
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.core import Core, Event, Transmit
 from iceagent.net.driver import Driver
-from iceagent.net.host import DatagramSocket, Host, SocketOptions
+from iceagent.net.host import DatagramSocket, Host, Interface, InterfaceKind, SocketOptions
 
-__all__ = ["Workbench"]
+__all__ = ["Workbench", "source_for"]
 
 # Ports of a range that are tried for one socket before giving up.
 MAX_PORT_TRIES = 100
@@ -95,3 +95,30 @@ class Workbench:
     def _send(self, transmit: Transmit) -> int:
         socket = self._sockets.get(transmit.base)
         return 0 if socket is None else socket.send(transmit.data, transmit.destination, transmit.ttl)
+
+
+def source_for(
+    host: Host, interfaces: Sequence[Interface], config: Config, server: TransportAddress, *, is_outside: bool
+) -> HostAddress | None:
+    """The local address to ask a server from; ``None`` where there is no way.
+
+    Args:
+        host: who asks.
+        interfaces: its interfaces.
+        config: which addresses may be used; a server on this host itself is asked all the same.
+        server: who is asked.
+        is_outside: it is not an address of this host.
+    """
+    chosen = host.source_host(server)
+    if chosen is None:
+        return None
+    if not is_outside:
+        return HostAddress(host=chosen, interface="lo", index=0, kind=InterfaceKind.LOOPBACK, metered=False)
+    usable = [address for address in select_addresses(interfaces, config) if _is_routable(address.host, server)]
+    return next((address for address in usable if address.host == chosen), usable[0] if usable else None)
+
+
+def _is_routable(host: str, server: TransportAddress) -> bool:
+    """Whether packets from ``host`` can come back from a server."""
+    ip = ip_address(host)
+    return ip.version == server.version and not ip.is_loopback and ip.is_link_local == server.ip.is_link_local

@@ -24,6 +24,8 @@ from iceagent.probe.report import (
     NatReport,
     NotTested,
     Reflexive,
+    RelayRow,
+    RelayStatus,
     Report,
     ServerRow,
     ServerStatus,
@@ -41,7 +43,9 @@ __all__ = [
     "nat",
     "outlook",
     "reflexive",
+    "relays_of",
     "udp",
+    "working_relay",
 ]
 
 # Fewer new sockets than this show no pattern.
@@ -171,6 +175,8 @@ def udp(version: int, findings: Findings) -> bool | NotTested:
     if any(row.status is ServerStatus.FAILED for row in rows):
         return False
     reasons = [row.reason for row in rows if row.reason]
+    if not findings.servers:
+        return NotTested(reason="no server was given that is asked over UDP")
     return NotTested(reason=reasons[0] if reasons else f"no server has an IPv{version} address")
 
 
@@ -215,8 +221,18 @@ def outlook(report: Report) -> Outlook:
     """What can be expected towards a typical peer.
 
     IPv4 decides where it was tried, since a typical peer is behind an IPv4 NAT. An unknown mapping counts as a usual
-    one: nothing speaks against it.
+    one: nothing speaks against it. A relay that works will do where nothing else does; where relays were tried in vain,
+    there is none to fall back on.
     """
+    expected = _without_relays(report)
+    if expected is Outlook.DIRECT or not report.candidates:
+        return expected
+    if working_relay(report) is not None:
+        return Outlook.RELAY
+    return Outlook.NOTHING if relays_of(report) else expected
+
+
+def _without_relays(report: Report) -> Outlook:
     asked, answered = _asked(report), answering(report)
     if report.is_embedded:
         has_worked = bool(asked) and all(row.status is ServerStatus.ANSWERED for row in asked)
@@ -226,6 +242,18 @@ def outlook(report: Report) -> Outlook:
     is_ipv4_tried = any(row.version == 4 and row.is_outside for row in asked)
     is_ipv4_silent = is_ipv4_tried and all(row.version != 4 for row in answered)
     return Outlook.RELAY if is_ipv4_silent or is_hard(report.nat) else Outlook.DIRECT
+
+
+def relays_of(report: Report) -> list[RelayRow]:
+    """Those that were tested."""
+    rows = () if isinstance(report.relays, NotTested) else report.relays
+    return [row for row in rows if row.status is not RelayStatus.NOT_TESTED]
+
+
+def working_relay(report: Report) -> RelayRow | None:
+    """The first that gave us an address, UDP's before the others (RFC 8656, 3.1 prefers it)."""
+    rows = [row for row in relays_of(report) if row.status is RelayStatus.OK]
+    return min(rows, key=lambda row: row.transport != "udp", default=None)
 
 
 def answering(report: Report) -> list[ServerRow]:

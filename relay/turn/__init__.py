@@ -6,7 +6,7 @@ The client is one :class:`Allocation` per five-tuple; what it says are the event
 from __future__ import annotations
 
 from relay.account import TurnCredentials
-from relay.turn.allocation import Allocation, AllocationOptions, AllocationState, is_channel_data
+from relay.turn.allocation import CHANNEL_HEAD, Allocation, AllocationOptions, AllocationState, is_channel_data
 from relay.turn.credentials import AuthenticationFailed, LongTermAuth
 from relay.turn.events import (
     Allocated,
@@ -20,6 +20,7 @@ from relay.turn.events import (
 )
 
 __all__ = [
+    "CHANNEL_HEAD",
     "Allocated",
     "Allocation",
     "AllocationLost",

@@ -27,7 +27,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from errno import EACCES, EHOSTUNREACH, ENOTCONN
+from errno import EACCES, EHOSTUNREACH, ENOTCONN, errorcode
 from random import Random
 
 from iceagent.net.address import TransportAddress
@@ -76,7 +76,7 @@ from relay.turn.events import (
 from relay.turn.peers import Channel, PeerTable, Permission
 from relay.turn.requests import Request, Requests
 
-__all__ = ["Allocation", "AllocationOptions", "AllocationState", "is_channel_data"]
+__all__ = ["CHANNEL_HEAD", "Allocation", "AllocationOptions", "AllocationState", "is_channel_data"]
 
 _UDP = 17
 DEFAULT_LIFETIME_S = 600.0
@@ -99,10 +99,11 @@ RELEASE_RC, RELEASE_RM = 2, 1
 MOVE_RC, MOVE_RM = 3, 4
 # Bytes.
 COTURN_RUBBISH = 8
-# Peers that we have sent to; a bound one more than there are channels.
+# Peers that we have sent to.
 MAX_TARGETS = 4096
 
-_CHANNEL_HEAD = struct.Struct(">HH")
+CHANNEL_HEAD = struct.Struct(">HH")
+"""Of ChannelData: number and length (RFC 8656, 12.4)."""
 
 
 class AllocationState(Enum):
@@ -157,6 +158,7 @@ class Allocation:
         state: see :class:`AllocationState`.
         relayed: our relayed addresses, once READY.
         lifetime_s: what the server gave last.
+        heard: messages from the server; the data path counts its own.
         counters: datagrams that were of no use, by reason.
     """
 
@@ -191,7 +193,7 @@ class Allocation:
         self._transmits: deque[Transmit] = deque()
         self._events: deque[Event] = deque()
         # Messages from the server, and datagrams for peers; and how many there were when the window began.
-        self._heard = self._sent = 0
+        self.heard = self._sent = 0
         self._heard_before = self._sent_before = 0
         self._watch_until: float | None = None
         self._probed_at = float("-inf")
@@ -207,8 +209,8 @@ class Allocation:
         self._ask_to_allocate(now)
 
     def permit(self, hosts: Iterable[str], now: float) -> None:
-        """These peers may send to us from now on, and no others that were permitted so before (they keep what they have
-        for 5 minutes). Hosts of families that we have no address of are left out.
+        """These peers may send to us from now on, and of those that were permitted so before no others, once the five
+        minutes are over that they have.
         """
         kept = set(hosts)
         self._peers.release(kept)
@@ -230,9 +232,9 @@ class Allocation:
         permission = self._peers.want(peer.host, now, is_kept=False)
         if permission is None:
             return EHOSTUNREACH
-        permission.sent += 1
         if permission.is_refused:
             return EACCES
+        permission.sent += 1
         self._ask_for_due(now)
         message = self.wrap(peer, data)
         self._transmits.append(Transmit(self.base, self.server, message or self._indication(peer, data)))
@@ -241,7 +243,7 @@ class Allocation:
     def watch(self, now: float) -> None:
         """Something was sent: within half a second something has to come, or the server is asked."""
         if self.state is AllocationState.READY and self._watch_until is None and not self._is_stream:
-            self._heard_before, self._sent_before = self._heard, self._sent
+            self._heard_before, self._sent_before = self.heard, self._sent
             self._watch_until = now + WINDOW_S
 
     def move(self, base: TransportAddress, now: float) -> None:
@@ -272,11 +274,12 @@ class Allocation:
     def release(self, now: float) -> None:
         """Give it back; :class:`AllocationReleased` follows, within 1.5 s."""
         if self.state is AllocationState.READY:
-            self._release(now)
-        elif self.state is AllocationState.ALLOCATING:
+            self._release(AllocationReleased(), now)
+        elif self.state is AllocationState.ALLOCATING and (self._auth.is_signing or self._auth.username is None):
             # What is on its way may still succeed, and would live for ten minutes.
             self.state = AllocationState.RELEASING
-        elif self.state is AllocationState.NEW:
+        elif self.state in (AllocationState.NEW, AllocationState.ALLOCATING):
+            # A request without our name gives no allocation.
             self._end(AllocationReleased())
 
     # --- the data path -------------------------------------------------------------------------------------------
@@ -291,7 +294,7 @@ class Allocation:
         channel = self._peers.channels.get(peer)
         if channel is not None and channel.is_bound:
             channel.used += 1
-            message = _CHANNEL_HEAD.pack(channel.number, len(data)) + data
+            message = CHANNEL_HEAD.pack(channel.number, len(data)) + data
             # RFC 8656, 12.5: padded to a multiple of four over a stream.
             return message + bytes(-len(message) & 3) if self._is_stream else message
         permission = self._peers.permissions.get(peer.host)
@@ -304,15 +307,25 @@ class Allocation:
         """Peer and payload of a ChannelData message from the server; ``None``: it is none, or is dropped."""
         if len(data) < 4:
             return None
-        number, length = _CHANNEL_HEAD.unpack_from(data)
+        number, length = CHANNEL_HEAD.unpack_from(data)
         channel = self._peers.numbers.get(number)
         # "a client should be prepared to receive ChannelData messages … as soon as it has sent the ChannelBind request"
         if channel is None or len(data) < 4 + length:
             self.counters["channel data that belongs to no channel" if channel is None else "short channel data"] += 1
             return None
         channel.used += 1
-        self._heard += 1
+        self.heard += 1
         return channel.peer, data[4 : 4 + length]
+
+    @property
+    def channels(self) -> dict[int, Channel]:
+        """By number: for the data path, which does what :meth:`unwrap` does where a channel has a receiver."""
+        return self._peers.numbers
+
+    @property
+    def is_mobile(self) -> bool:
+        """Whether the server was asked for a ticket and has not forbidden that."""
+        return self._is_mobile
 
     def relayed_for(self, peer: TransportAddress) -> TransportAddress | None:
         """Our relayed address of a peer's family; ``None``: there is none."""
@@ -344,7 +357,7 @@ class Allocation:
                 # one as it should.
                 self._requests.repeat()
             return
-        self._heard += 1
+        self.heard += 1
         if message.is_success or message.is_error:
             if not self._requests.handle_answer(message, now):
                 self._drop(datagram, "response to no request of ours")
@@ -357,7 +370,7 @@ class Allocation:
         """The network said no: over a stream that is the end; ICMP may be forged, and is a reason to ask."""
         if destination != self.server or base != self.base:
             return
-        reason = f"the server cannot be reached (errno {errno})"
+        reason = f"the server cannot be reached ({errorcode.get(errno, errno)})"
         if self.state is AllocationState.ALLOCATING and errno != EHOSTUNREACH:
             self._end(AllocationRefused(code=None, reason=reason))
         elif self.state is AllocationState.RELEASING and errno != EHOSTUNREACH:
@@ -380,7 +393,7 @@ class Allocation:
             self._request(Method.REFRESH, self._lifetime(), self._on_refreshed, self._on_not_refreshed, now)
         if self._watch_until is not None and now >= self._watch_until:
             self._watch_until = None
-            if self._heard == self._heard_before:
+            if self.heard == self._heard_before:
                 self._probe(now)
             elif self._sent > self._sent_before:
                 # What came may have come before that.
@@ -434,13 +447,16 @@ class Allocation:
         is_wanted = relayed and all(address.version in self._options.families for address in relayed)
         if self.state is AllocationState.RELEASING or not is_wanted or mapped is None or not lifetime:
             # RFC 8656, 7.3: "MUST delete the allocation" of a family that we are not prepared to handle.
-            self._refuse_gift(now)
+            refused = "the server's answer has no address that we asked for, or no lifetime"
+            is_ours = self.state is AllocationState.RELEASING
+            then = AllocationReleased() if is_ours else AllocationRefused(code=None, reason=refused, wait_s=None)
+            self._release(then, now)
             return
         self.state = AllocationState.READY
         self.relayed = relayed
         self._ticket = answer.get(MOBILITY_TICKET) if self._is_mobile else None
         self._set_lifetime(lifetime, now)
-        refused = answer.get(ADDRESS_ERROR_CODE)
+        partly = answer.get(ADDRESS_ERROR_CODE)
         self._events.append(
             Allocated(
                 relayed=relayed,
@@ -448,16 +464,10 @@ class Allocation:
                 lifetime_s=self.lifetime_s,
                 rtt_s=rtt_s,
                 reservation=answer.get(RESERVATION_TOKEN),
-                refused="" if refused is None else f"{refused.code} {refused.reason}",
+                refused="" if partly is None else f"{partly.code} {partly.reason}",
             )
         )
         self._ask_for_due(now)
-
-    def _refuse_gift(self, now: float) -> None:
-        if self.state is not AllocationState.RELEASING:
-            reason = "the server's answer has no address that we asked for, or no lifetime"
-            self._events.append(AllocationRefused(code=None, reason=reason, wait_s=None))
-        self._release(now)
 
     def _on_allocation_error(self, answer: Message, now: float) -> None:
         code, reason = _error(answer)
@@ -476,7 +486,7 @@ class Allocation:
                     reason=reason,
                     alternate=answer.get(ALTERNATE_SERVER) if code == 300 else None,
                     domain=answer.get(ALTERNATE_DOMAIN) if code == 300 else None,
-                    wait_s=WAITS_S.get(code),
+                    wait_s=WAITS_S.get(code, None if code < 500 else 0.0),
                 )
             )
 
@@ -484,7 +494,8 @@ class Allocation:
         if self.state is AllocationState.RELEASING:
             self._end(AllocationReleased())
         else:
-            self._end(AllocationRefused(code=401 if is_refused else None, reason=reason, wait_s=None))
+            code, wait_s = (401, None) if is_refused else (None, 0.0)
+            self._end(AllocationRefused(code=code, reason=reason, wait_s=wait_s))
 
     # --- living --------------------------------------------------------------------------------------------------
 
@@ -571,13 +582,14 @@ class Allocation:
         self._events.append(AllocationMoved(mapped=answer.get(XOR_MAPPED_ADDRESS), rtt_s=rtt_s))
         self._ask_for_due(now)
 
-    def _release(self, now: float) -> None:
+    def _release(self, then: Event, now: float) -> None:
+        """Tell the server, and say ``then`` afterwards."""
         self.state = AllocationState.RELEASING
         self._requests.forget()
         self._transmits.clear()
 
         def over(*_: object) -> None:
-            self._end(AllocationReleased())
+            self._end(then)
 
         self._request(Method.REFRESH, ((LIFETIME, 0),), over, over, now, rc=RELEASE_RC, rm=RELEASE_RM)
 
@@ -602,8 +614,7 @@ class Allocation:
         for start in range(0, len(due), MAX_PEERS):
             self._ask_for_permissions(due[start : start + MAX_PEERS], now)
         for channel in self._peers.due_channels(now):
-            if not self._requests.is_full:
-                self._ask_for_channel(channel, now)
+            self._ask_for_channel(channel, now)
 
     def _ask_for_permissions(self, permissions: list[Permission], now: float) -> None:
         for permission in permissions:
@@ -648,7 +659,7 @@ class Allocation:
         def answered(answer: Message, rtt_s: float | None, then: float) -> None:
             code, reason = _error(answer) if answer.is_error else (0, "")
             if answer.is_success:
-                self._peers.on_bound(channel, now)
+                self._peers.on_bound(channel, now, then)
                 permission = self._peers.want(channel.peer.host, then, is_kept=False)
                 if permission is not None:
                     self._peers.on_permitted(permission, now)
@@ -683,7 +694,7 @@ class Allocation:
         relayed = None if peer is None else self._relayed_for(peer)
         if message.unknown_required or peer is None or relayed is None or (data is None and icmp is None):
             self._drop(datagram, "malformed Data indication")
-        elif peer.host not in self._peers.permissions:
+        elif not self._peers.is_permitted(peer.host):
             # 11.4: "SHOULD also check that the XOR-PEER-ADDRESS … with which the client believes there is an active
             # permission".
             self._drop(datagram, "Data indication without a permission")
@@ -702,8 +713,10 @@ class Allocation:
             self._events.append(PeerData(relayed=relayed, peer=peer, data=data))
 
     def _indication(self, peer: TransportAddress, data: bytes) -> bytes:
-        if len(self._targets) < MAX_TARGETS:
-            self._targets.add(peer)
+        if len(self._targets) >= MAX_TARGETS:
+            # Those that are still sent to come back by themselves.
+            self._targets.clear()
+        self._targets.add(peer)
         pairs: list[Pair] = [(XOR_PEER_ADDRESS, peer), (DATA, data)]
         if self._dont_fragment:
             pairs.insert(1, (DONT_FRAGMENT, True))

@@ -9,8 +9,9 @@ after the channel binding expires"). Pure.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from iceagent.net.address import TransportAddress
 
@@ -23,6 +24,10 @@ RENEW_BEFORE_S = 60.0
 COOLING_S = 300.0
 # A request that the server had no room for (508), or gave no answer to, is repeated after this.
 RETRY_S = 60.0
+
+# RFC 8656, 7.4 of 403: "SHOULD NOT retry the same request … until it believes the problem has been fixed"; so late it
+# may have been.
+REFUSAL_S = 600.0
 
 FIRST_CHANNEL, LAST_CHANNEL = 0x4000, 0x4FFF
 # Hosts; coturn refuses the 1,025th.
@@ -39,6 +44,7 @@ class Permission:
         is_installed: the server has it.
         is_refused: the server will not have it.
         due_at: when it is to be asked for (again).
+        expires_at: when the server forgets it, if it is not renewed.
         sent: datagrams since it was last asked for.
     """
 
@@ -48,6 +54,7 @@ class Permission:
     is_asked: bool = False
     is_installed: bool = False
     is_refused: bool = False
+    expires_at: float = 0.0
     sent: int = 0
 
 
@@ -62,6 +69,7 @@ class Channel:
         expires_at: when it ends, if it is not renewed.
         free_at: when number and peer may be used otherwise.
         used: datagrams in either direction since it was last asked for.
+        receive: who gets what comes over it; the shell's, for the data path.
     """
 
     number: int
@@ -72,6 +80,7 @@ class Channel:
     is_bound: bool = False
     is_asked: bool = False
     used: int = 0
+    receive: Callable[[Any, bytes, tuple[str, int]], None] | None = None
 
 
 class PeerTable:
@@ -95,7 +104,7 @@ class PeerTable:
         """The permission of a host, to be asked for at once if it is new; ``None``: there are too many."""
         found = self.permissions.get(host)
         if found is None:
-            if len(self.permissions) >= MAX_PERMISSIONS:
+            if len(self.permissions) >= MAX_PERMISSIONS and not self._make_room():
                 return None
             found = self.permissions[host] = Permission(host, is_kept, now)
         found.is_kept |= is_kept
@@ -108,24 +117,43 @@ class PeerTable:
 
     def due_permissions(self, now: float) -> list[Permission]:
         """Those to be asked for now; forgets those that nobody uses."""
-        due = [p for p in self.permissions.values() if p.due_at <= now and not p.is_asked]
-        unused = [p for p in due if not (p.is_kept or p.sent or self._has_channel(p.host))]
-        for permission in unused:
-            del self.permissions[permission.host]
-        return [p for p in due if not p.is_refused and p.host in self.permissions]
+        found = []
+        for permission in [p for p in self.permissions.values() if p.due_at <= now and not p.is_asked]:
+            permission.is_installed &= now < permission.expires_at
+            if permission.is_kept or permission.sent or self._has_channel(permission.host):
+                if not permission.is_refused:
+                    found.append(permission)
+            elif now < permission.expires_at:
+                permission.due_at = permission.expires_at
+            else:
+                del self.permissions[permission.host]
+        return found
+
+    def is_permitted(self, host: str) -> bool:
+        """Whether the server may have a permission for it."""
+        permission = self.permissions.get(host)
+        return permission is not None and not permission.is_refused
 
     def on_permitted(self, permission: Permission, asked_at: float) -> None:
         """The server has it."""
         permission.is_asked = False
         permission.is_installed = True
-        permission.due_at = asked_at + PERMISSION_S - RENEW_BEFORE_S
+        permission.expires_at = asked_at + PERMISSION_S
+        permission.due_at = permission.expires_at - RENEW_BEFORE_S
 
     def on_not_permitted(self, permission: Permission, now: float, *, is_final: bool) -> None:
         """The server has refused it, or not answered."""
         permission.is_asked = False
         permission.is_refused = is_final
-        permission.is_installed &= not is_final
-        permission.due_at = now + RETRY_S
+        permission.is_installed &= not is_final and now < permission.expires_at
+        permission.due_at = now + (REFUSAL_S if is_final else RETRY_S)
+
+    def _make_room(self) -> bool:
+        """Forget one that nobody keeps; the server does so in its time."""
+        victim = next((p for p in self.permissions.values() if not p.is_kept and not p.is_asked), None)
+        if victim is not None:
+            del self.permissions[victim.host]
+        return victim is not None
 
     def _has_channel(self, host: str) -> bool:
         return any(channel.peer.host == host for channel in self.channels.values() if channel.is_bound)
@@ -151,22 +179,27 @@ class PeerTable:
         return [c for c in self.channels.values() if c.used and c.due_at <= now and not c.is_asked]
 
     def on_asked(self, channel: Channel, now: float) -> None:
-        """A request for it leaves; whatever becomes of the answer, the server may have it from then on."""
+        """A request for it leaves."""
         channel.is_asked = True
         channel.used = 0
-        channel.free_at = now + CHANNEL_S + COOLING_S
 
-    def on_bound(self, channel: Channel, asked_at: float) -> None:
+    def on_bound(self, channel: Channel, asked_at: float, now: float) -> None:
         """The server has it."""
-        channel.is_asked = False
+        self._on_answer(channel, now)
         channel.is_bound = True
         channel.expires_at = asked_at + CHANNEL_S
         channel.due_at = channel.expires_at - RENEW_BEFORE_S
 
     def on_not_bound(self, channel: Channel, now: float) -> None:
         """The server has refused it, or not answered: indications go on, and it is tried again in a minute."""
-        channel.is_asked = False
+        self._on_answer(channel, now)
         channel.due_at = now + RETRY_S
+
+    @staticmethod
+    def _on_answer(channel: Channel, now: float) -> None:
+        channel.is_asked = False
+        # The server may have bound it as late as now, whatever it answered.
+        channel.free_at = now + CHANNEL_S + COOLING_S
 
     def _free_number(self, now: float) -> int | None:
         if self._next_number <= LAST_CHANNEL:

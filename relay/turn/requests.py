@@ -23,8 +23,8 @@ __all__ = ["Request", "Requests"]
 
 # A server that calls every nonce stale is not answered for ever.
 MAX_NONCES = 16
-# Requests under way: one batch of permissions, a channel for each of a session's pairs, a refresh.
-MAX_REQUESTS = 1024
+# More than there can be: one for each of 4,096 channels and 1,000 permissions, and two that refresh.
+MAX_REQUESTS = 8192
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -89,11 +89,7 @@ class Requests:
         self.counters: Counter[str] = Counter()
 
     def send(self, request: Request, now: float) -> None:
-        """Send it, and again until it is answered.
-
-        Raises:
-            TooManyTransactions: a thousand are under way.
-        """
+        """Send it, and again until it is answered."""
         identity = self._system_rng.getrandbits(96).to_bytes(12, "big")
         message = build(request.method, MessageClass.REQUEST, identity, *request.pairs, *self._auth.pairs())
         request.was_signed = self._auth.is_signing
@@ -158,11 +154,6 @@ class Requests:
     def forget(self) -> None:
         """Nothing is repeated or waited for any more; owners hear nothing."""
         self._table = TransactionTable(limit=MAX_REQUESTS)
-
-    @property
-    def is_full(self) -> bool:
-        """Whether another one could not be sent now."""
-        return self._table.is_full
 
     def _ask_again(self, request: Request, answer: Message, code: int, now: float) -> None:
         request.nonces += 1

@@ -328,12 +328,21 @@ async def test_redacted(tmp_path: Path) -> None:
     assert "127.0.0.1" in (tmp_path / "a").read_text()
 
 
-async def test_turn_servers_of_a_list_are_told_of(tmp_path: Path) -> None:
+async def test_a_turn_server_that_does_not_answer_is_told_of_and_delays_nothing(tmp_path: Path) -> None:
+    first, second = ends(tmp_path)
+    servers = '[{"urls": ["turn:127.0.0.1:9?transport=udp"], "username": "u", "credential": "secret"}]'
+    options = ["--ping", "0.05", "--count", "2", "--json"]
+    async with connect(*first, *options, ICEAGENT_SERVERS=servers) as a, connect(*second):
+        assert await a.ended() == 0
+    assert "127.0.0.1:9" in a.errors[0] and "server.failed" in a.errors[0]
+    assert "secret" not in "".join(a.lines + a.errors)
+
+
+async def test_a_relay_is_needed_for_relays_only(tmp_path: Path) -> None:
     first, _ = ends(tmp_path)
-    servers = '[{"urls": ["turn:127.0.0.1:9"], "username": "u", "credential": "secret"}]'
-    async with connect(*first, "--json", ICEAGENT_SERVERS=servers) as a:
-        await a.until(lambda: a.of("gathering.done"))
-    assert a.errors == ["turn:127.0.0.1:9 is ignored: only stun: servers can be used by this version\n"]
+    async with connect(*first, "--policy", "relay", "--server", "stun:127.0.0.1:9") as a:
+        assert await a.ended() == 2
+    assert "--policy relay needs a TURN server" in a.errors[0]
 
 
 # --- one command and an agent ------------------------------------------------------------------------------------

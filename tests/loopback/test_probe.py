@@ -104,17 +104,30 @@ async def test_an_answer_without_a_candidate_is_no_path() -> None:
 
 async def test_all_of_stderr_is_json() -> None:
     """--log-json: what else is a plain line, too."""
-    servers = json.dumps([{"urls": "turn:127.0.0.1:9"}])
-    ended = await probe("--log-json", ICEAGENT_SERVERS=servers)
-    told = [json.loads(line) for line in ended.err.splitlines()]
-    assert [line["event"] for line in told] == ["server.ignored", "server.none"]
-    assert told[0]["server"] == "turn:127.0.0.1:9"
-    assert told[1]["text"].startswith("No server given: ")
-    again = await probe(ICEAGENT_SERVERS=servers)
-    assert again.err.splitlines() == [
-        "turn:127.0.0.1:9 is ignored: only stun: servers can be used by this version",
-        "No server given: asking a STUN server of our own on loopback, nobody else.",
+    ended = await probe("--log-json")
+    (told,) = [json.loads(line) for line in ended.err.splitlines()]
+    assert told["event"] == "server.none"
+    assert told["text"].startswith("No server given: ")
+
+
+async def test_a_relay_that_is_not_there_is_no_answer_at_once() -> None:
+    """The kernel says that the ports are closed; and what was not asked is a row of its own."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"turn:127.0.0.1:{closed.getsockname()[1]}"
+    servers = json.dumps([{"urls": [url, "turns:127.0.0.1?transport=udp"], "username": "u", "credential": "secret"}])
+    ended = await probe("--json", "--loopback", "--timeout", "10", ICEAGENT_SERVERS=servers)
+    assert (ended.code, ended.err) == (4, "")
+    assert [(row["transport"], row["status"]) for row in ended.report["relays"]] == [
+        ("udp", "no-answer"),
+        ("tcp", "no-answer"),
+        ("dtls", "refused"),
     ]
+    assert ended.report["relays"][1]["reason"] == "Connection refused"
+    assert "secret" not in ended.out
+    assert ended.report["duration_ms"] < 5000
+    (nobody,) = (await probe("--json")).report["relays"]
+    assert (nobody["status"], nobody["reason"]) == ("not-tested", "no TURN server was given")
 
 
 async def test_plain_text_where_nobody_watches() -> None:

@@ -6,7 +6,6 @@ import asyncio
 import errno
 import json
 import resource
-import shutil
 import signal
 import socket
 import ssl
@@ -44,6 +43,7 @@ from relay.stun import (
     build,
     parse,
 )
+from tests.certificates import make_certificate
 from tests.loopback.loops import Ear, Inbox, LoopFactory, on_both_loops, run
 
 ANY_PORT = TransportAddress("127.0.0.1", 0)
@@ -94,13 +94,7 @@ async def settle() -> None:
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A self-signed certificate for stun.example, and its key."""
-    openssl = shutil.which("openssl")
-    assert openssl is not None, "these tests make a certificate with openssl(1)"
-    folder = tmp_path_factory.mktemp("tls")
-    pem, key = folder / "cert.pem", folder / "key.pem"
-    request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    name = ["-subj", "/CN=stun.example", "-addext", "subjectAltName=DNS:stun.example"]
-    subprocess.run([openssl, *request, *name, "-out", str(pem), "-keyout", str(key)], check=True, capture_output=True)
+    pem, key = make_certificate(tmp_path_factory.mktemp("tls"), "stun.example")
     return str(pem), str(key)
 
 

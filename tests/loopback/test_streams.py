@@ -7,11 +7,9 @@ import contextlib
 import errno
 import os
 import resource
-import shutil
 import socket
 import ssl
 import struct
-import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from iceagent.net import streams
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import Stream, StreamListener
 from iceagent.net.streams import MAX_HANDSHAKES, MAX_WRITE_QUEUE, TcpListener, TcpStream, connect_tcp, listen_tcp
+from tests.certificates import make_certificate
 from tests.loopback.loops import Ear, LoopFactory, on_both_loops, run
 
 ANY_PORT = TransportAddress("127.0.0.1", 0)
@@ -74,15 +73,7 @@ async def settle() -> None:
 @pytest.fixture(scope="session")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A self-signed certificate for turn.example, and its key."""
-    openssl = shutil.which("openssl")
-    assert openssl is not None, "these tests make a certificate with openssl(1)"
-    folder = tmp_path_factory.mktemp("tls")
-    pem, key = folder / "cert.pem", folder / "key.pem"
-    request = ["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
-    name = ["-subj", "/CN=turn.example", "-addext", "subjectAltName=DNS:turn.example"]
-    command = [openssl, *request, *name, "-out", str(pem), "-keyout", str(key)]
-    subprocess.run(command, check=True, capture_output=True)
-    return pem, key
+    return make_certificate(tmp_path_factory.mktemp("tls"), "turn.example")
 
 
 def server_context(certificate: tuple[Path, Path]) -> ssl.SSLContext:

@@ -148,9 +148,25 @@ def test_servers_by_option() -> None:
     assert [server.urls for server in servers] == [("stun:192.0.2.1:3478",), ("stun:stun.example.org",)]
 
 
-@pytest.mark.parametrize("uri", ["turn:192.0.2.1", "turns:relay.example.org", "stuns:192.0.2.1"])
-def test_what_comes_later_is_refused_by_option(uri: str) -> None:
-    assert "only stun:" in refusal("--server", uri)
+def test_turn_servers_by_option_are_ways_to_one_service() -> None:
+    words = ["--server", "turn:192.0.2.1", "--server", "stun:192.0.2.1", "--server", "turns:relay.example:443"]
+    servers = run(*words, "--username", "me", "--credential", "secret")["servers"]
+    assert servers == (
+        IceServer(urls=("stun:192.0.2.1",)),
+        IceServer(urls=("turn:192.0.2.1", "turns:relay.example:443"), username="me", credential="secret"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--server", "turn:192.0.2.1"), "--server turn:192.0.2.1: add --username and --credential"),
+        (("--server", "turn:192.0.2.1", "--username", "me"), "belong together"),
+        (("--server", "stun:192.0.2.1", "--username", "me", "--credential", "x"), "are for turn: servers"),
+    ],
+)
+def test_credentials_that_do_not_fit(words: tuple[str, ...], complaint: str) -> None:
+    assert complaint in refusal(*words)
 
 
 @pytest.mark.parametrize("uri", ["192.0.2.1", "http://example.org", "stun://example.org", "stun:", "stun:host:0"])
@@ -163,27 +179,24 @@ LIST = [
     {"urls": ["stun:192.0.2.2:3479", "turn:192.0.2.2"], "username": "me", "credential": "secret"},
     {"url": "stun:[2001:db8::1]:3478"},
 ]
-URLS = [("stun:192.0.2.1",), ("stun:192.0.2.2:3479",), ("stun:[2001:db8::1]:3478",)]
+URLS = [("stun:192.0.2.1",), ("stun:192.0.2.2:3479", "turn:192.0.2.2"), ("stun:[2001:db8::1]:3478",)]
 
 
 @pytest.mark.parametrize("value", [LIST, {"iceServers": LIST, "iceTransportPolicy": "all"}])
-def test_a_servers_file(value: object, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """CLI contract: a W3C iceServers list. TURN is told of on stderr and left out; no secret is."""
+def test_a_servers_file(value: object, tmp_path: Path) -> None:
+    """CLI contract: a W3C iceServers list."""
     (tmp_path / "servers").write_text(json.dumps(value))
-    assert [server.urls for server in run("--servers-file", str(tmp_path / "servers"))["servers"]] == URLS
-    captured = capsys.readouterr()
-    assert captured.out == ""
-    assert captured.err == "turn:192.0.2.2 is ignored: only stun: servers can be used by this version\n"
+    servers = run("--servers-file", str(tmp_path / "servers"))["servers"]
+    assert [server.urls for server in servers] == URLS
+    assert (servers[1].username, servers[1].credential) == ("me", "secret")
 
 
-def test_a_servers_file_does_not_speak_to_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A list of servers comes from whoever runs them."""
-    uris = ["turn:\ud800\x1b[31mX\u202e", "turn:" + "x" * 100_000]
-    (tmp_path / "servers").write_text(json.dumps([{"urls": uris}]))
-    assert run("--servers-file", str(tmp_path / "servers"))["servers"] == ()
-    first, second = capsys.readouterr().err.splitlines()
-    assert first.startswith(r"turn:\ud800\x1b[31mX\u202e is ignored")
-    assert len(second) < 200
+@pytest.mark.parametrize("uri", ["turn:\ud800\x1b[31mX\u202e", "turn:" + "x" * 100_000])
+def test_a_list_does_not_fill_the_terminal(uri: str, tmp_path: Path) -> None:
+    """It comes from whoever runs the servers."""
+    (tmp_path / "servers").write_text(json.dumps([{"urls": uri, "username": "u", "credential": "secret"}]))
+    complaint = refusal("--servers-file", str(tmp_path / "servers"))
+    assert len(complaint) < 300 and "secret" not in complaint
 
 
 def test_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,7 +222,10 @@ def test_the_file_goes_before_the_variable(tmp_path: Path, monkeypatch: pytest.M
     [
         ("", "this is no JSON"),
         ("[" * 100_000, "this is no JSON"),
-        ("{}", "a list like"),
+        ("{}", 'no "urls"'),
+        ('{"iceServers": 5}', "a list like"),
+        ('[{"urls": "turn:192.0.2.1"}]', "has no username and credential"),
+        ('[{"urls": "turn:192.0.2.1", "username": 5, "credential": "x"}]', '"username" is no text'),
         ("[1]", "a list like"),
         ("[{}]", 'no "urls"'),
         ('[{"urls": []}]', 'no "urls"'),

@@ -11,6 +11,8 @@ from iceagent.probe.report import (
     NatReport,
     NotTested,
     Reflexive,
+    RelayRow,
+    RelayStatus,
     Report,
     ServerRow,
     ServerStatus,
@@ -25,6 +27,15 @@ LOOPBACK_ROW = InterfaceRow(name="lo", addresses=("127.0.0.1", "::1"), mtu=65536
 HOME_ROW = InterfaceRow(name="eth0", addresses=("192.168.1.2", "2001:db8::2"), mtu=1500, kind="ethernet")
 ANSWERED = ServerRow(uri=URI, version=4, status=ServerStatus.ANSWERED)
 SILENT = ServerRow(uri=URI, version=4, status=ServerStatus.FAILED, reason="no response")
+TURN = "turn:198.51.100.9"
+RELAY = RelayRow(
+    server=TURN,
+    transport="udp",
+    status=RelayStatus.OK,
+    rtt_ms=20.1234,
+    relayed=(TransportAddress("198.51.100.9", 49152), TransportAddress("2001:db8::9", 49153)),
+)
+NO_RELAY = RelayRow(server=TURN, transport="tcp", status=RelayStatus.REFUSED, reason="486 Allocation Quota Reached")
 EASY = NatReport(
     mapping=Mapping.EIM,
     filtering=Filtering.APDF,

@@ -10,7 +10,7 @@ from iceagent.nat.kinds import Filtering, Mapping
 from iceagent.net.address import TransportAddress
 from iceagent.probe.advice import advise
 from iceagent.probe.report import NotTested, Reflexive, Report, ServerStatus
-from tests.unit.probe.samples import ANSWERED, EASY, GOOD, HOME_ROW, LOOPBACK_ROW, SILENT, URI
+from tests.unit.probe.samples import ANSWERED, EASY, GOOD, HOME_ROW, LOOPBACK_ROW, NO_RELAY, RELAY, SILENT, TURN, URI
 
 HARD = replace(EASY, mapping=Mapping.APDM, is_dependent=True)
 UNKNOWN = replace(EASY, mapping=Mapping.UNKNOWN, filtering=Filtering.UNKNOWN)
@@ -61,6 +61,28 @@ def test_where_all_is_well_there_is_nothing_to_do() -> None:
         (replace(GOOD, interfaces=(replace(HOME_ROW, mtu=1279),)), "The MTU of eth0 is 1279 bytes"),
         (replace(GOOD, is_embedded=True, servers=(ANSWERED,)), "Only this host was looked at, with our own STUN"),
         (replace(GOOD, is_embedded=True, servers=()), "Nothing could be tried: our own server has no loopback address"),
+        (
+            replace(GOOD, nat=HARD, relays=(NO_RELAY, RELAY)),
+            "The NAT shows another outside address to other destinations (APDM): peers behind a NAT of their own need "
+            f"a relay, and {TURN} over UDP works;",
+        ),
+        (
+            replace(GOOD, servers=(SILENT,), relays=(replace(RELAY, transport="tls"),)),
+            f"No server answered over UDP: peers can be reached by a relay only; {TURN} over TLS works.",
+        ),
+        (
+            replace(GOOD, relays=(NO_RELAY,)),
+            f"No relay works; mend or replace {TURN} over TCP (486 Allocation Quota Reached).",
+        ),
+        (replace(GOOD, relays=(NO_RELAY,) * 6), "No relay works; mend or replace turn:198.51.100.9 over TCP (486"),
+        (
+            replace(GOOD, servers=(), udp={4: False, 6: False}, relays=(NO_RELAY,)),
+            f"No relay works; mend or replace {TURN} over TCP",
+        ),
+        (
+            replace(GOOD, relays=(RELAY, replace(NO_RELAY, server="turn:other.example"))),
+            "Mend or drop turn:other.example: 486 Allocation Quota Reached.",
+        ),
         (replace(GOOD, candidates=()), "No interface gave a candidate, so there is no address to tell a peer"),
     ],
 )
@@ -79,6 +101,10 @@ def test_one_thing_is_wrong_and_one_sentence_says_what_to_do(report: Report, beg
         # No NAT: IPv6 would not help.
         replace(GOOD, interfaces=(HOME_4,), layers=0),
         replace(GOOD, interfaces=(HOME_4,), layers=NotTested(reason="no server outside this host")),
+        # A relay that works over one transport works.
+        replace(GOOD, relays=(RELAY, NO_RELAY)),
+        # A TURN server that is none of STUN's.
+        replace(GOOD, servers=(ANSWERED, replace(SILENT, uri=TURN)), relays=(RELAY,)),
         # An interface without carrier may be as it likes.
         replace(GOOD, interfaces=(HOME_ROW, replace(HOME_ROW, mtu=576, is_up=False))),
         # 1280 bytes are enough (RFC 8200, 5).

@@ -9,7 +9,7 @@ from typing import Any, NoReturn, cast
 
 import pytest
 
-from iceagent.config import Config
+from iceagent.config import Config, IceServer
 from iceagent.nat.kinds import Filtering, Mapping
 from iceagent.net.host import Host
 from iceagent.probe.measure import ProbeOptions, measure
@@ -57,7 +57,9 @@ def probe(
         host = internet.host("me", addresses, router)
         if prepare is not None:
             prepare(internet, host)
-        options = ProbeOptions(servers=tuple(servers), config=config or Config(), timeout_s=timeout_s)
+        options = ProbeOptions(
+            servers=tuple(IceServer(urls=(url,)) for url in servers), config=config or Config(), timeout_s=timeout_s
+        )
         tell = (told if told is not None else []).append
         return await measure(options, host, system_rng=random.Random(3), tell=tell)
 

@@ -11,7 +11,7 @@ from iceagent.nat.kinds import Mapping
 from iceagent.probe.changes import changes
 from iceagent.probe.render import lines, tables
 from iceagent.probe.report import NotTested, Report
-from tests.unit.probe.samples import ANSWERED, GOOD, HOME_ROW, LOOPBACK_ROW, NAT, SILENT, URI
+from tests.unit.probe.samples import ANSWERED, GOOD, HOME_ROW, LOOPBACK_ROW, NAT, NO_RELAY, RELAY, SILENT, TURN, URI
 
 REPORT = replace(GOOD, advice=("Do this.",))
 
@@ -41,7 +41,7 @@ def test_plain_text() -> None:
         "  stun:198.51.100.1:3478 sees 192.168.1.2:5000 as 203.0.113.9:5000",
         "Not tested",
         "  port mapping  port mapping is not part of this version",
-        "  relays        TURN is not part of this version",
+        "  relays        no TURN server was given",
         "  NAT64         NAT64 discovery is not part of this version",
         "Advice",
         "  Do this.",
@@ -60,6 +60,18 @@ def test_interfaces_that_are_down_and_servers_that_are_silent_are_shown() -> Non
     text = lines(replace(REPORT, interfaces=(down,), reflexive=(), servers=(SILENT,)))
     assert "  eth0  ethernet, down  1500  none" in text
     assert f"  {URI}  no       -    -" in text
+
+
+def test_relays_have_rows_of_their_own() -> None:
+    text = lines(replace(REPORT, relays=(RELAY, NO_RELAY)))
+    start = text.index("Relays")
+    relayed = "198.51.100.9:49152, [2001:db8::9]:49153"
+    assert text[start + 1 : start + 4] == [
+        f"  server             transport  status   rtt      {'relayed':39}  reason",
+        f"  {TURN}  udp        ok       20.1 ms  {relayed}",
+        f"  {TURN}  tcp        refused  -        {'-':39}  486 Allocation Quota Reached",
+    ]
+    assert "no TURN server was given" not in "".join(text)
 
 
 def test_a_terminal_gets_the_same_words_in_tables() -> None:
@@ -131,6 +143,16 @@ def test_changes_are_told_fact_by_fact() -> None:
         "nat mapping: EIM → unknown",
         "layers: 1 → 0",
         f"+ server {URI} ipv6 failed no response",
+    )
+
+
+def test_a_relay_that_comes_or_goes_is_a_change_and_its_port_is_none() -> None:
+    working = replace(REPORT, relays=(RELAY,))
+    elsewhere = tuple(address._replace(port=50000) for address in RELAY.relayed)
+    assert changes(working, replace(REPORT, relays=(replace(RELAY, relayed=elsewhere, rtt_ms=1.0),))) == ()
+    refused = replace(NO_RELAY, transport="udp")
+    assert changes(working, replace(REPORT, relays=(refused,))) == (
+        f"relay {TURN} over UDP: ok 198.51.100.9 2001:db8::9 → refused 486 Allocation Quota Reached",
     )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from iceagent.nat.kinds import Filtering, Mapping
 from iceagent.probe.report import NatReport, NotTested, Report
-from tests.unit.probe.samples import GOOD, HERE, NAT, URI
+from tests.unit.probe.samples import GOOD, HERE, NAT, NO_RELAY, RELAY, TURN, URI
 
 NOTHING = NotTested(reason="no server outside this host")
 EMPTY = Report(
@@ -48,7 +48,7 @@ def test_all_keys_are_always_there() -> None:
 
 def test_what_was_not_tested_says_so_with_a_reason() -> None:
     found = EMPTY.as_json()
-    untested = [*found["udp"].values(), *found["portmap"].values(), found["relays"], found["nat64"], found["layers"]]
+    untested = [*found["udp"].values(), *found["portmap"].values(), *found["relays"], found["nat64"], found["layers"]]
     untested += [found["nat"]["port_preservation"], found["nat"]["allocation"]]
     assert [each["status"] for each in untested] == ["not-tested"] * len(untested)
     assert all(each["reason"] for each in untested)
@@ -73,6 +73,30 @@ def test_values_are_json_as_the_contract_writes_them() -> None:
         "evidence": [f"{URI} sees {HERE} as {NAT}:5000"],
     }
     assert (found["udp"]["ipv4"], found["layers"], found["duration_ms"]) == (True, 1, 2850.0)
+
+
+def test_relays_are_rows_with_all_keys() -> None:
+    keys = {"server", "transport", "status", "rtt_ms", "relayed", "reason"}
+    (nobody,) = EMPTY.as_json()["relays"]
+    assert set(nobody) == keys
+    assert replace(GOOD, relays=(RELAY, NO_RELAY)).as_json()["relays"] == [
+        {
+            "server": TURN,
+            "transport": "udp",
+            "status": "ok",
+            "rtt_ms": 20.123,
+            "relayed": "198.51.100.9:49152",
+            "reason": None,
+        },
+        {
+            "server": TURN,
+            "transport": "tcp",
+            "status": "refused",
+            "rtt_ms": None,
+            "relayed": None,
+            "reason": "486 Allocation Quota Reached",
+        },
+    ]
 
 
 def test_the_words_for_mapping_and_filtering() -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from iceagent.nat.kinds import Filtering, Mapping
-from iceagent.probe.report import Allocation, NatReport, NotTested, ServerRow, ServerStatus
+from iceagent.probe.report import Allocation, NatReport, NotTested, RelayRow, RelayStatus, ServerRow, ServerStatus
 from iceagent.probe.verdict import (
     Behaviour,
     Findings,
@@ -19,8 +19,22 @@ from iceagent.probe.verdict import (
     outlook,
     reflexive,
     udp,
+    working_relay,
 )
-from tests.unit.probe.samples import ANSWERED, EASY, GOOD, HERE, HOME, LOOPBACK, NAT, SILENT, URI, sight
+from tests.unit.probe.samples import (
+    ANSWERED,
+    EASY,
+    GOOD,
+    HERE,
+    HOME,
+    LOOPBACK,
+    NAT,
+    NO_RELAY,
+    RELAY,
+    SILENT,
+    URI,
+    sight,
+)
 
 A1, A2, B1 = "198.51.100.1:3478", "198.51.100.1:3479", "198.51.100.2:3478"
 
@@ -240,6 +254,39 @@ UNKNOWN_HARD = replace(UNKNOWN, is_dependent=True)
 def test_outlook_towards_a_typical_peer(report: NatReport, servers: tuple[ServerRow, ...], expected: Outlook) -> None:
     """CLI.md: 0 when a direct path to a peer behind an EIM, APDF NAT can be expected, 3 only a relay, 4 nothing."""
     assert outlook(replace(GOOD, nat=report, servers=servers)) is expected
+
+
+UNTRIED = replace(NO_RELAY, status=RelayStatus.NOT_TESTED)
+
+
+@pytest.mark.parametrize(
+    ("report", "servers", "relays", "expected"),
+    [
+        (EASY, (ANSWERED,), (NO_RELAY,), Outlook.DIRECT),
+        (HARD, (ANSWERED,), (NO_RELAY, RELAY), Outlook.RELAY),
+        (HARD, (ANSWERED,), (NO_RELAY,), Outlook.NOTHING),
+        (HARD, (ANSWERED,), (UNTRIED,), Outlook.RELAY),
+        (EASY, (SILENT,), (RELAY,), Outlook.RELAY),
+        (EASY, (SILENT,), (NO_RELAY,), Outlook.NOTHING),
+        (EASY, (), (replace(RELAY, transport="tls"),), Outlook.RELAY),
+    ],
+)
+def test_relays_count_where_no_direct_path_is_expected(
+    report: NatReport, servers: tuple[ServerRow, ...], relays: tuple[RelayRow, ...], expected: Outlook
+) -> None:
+    """CLI.md: 3 when only a relay will do; and one that was tried in vain will not."""
+    assert outlook(replace(GOOD, nat=report, servers=servers, relays=relays)) is expected
+
+
+def test_a_relay_takes_a_candidate_too() -> None:
+    assert outlook(replace(GOOD, servers=(SILENT,), relays=(RELAY,), candidates=())) is Outlook.NOTHING
+
+
+def test_the_relay_that_is_named_is_one_over_udp_if_there_is_one() -> None:
+    tcp = replace(RELAY, transport="tcp")
+    assert working_relay(replace(GOOD, relays=(NO_RELAY, tcp, RELAY))) == RELAY
+    assert working_relay(replace(GOOD, relays=(NO_RELAY, tcp))) == tcp
+    assert working_relay(GOOD) is None
 
 
 @pytest.mark.parametrize("servers", [(ANSWERED,), (INSIDE,), (ANSWERED, ANSWERED_6)])
