@@ -1,6 +1,7 @@
-"""How does a STUN server run on a host?
+"""How does a STUN and TURN server run on a host?
 
-The shell around ``relay/stun_server.py``: UDP sockets and TCP and TLS streams in, the cores' answers out. Every listen
+The shell around ``relay/stun_server.py`` and ``relay/turn/server``, with the data path in ``relay/relays.py``: UDP
+sockets and TCP and TLS streams in, the cores' answers out. Every listen
 address gets UDP and TCP, and TLS where a certificate is given. What is bounded, and how: the streams at once and their
 idle time (by the core), what waits to be read of one stream (one read, and in :class:`relay.stun.StreamFramer` one
 message) and what waits to be written to it (:class:`iceagent.net.host.Stream`, 1 MiB; then it is aborted). A stream is
@@ -18,9 +19,11 @@ from __future__ import annotations
 import asyncio
 import errno
 import ssl
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from random import SystemRandom
 from types import TracebackType
 from typing import Literal, NamedTuple, Protocol, runtime_checkable
 
@@ -38,6 +41,7 @@ from iceagent.net.host import (
     StreamListener,
     Subscription,
 )
+from relay.relays import Relaying, RelaySockets
 from relay.stun import HEADER_LENGTH, BadMessage, StreamFramer, is_stun
 from relay.stun_server import (
     STREAM_IDLE_S,
@@ -48,6 +52,7 @@ from relay.stun_server import (
     StunServer,
     discovery_table,
 )
+from relay.turn.server import AllocationMade, PeerPolicy, ServedAllocation, TurnServer, TurnService
 
 __all__ = ["STUN_PORT", "TLS_PORT", "Listening", "Server", "ServerOptions", "server_ssl_context"]
 
@@ -63,6 +68,8 @@ MESSAGES_PER_TURN = 64
 
 MAX_UNREAD = 1 << 20
 """Bytes that may wait of a stream that cannot be paused, or that goes on for a while; with more it is cut off."""
+
+_system_rng = SystemRandom()
 
 _UNUSABLE = frozenset({AddressFlag.TENTATIVE, AddressFlag.DADFAILED})
 _FAMILY_MISSING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
@@ -88,6 +95,7 @@ class ServerOptions:
         tls_port: where TLS listens on each listen address; 0 takes a free one.
         max_streams: TCP and TLS streams at once, at least 1.
         stream_idle_s: seconds without a message after which a stream is closed.
+        relaying: TURN; ``None``: STUN only.
     """
 
     behaviour_discovery: bool = False
@@ -95,6 +103,7 @@ class ServerOptions:
     tls_port: int = TLS_PORT
     max_streams: int = STREAM_LIMIT
     stream_idle_s: float = STREAM_IDLE_S
+    relaying: Relaying | None = None
 
 
 def server_ssl_context(certificate: str, key: str) -> ssl.SSLContext:
@@ -111,12 +120,14 @@ def server_ssl_context(certificate: str, key: str) -> ssl.SSLContext:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     # An empty password: an encrypted key is refused instead of asked about on the terminal.
     context.load_cert_chain(certificate, key, password="")
-    context.set_alpn_protocols(["stun.nat-discovery"])
+    context.set_alpn_protocols(["stun.turn", "stun.nat-discovery"])
     return context
 
 
 class Server:
-    """A STUN server on a host: an async context manager that answers while it is open.
+    """A STUN server on a host, and a TURN server where ``ServerOptions.relaying`` says so.
+
+    An async context manager that answers while it is open.
 
     Args:
         host: whose sockets it uses.
@@ -157,6 +168,10 @@ class Server:
         self._on_streams = StunServer(is_stream=True)
         self._udp_driver: Driver | None = None
         self._stream_driver: Driver | None = None
+        self._service: TurnService | None = None
+        self._relays: RelaySockets | None = None
+        self._turn_on_datagrams: TurnServer | None = None
+        self._turn_on_streams: TurnServer | None = None
 
     @property
     def listeners(self) -> tuple[Listening, ...]:
@@ -170,6 +185,22 @@ class Server:
     @property
     def stream_counters(self) -> Counter[str]:
         return self._on_streams.counters
+
+    @property
+    def allocations(self) -> int:
+        """How many there are now."""
+        return 0 if self._service is None else self._service.allocations
+
+    @property
+    def turn_counters(self) -> Counter[str]:
+        """Requests of TURN's, errors and drops; see ``relay/turn/server/core.py``."""
+        parts = (self._turn_on_datagrams, self._turn_on_streams, self._relays)
+        return sum((part.counters for part in parts if part is not None), Counter())
+
+    def drain(self) -> None:
+        """Make no new allocations."""
+        if self._service is not None:
+            self._service.is_draining = True
 
     async def __aenter__(self) -> Server:
         """Open everything.
@@ -206,6 +237,9 @@ class Server:
             socket.close()
         for connection in tuple(self._streams.values()):
             connection.close()
+        if self._relays is not None:
+            self._relays.close_all()
+        self._service = None
         self._udp_driver = self._stream_driver = None
         self._listeners.clear()
         self._tcp.clear()
@@ -219,12 +253,15 @@ class Server:
         table = discovery_table(_discovery_pairs(addresses)) if options.behaviour_discovery else None
         if table is not None:
             addresses = tuple(table)
-        self._datagrams = StunServer(alternatives=table, limiter=limiter)
+        self._make_turn(limiter)
+        self._datagrams = StunServer(alternatives=table, limiter=limiter, turn=self._turn_on_datagrams)
         # No answer on a stream can come from elsewhere. DEVIATION: RFC 5780, 6, wants a second address there too;
         # without one there is no OTHER-ADDRESS, and 420 for a CHANGE-REQUEST. Pinned by
         # test_behaviour_discovery_is_for_datagrams_only.
-        self._on_streams = StunServer(is_stream=True, limiter=limiter)
-        streams = StreamServer(self._on_streams, limit=options.max_streams, idle_s=options.stream_idle_s)
+        self._on_streams = StunServer(is_stream=True, limiter=limiter, turn=self._turn_on_streams)
+        streams = StreamServer(
+            self._on_streams, limit=options.max_streams, idle_s=options.stream_idle_s, is_busy=self._is_relaying
+        )
         self._udp_driver = Driver(self._datagrams, self._host, self._send_datagram, self._on_event)
         self._stream_driver = driver = Driver(streams, self._host, self._write, self._on_event)
         turns = _Turns(MESSAGES_PER_TURN)
@@ -243,6 +280,22 @@ class Server:
             self._open_wildcards(await self._host.interfaces(), is_start=True)
         if not self._listeners:
             raise OSError(errno.EADDRNOTAVAIL, "no address of this host can be listened on")
+
+    def _make_turn(self, limiter: ErrorLimiter) -> None:
+        relaying = self._options.relaying
+        if relaying is None:
+            return
+        policy = PeerPolicy(relaying.allow, relaying.deny)
+        self._relays = RelaySockets(self._host, relaying, self._own_hosts, _system_rng, self._to_client)
+        self._service = TurnService(relaying.turn, policy, self._relays, _system_rng, time.time, limiter)
+        self._turn_on_datagrams = TurnServer(self._service)
+        self._turn_on_streams = TurnServer(self._service, is_stream=True)
+
+    def _own_hosts(self) -> list[str]:
+        return list(dict.fromkeys(address.host for address in self._sockets))
+
+    def _is_relaying(self, stream: tuple[TransportAddress, TransportAddress]) -> bool:
+        return self._turn_on_streams is not None and stream in self._turn_on_streams.allocations
 
     def _plan(self, asked: Sequence[TransportAddress]) -> tuple[TransportAddress, ...]:
         """The addresses with ports: a free one in place of each 0; one for all where there is behaviour discovery."""
@@ -294,11 +347,14 @@ class Server:
     def _open_socket(self, address: TransportAddress, options: SocketOptions) -> None:
         assert self._udp_driver is not None
         try:
-            socket = self._host.socket(address, _Inbox(self._udp_driver), options)
+            inbox = _Inbox(self._udp_driver, self._on_channel_data if self._service is not None else None)
+            socket = self._host.socket(address, inbox, options)
         except OSError as error:
             raise _explained(error, "udp", address) from error
         self._sockets[socket.address] = socket
         self._datagrams.bases.add(socket.address)
+        if self._service is not None:
+            self._service.policy.own.add(socket.address.host)
 
     def _follow(self, interfaces: Sequence[Interface]) -> None:
         self._open_wildcards(interfaces, is_start=False)
@@ -322,7 +378,9 @@ class Server:
                 self._datagrams.counters["addresses not opened"] += 1
 
     def _accept(self, stream: Stream, core: StreamServer, driver: Driver, turns: _Turns) -> StreamListener:
-        connection = _Connection(stream, core, driver, turns, self._streams)
+        connection = _Connection(
+            stream, core, driver, turns, self._streams, self._on_stream_channel_data, self._on_stream_closed
+        )
         if driver is self._stream_driver:
             driver.command(core.open, stream.local_address, stream.remote_address)
         else:
@@ -330,14 +388,54 @@ class Server:
             connection.close()
         return connection
 
+    # --- the data path of TURN -----------------------------------------------------------------------------------
+
+    def _on_channel_data(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        """From a client over UDP."""
+        turn, relays = self._turn_on_datagrams, self._relays
+        allocation = None if turn is None else turn.allocations.get((socket.address, source))  # type: ignore[arg-type]
+        if allocation is not None and relays is not None:
+            found = allocation.to_peer(data, self._host.now())
+            if found is not None:
+                relays.send(*found)
+
+    def _on_stream_channel_data(self, stream: tuple[TransportAddress, TransportAddress], message: bytes) -> bool:
+        """From a client over a stream; false: it has no allocation, and no business to send such."""
+        allocation = None if self._turn_on_streams is None else self._turn_on_streams.allocations.get(stream)
+        if allocation is None or self._relays is None:
+            return False
+        found = allocation.to_peer(message, self._host.now())
+        if found is not None:
+            self._relays.send(*found)
+        return True
+
+    def _on_stream_closed(self, stream: tuple[TransportAddress, TransportAddress]) -> None:
+        if self._turn_on_streams is not None and self._stream_driver is not None:
+            self._stream_driver.command(self._turn_on_streams.forget_stream, *stream)
+
+    def _to_client(self, allocation: ServedAllocation, message: bytes) -> None:
+        socket = self._sockets.get(allocation.base)
+        if self._turn_on_streams is not None and self._turn_on_streams.allocations.get(allocation.key) is allocation:
+            connection = self._streams.get(allocation.key)
+            if connection is not None:
+                connection.stream.write(message)
+        elif socket is not None:
+            socket.send(message, allocation.client)
+
     def _send_datagram(self, transmit: Transmit) -> int:
         socket = self._sockets.get(transmit.base)
+        if socket is None and self._relays is not None:
+            # A Send indication's.
+            self._relays.send(transmit.base, transmit.destination, transmit.data)
+            return 0
         return errno.EADDRNOTAVAIL if socket is None else socket.send(transmit.data, transmit.destination)
 
     def _write(self, transmit: Transmit) -> int:
         connection = self._streams.get((transmit.base, transmit.destination))
         if connection is not None:
             connection.stream.write(transmit.data)
+        elif self._relays is not None:
+            self._relays.send(transmit.base, transmit.destination, transmit.data)
         return 0
 
     def _on_event(self, event: Event) -> None:
@@ -345,17 +443,29 @@ class Server:
             connection = self._streams.get((event.base, event.remote))
             if connection is not None:
                 connection.close()
+        elif isinstance(event, AllocationMade) and self._relays is not None:
+            server = self._turn_on_datagrams
+            if server is None or server.allocations.get(event.allocation.key) is not event.allocation:
+                server = self._turn_on_streams
+            if server is not None:
+                self._relays.own(server, event.allocation)
         if self._tell is not None:
             self._tell(event)
 
 
 class _Inbox:
-    """Hands what UDP sockets receive to the core."""
+    """Hands what UDP sockets receive to the core, and ChannelData past it."""
 
-    def __init__(self, driver: Driver) -> None:
+    def __init__(
+        self, driver: Driver, on_channel_data: Callable[[DatagramSocket, bytes, tuple[str, int]], None] | None
+    ) -> None:
         self._driver = driver
+        self._on_channel_data = on_channel_data
 
     def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        if self._on_channel_data is not None and data and 0x40 <= data[0] < 0x80:
+            self._on_channel_data(socket, data, source)
+            return
         self._driver.datagram(socket.address, source, data)
 
     def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
@@ -424,7 +534,11 @@ class _Connection:
         driver: Driver,
         turns: _Turns,
         register: dict[tuple[TransportAddress, TransportAddress], _Connection],
+        on_channel_data: Callable[[tuple[TransportAddress, TransportAddress], bytes], bool],
+        on_closed: Callable[[tuple[TransportAddress, TransportAddress]], None],
     ) -> None:
+        self._on_channel_data = on_channel_data
+        self._on_closed = on_closed
         self.stream = stream
         self._core = core
         self._driver = driver
@@ -446,6 +560,7 @@ class _Connection:
             self._unread = b""
             self._register.pop(self._key, None)
             self.stream.close()
+            self._on_closed(self._key)
 
     @property
     def has_unread(self) -> bool:
@@ -479,7 +594,7 @@ class _Connection:
         return len(data)
 
     def _feed(self, data: bytes) -> None:
-        # The framer knows ChannelData as well; without TURN, a stream that begins so is HTTP or noise.
+        # The framer knows ChannelData as well; a stream that begins so is HTTP or noise.
         if self._is_closed or not self._begins_like_stun(data):
             self._end()
             return
@@ -500,7 +615,7 @@ class _Connection:
             return
         if is_stun(message):
             self._driver.datagram(*self._key, message)
-        else:
+        elif not self._on_channel_data(self._key, message):
             self._end()
 
     def _begins_like_stun(self, data: bytes) -> bool:

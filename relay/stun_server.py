@@ -14,15 +14,16 @@ discarded"). Error responses are limited per source network.
 :class:`StunServer` answers on datagram sockets; :class:`StreamServer` does on TCP and TLS, and closes streams that are
 idle or too many. Both are cores (``iceagent/net/core.py``); ``relay/server.py`` is their shell.
 
-What it does not do: credentials (12: "SHOULD NOT utilize" them), TURN. Pure.
+TURN's messages go to a :class:`relay.turn.server.TurnServer`, if there is one. What it does not do itself: credentials
+(12: "SHOULD NOT utilize" them). Pure.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.core import Datagram, Event, PacketDropped, Transmit
@@ -118,6 +119,21 @@ def discovery_table(pairs: Iterable[tuple[TransportAddress, TransportAddress]]) 
     return table
 
 
+class Extension(Protocol):
+    """A core beside the STUN server: takes messages of other methods, and answers on the same sockets."""
+
+    def handle_message(self, message: Message, datagram: Datagram, now: float) -> bool:
+        """Take it; false: it is none of ours."""
+
+    def handle_timeout(self, now: float) -> None: ...
+
+    def poll_timeout(self) -> float | None: ...
+
+    def poll_transmit(self) -> Transmit | None: ...
+
+    def poll_event(self) -> Event | None: ...
+
+
 class StunServer:
     """A STUN server on datagram sockets.
 
@@ -126,6 +142,7 @@ class StunServer:
             not offer it.
         is_stream: requests come over TCP or TLS: nothing can be answered from elsewhere, and sources are not forged.
         limiter: how many error responses may be sent; ``None``: one of its own.
+        turn: takes the messages of TURN; ``None``: they are dropped.
 
     Attributes:
         bases: our own addresses, to be kept up to date by the shell: nothing is ever sent to one.
@@ -139,7 +156,9 @@ class StunServer:
         alternatives: Alternatives | None = None,
         is_stream: bool = False,
         limiter: ErrorLimiter | None = None,
+        turn: Extension | None = None,
     ) -> None:
+        self._turn = turn
         self.bases: set[TransportAddress] = set()
         self.counters: Counter[str] = Counter()
         self._alternatives: Alternatives = {} if alternatives is None else alternatives
@@ -159,7 +178,9 @@ class StunServer:
             self._drop(datagram, "malformed")
             return
         if message.method != Method.BINDING:
-            self._drop(datagram, "method not supported")
+            is_answerable = self._turn is not None and self._may_send_to(datagram.source)
+            if not is_answerable or self._turn is None or not self._turn.handle_message(message, datagram, now):
+                self._drop(datagram, "method not supported")
         elif message.is_indication:
             # 6.3.2: "The mere receipt of the message by the agent has refreshed the bindings".
             self.counters["indications"] += 1
@@ -175,19 +196,25 @@ class StunServer:
         self.counters["network errors"] += 1
 
     def handle_timeout(self, now: float) -> None:
-        """There is nothing to wait for."""
+        """Nothing is waited for here, but for TURN."""
+        if self._turn is not None:
+            self._turn.handle_timeout(now)
 
     def poll_timeout(self) -> float | None:
         """``None``: there is nothing to wait for."""
-        return None
+        return None if self._turn is None else self._turn.poll_timeout()
 
     def poll_transmit(self) -> Transmit | None:
         """One response to send, or ``None``."""
-        return self._transmits.popleft() if self._transmits else None
+        if self._transmits:
+            return self._transmits.popleft()
+        return None if self._turn is None else self._turn.poll_transmit()
 
     def poll_event(self) -> Event | None:
-        """One :class:`PacketDropped`, or ``None``."""
-        return self._events.popleft() if self._events else None
+        """One :class:`PacketDropped`, or an event of TURN's, or ``None``."""
+        if self._events:
+            return self._events.popleft()
+        return None if self._turn is None else self._turn.poll_event()
 
     def _on_other(self, datagram: Datagram) -> None:
         """Clients of RFC 3489 are answered (RFC 8489, 12), on datagram sockets: that is where they are."""
@@ -277,10 +304,19 @@ class StreamServer:
         server: answers; made with ``is_stream=True``.
         limit: streams at once, at least 1.
         idle_s: seconds without a message after which a stream is closed.
+        is_busy: whether a stream, by its two ends, is used although nothing comes: it has an allocation.
     """
 
-    def __init__(self, server: StunServer, *, limit: int = STREAM_LIMIT, idle_s: float = STREAM_IDLE_S) -> None:
+    def __init__(
+        self,
+        server: StunServer,
+        *,
+        limit: int = STREAM_LIMIT,
+        idle_s: float = STREAM_IDLE_S,
+        is_busy: Callable[[tuple[TransportAddress, TransportAddress]], bool] = lambda stream: False,
+    ) -> None:
         self._server = server
+        self._is_busy = is_busy
         self._limit = limit
         self._idle_s = idle_s
         # In the order of the last message, hence of the deadlines.
@@ -290,6 +326,7 @@ class StreamServer:
     def open(self, base: TransportAddress, remote: TransportAddress, now: float) -> None:
         """A stream was accepted."""
         while len(self._used_at) >= self._limit:
+            self._pass_over_busy(now, lambda at: True)
             self._close_oldest("too many streams")
         self._used_at[base, remote] = now
         self._used_at.move_to_end((base, remote))
@@ -314,8 +351,10 @@ class StreamServer:
 
     def handle_timeout(self, now: float) -> None:
         """Close what is idle."""
+        self._pass_over_busy(now, lambda at: at + self._idle_s <= now)
         while self._used_at and next(iter(self._used_at.values())) + self._idle_s <= now:
             self._close_oldest("idle")
+            self._pass_over_busy(now, lambda at: at + self._idle_s <= now)
 
     def poll_timeout(self) -> float | None:
         """When the next stream has been idle for too long."""
@@ -331,6 +370,15 @@ class StreamServer:
 
     def __len__(self) -> int:
         return len(self._used_at)
+
+    def _pass_over_busy(self, now: float, is_due: Callable[[float], bool]) -> None:
+        """Those at the front that have an allocation are used as of now; if all are, the oldest stays in front."""
+        for _ in range(len(self._used_at)):
+            stream, at = next(iter(self._used_at.items()))
+            if not is_due(at) or not self._is_busy(stream):
+                return
+            self._used_at[stream] = now
+            self._used_at.move_to_end(stream)
 
     def _close_oldest(self, reason: str) -> None:
         # At most `limit` events can wait: each stands for a stream that was open.

@@ -1,0 +1,161 @@
+"""How do datagrams get between a TURN server's clients and their peers?
+
+The data path of the server: a relayed address is a UDP socket with a drain loop (``iceagent/net/sockets.py``). What a
+peer sends goes from its socket to the client's socket or stream; what a client sends as ChannelData, the other way. The
+core (``relay/turn/server``) is not woken up for either: its allocation says whether, where to and with what in front.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+from iceagent.net.address import TransportAddress
+from iceagent.net.host import DatagramSocket, Host, SocketOptions
+from relay.turn.server import ServedAllocation, TurnOptions, TurnServer
+
+__all__ = ["RelaySockets", "Relaying"]
+
+# RFC 8656, 7.2: ports "in the Dynamic and/or Private Port range".
+DEFAULT_PORTS = (49152, 65535)
+# Ports that are tried for one relayed address.
+MAX_TRIES = 64
+# Datagrams that wait in the kernel for one relayed address.
+RECEIVE_BUFFER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Relaying:
+    """What a server relays, and for whom.
+
+    Attributes:
+        turn: accounts, quotas, lifetimes.
+        hosts: where relayed addresses are; empty: on the address that the client speaks to.
+        ports: first and last of relayed addresses.
+        allow: networks of peers that are admitted although they are private, say.
+        deny: networks of peers that are refused.
+    """
+
+    turn: TurnOptions
+    hosts: tuple[str, ...] = ()
+    ports: tuple[int, int] = DEFAULT_PORTS
+    allow: tuple[str, ...] = ()
+    deny: tuple[str, ...] = ()
+
+
+class RelaySockets:
+    """The sockets of all relayed addresses; implements :class:`relay.turn.server.RelayPorts`.
+
+    Args:
+        host: whose.
+        relaying: where.
+        listened: hosts of the server itself, where ``relaying`` names none.
+        system_rng: draws ports.
+        to_client: called with (allocation, message): what a peer sent.
+
+    Attributes:
+        counters: ``network errors``, ``dropped: <reason>``.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        relaying: Relaying,
+        listened: Callable[[], Sequence[str]],
+        system_rng: Random,
+        to_client: Callable[[ServedAllocation, bytes], None],
+    ) -> None:
+        self._host = host
+        self._relaying = relaying
+        self._listened = listened
+        self._rng = system_rng
+        self._to_client = to_client
+        self._sockets: dict[TransportAddress, DatagramSocket] = {}
+        self._owners: dict[TransportAddress, tuple[TurnServer, ServedAllocation]] = {}
+        self.counters: Counter[str] = Counter()
+
+    # --- RelayPorts ----------------------------------------------------------------------------------------------
+
+    def open(self, version: int, near: str, *, even: bool = False, pair: bool = False) -> list[TransportAddress]:
+        """See :class:`relay.turn.server.RelayPorts`."""
+        host = self._host_of(version, near)
+        low, high = self._relaying.ports
+        for _ in range(MAX_TRIES):
+            port = self._rng.randint(low, high)
+            if even or pair:
+                port -= port & 1
+            wanted = [TransportAddress(host, port + offset) for offset in range(2 if pair else 1)]
+            if wanted[0].port < low or wanted[-1].port > high:
+                continue
+            if self._try(wanted):
+                return wanted
+        raise OSError(errno.EADDRINUSE, f"no free port of {low} to {high} on {host} was found")
+
+    def close(self, address: TransportAddress) -> None:
+        """See :class:`relay.turn.server.RelayPorts`."""
+        self._owners.pop(address, None)
+        socket = self._sockets.pop(address, None)
+        if socket is not None:
+            socket.close()
+
+    # --- for the server ------------------------------------------------------------------------------------------
+
+    def own(self, server: TurnServer, allocation: ServedAllocation) -> None:
+        """What peers send to its addresses is this allocation's."""
+        for address in allocation.relayed.values():
+            self._owners[address] = (server, allocation)
+
+    def send(self, relayed: TransportAddress, peer: TransportAddress, data: bytes) -> int:
+        """From a relayed address to a peer; 0, or an errno."""
+        socket = self._sockets.get(relayed)
+        return errno.EADDRNOTAVAIL if socket is None else socket.send(data, peer)
+
+    def close_all(self) -> None:
+        """The server ends."""
+        for address in list(self._sockets):
+            self.close(address)
+
+    # --- DatagramReceiver ----------------------------------------------------------------------------------------
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        """From a peer."""
+        owner = self._owners.get(socket.address)
+        if owner is None:
+            # Reserved, and not claimed yet.
+            self.counters["dropped: no allocation"] += 1
+            return
+        server, allocation = owner
+        message = server.from_peer(allocation, source, data, self._host.now())
+        if message is not None:
+            self._to_client(allocation, message)
+
+    def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
+        """A peer is not there; its client finds out by itself."""
+        self.counters["network errors"] += 1
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _host_of(self, version: int, near: str) -> str:
+        hosts = self._relaying.hosts or (near, *self._listened())
+        found = next((host for host in hosts if (6 if ":" in host else 4) == version), None)
+        if found is None:
+            raise LookupError(f"there are no relayed addresses of IPv{version}")
+        return found
+
+    def _try(self, wanted: Sequence[TransportAddress]) -> bool:
+        opened: list[DatagramSocket] = []
+        options = SocketOptions(receive_buffer=RECEIVE_BUFFER)
+        for address in wanted:
+            try:
+                opened.append(self._host.socket(address, self, options))
+            except OSError as error:
+                for socket in opened:
+                    socket.close()
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                return False
+        self._sockets.update(zip(wanted, opened, strict=True))
+        return True

@@ -1,0 +1,263 @@
+"""Who may relay, and how does a server know, without remembering who asked?
+
+Long-term credentials (RFC 8489, 9.2). A nonce says when it was made and is signed together with the client's address:
+it is checked without having been kept, so that a million forged requests leave nothing behind, and one that was
+overheard is of no use from elsewhere. Users have a name and a password, or, as coturn's ``use-auth-secret`` has it, a
+name that begins with the time of its end (``1700000000:name``) and a password that is its HMAC-SHA1 under a secret
+that the server shares with whoever hands them out. Several secrets: they are changed one after the other.
+
+The answer to an unknown name is that to a wrong password, and takes as long. Passwords that are wrong are counted per
+source network; whoever has used up the attempts is not answered any more for a while. Pure.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from random import Random
+
+from iceagent.net.address import TransportAddress, ip_address
+from relay.stun import (
+    NONCE,
+    PASSWORD_ALGORITHM,
+    PASSWORD_ALGORITHMS,
+    REALM,
+    USERHASH,
+    USERNAME,
+    AlgorithmParameters,
+    IntegrityKey,
+    Message,
+    PasswordAlgorithm,
+    SecurityFeature,
+    long_term_key,
+    nonce_cookie,
+    opaque_string,
+    userhash,
+)
+from relay.turn.credentials import Pair
+
+__all__ = ["Accounts", "Attempts", "Gate", "Identity", "Refused"]
+
+NONCE_S = 600
+"""RFC 8656, 5: "SHOULD expire the nonce at least once every hour"."""
+
+ALGORITHMS = (AlgorithmParameters(PasswordAlgorithm.SHA256), AlgorithmParameters(PasswordAlgorithm.MD5))
+COOKIE = nonce_cookie(SecurityFeature.PASSWORD_ALGORITHMS)
+
+# Wrong passwords from one network: a burst, and so many a minute.
+ATTEMPTS, ATTEMPTS_PER_S = 10, 10 / 60
+# Networks that are remembered.
+MAX_NETWORKS = 4096
+MAX_KEYS = 1024
+_STAMP_LENGTH, _MAC_LENGTH = 8, 16
+
+
+class Refused(Exception):
+    """The request is answered with this error.
+
+    Attributes:
+        code: of ERROR-CODE.
+        reason: its words.
+        pairs: further attributes.
+    """
+
+    def __init__(self, code: int, reason: str, *pairs: Pair) -> None:
+        super().__init__(f"{code} {reason}")
+        self.code, self.reason, self.pairs = code, reason, pairs
+
+
+class Silence(Exception):
+    """The request is not answered."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Identity:
+    """Who has signed a request.
+
+    Attributes:
+        username: as sent.
+        key: signs the answer.
+        sha256: with MESSAGE-INTEGRITY-SHA256.
+    """
+
+    username: str
+    key: IntegrityKey
+    sha256: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accounts:
+    """Who may relay.
+
+    Attributes:
+        realm: of all of them.
+        users: name → password.
+        secrets: of time-limited names; the first is the newest.
+    """
+
+    realm: str
+    users: Mapping[str, str] = field(default_factory=dict, repr=False)
+    secrets: Sequence[str] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        for text in (self.realm, *self.users, *self.users.values(), *self.secrets):
+            opaque_string(text)
+
+    def passwords(self, username: str, wall_now: float) -> list[str]:
+        """Those that this name may have; empty: there is no such user, or the time is over."""
+        known = self.users.get(username)
+        if known is not None:
+            return [known]
+        ends, _, _ = username.partition(":")
+        if not self.secrets or not (ends.isascii() and ends.isdigit() and len(ends) < 16) or int(ends) <= wall_now:
+            return []
+        name = username.encode()
+        return [
+            base64.b64encode(hmac.new(secret.encode(), name, hashlib.sha1).digest()).decode() for secret in self.secrets
+        ]
+
+
+class Attempts:
+    """Wrong passwords, by source network (/24, /64): a bucket each; one that was not used for a while is forgotten."""
+
+    def __init__(self) -> None:
+        self._buckets: OrderedDict[tuple[int, int], tuple[float, float]] = OrderedDict()
+
+    def are_used_up(self, host: str, now: float) -> bool:
+        """Whether the network of this host is not listened to for now."""
+        return self._tokens(_network(host), now) < 1.0
+
+    def note(self, host: str, now: float) -> None:
+        """One was wrong."""
+        network = _network(host)
+        tokens = max(0.0, self._tokens(network, now) - 1.0)
+        if network not in self._buckets and len(self._buckets) >= MAX_NETWORKS:
+            self._buckets.popitem(last=False)
+        self._buckets[network] = (tokens, now)
+        self._buckets.move_to_end(network)
+
+    def _tokens(self, network: tuple[int, int], now: float) -> float:
+        tokens, at = self._buckets.get(network, (float(ATTEMPTS), now))
+        return min(float(ATTEMPTS), tokens + (now - at) * ATTEMPTS_PER_S)
+
+
+class Gate:
+    """Lets requests in that are signed.
+
+    Args:
+        accounts: who may.
+        system_rng: draws the key of nonces.
+    """
+
+    def __init__(self, accounts: Accounts, system_rng: Random) -> None:
+        self._accounts = accounts
+        self._nonce_key = system_rng.randbytes(32)
+        self._dummy = IntegrityKey(system_rng.randbytes(16))
+        self._hashes = {userhash(name, accounts.realm): name for name in accounts.users}
+        self._keys: OrderedDict[tuple[str, str, int], IntegrityKey] = OrderedDict()
+        self.attempts = Attempts()
+
+    def authenticate(self, request: Message, client: TransportAddress, now: float, wall_now: float) -> Identity:
+        """RFC 8489, 9.2.4.
+
+        Args:
+            request: to be judged.
+            client: where it came from.
+            now: seconds, monotonic.
+            wall_now: seconds since 1970.
+
+        Raises:
+            Refused: with 400, 401 or 438.
+            Silence: this source has tried too many passwords.
+        """
+        if not (request.has_integrity or request.has_integrity_sha256):
+            raise self._challenge(401, "Unauthorized", client, now)
+        realm, nonce = request.get(REALM), request.get(NONCE)
+        username = self._username(request)
+        if realm is None or nonce is None or username is None:
+            raise Refused(400, "Bad Request")
+        if self.attempts.are_used_up(client.host, now):
+            raise Silence
+        if not self._is_fresh(nonce, client, now):
+            raise self._challenge(438, "Stale Nonce", client, now)
+        algorithm = self._algorithm(request)
+        identity = self._verify(request, username, algorithm, wall_now) if realm == self._accounts.realm else None
+        if identity is None:
+            self.attempts.note(client.host, now)
+            raise self._challenge(401, "Unauthorized", client, now)
+        return identity
+
+    def make_nonce(self, client: TransportAddress, now: float) -> str:
+        """Good for ten minutes, from this address."""
+        stamp = f"{int(now) & 0xFFFFFFFF:08x}"
+        return f"{COOKIE}{stamp}{self._mac(stamp, client)}"
+
+    def _is_fresh(self, nonce: str, client: TransportAddress, now: float) -> bool:
+        stamp, mac = nonce[len(COOKIE) : len(COOKIE) + _STAMP_LENGTH], nonce[len(COOKIE) + _STAMP_LENGTH :]
+        expected = self._mac(stamp, client)
+        if not nonce.startswith(COOKIE) or not hmac.compare_digest(mac.encode(), expected.encode()):
+            return False
+        # It is ours, so the stamp is one.
+        return (int(now) - int(stamp, 16)) & 0xFFFFFFFF <= NONCE_S
+
+    def _mac(self, stamp: str, client: TransportAddress) -> str:
+        text = f"{stamp} {client.host} {client.port}".encode()
+        return hmac.new(self._nonce_key, text, hashlib.sha256).hexdigest()[:_MAC_LENGTH]
+
+    def _challenge(self, code: int, reason: str, client: TransportAddress, now: float) -> Refused:
+        pairs: tuple[Pair, ...] = (
+            (REALM, self._accounts.realm),
+            (NONCE, self.make_nonce(client, now)),
+            (PASSWORD_ALGORITHMS, ALGORITHMS),
+        )
+        return Refused(code, reason, *pairs)
+
+    def _username(self, request: Message) -> str | None:
+        hashed = request.get(USERHASH)
+        if hashed is not None:
+            # Unknown ones are judged like a wrong password.
+            return self._hashes.get(hashed, "\0")
+        return request.get(USERNAME)
+
+    def _algorithm(self, request: Message) -> PasswordAlgorithm:
+        """9.2.4: both attributes or none; the list must be the one that was offered."""
+        chosen, offered = request.get(PASSWORD_ALGORITHM), request.get(PASSWORD_ALGORITHMS)
+        if chosen is None and offered is None:
+            return PasswordAlgorithm.MD5
+        if chosen is None or offered != ALGORITHMS or chosen not in ALGORITHMS:
+            raise Refused(400, "Bad Request")
+        return PasswordAlgorithm(chosen.algorithm)
+
+    def _verify(
+        self, request: Message, username: str, algorithm: PasswordAlgorithm, wall_now: float
+    ) -> Identity | None:
+        sha256 = request.has_integrity_sha256
+        verify = request.verify_sha256 if sha256 else request.verify
+        passwords = self._accounts.passwords(username, wall_now)
+        for password in passwords:
+            key = self._key(username, password, algorithm)
+            if verify(key):
+                return Identity(username=username, key=key, sha256=sha256)
+        if not passwords:
+            # An unknown user takes as long as a known one.
+            verify(self._dummy)
+        return None
+
+    def _key(self, username: str, password: str, algorithm: PasswordAlgorithm) -> IntegrityKey:
+        entry = (username, password, int(algorithm))
+        key = self._keys.get(entry)
+        if key is None:
+            key = long_term_key(username, self._accounts.realm, password, algorithm)
+            self._keys[entry] = key
+            if len(self._keys) > MAX_KEYS:
+                self._keys.popitem(last=False)
+        return key
+
+
+def _network(host: str) -> tuple[int, int]:
+    ip = ip_address(host)
+    return (6, int(ip) >> 64) if ip.version == 6 else (4, int(ip) >> 8)

@@ -1,0 +1,583 @@
+"""What does a TURN server answer, and what does it relay?
+
+RFC 8656 and 8016, sans-IO: requests and Send indications through the contract of ``iceagent/net/core.py``; ChannelData
+and what peers send goes by the shell's data path (``relay/relays.py``) through :class:`ServedAllocation` alone. One
+:class:`TurnServer` serves the five-tuples of one kind of transport; what several share is a :class:`TurnService`.
+
+Everything is bounded: allocations (in total and of one user), permissions and channels of each, answers that are kept,
+reservations. Before a request is authenticated nothing is kept of it. Pure: relayed addresses are opened by
+:class:`RelayPorts`, which the shell gives.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol
+
+from iceagent.net.address import TransportAddress
+from iceagent.net.core import Datagram, Event, Transmit
+from relay.stun import (
+    ADDITIONAL_ADDRESS_FAMILY,
+    ADDRESS_ERROR_CODE,
+    CHANNEL_NUMBER,
+    DATA,
+    DONT_FRAGMENT,
+    EVEN_PORT,
+    LIFETIME,
+    MOBILITY_TICKET,
+    REQUESTED_ADDRESS_FAMILY,
+    REQUESTED_TRANSPORT,
+    RESERVATION_TOKEN,
+    UNKNOWN_ATTRIBUTES,
+    XOR_MAPPED_ADDRESS,
+    XOR_PEER_ADDRESS,
+    XOR_RELAYED_ADDRESS,
+    AddressErrorCode,
+    AddressFamily,
+    Message,
+    MessageClass,
+    Method,
+    build,
+)
+from relay.stun_server import ErrorLimiter
+from relay.turn.credentials import Pair
+from relay.turn.server.allocation import CHANNELS, ServedAllocation, TokenMeter
+from relay.turn.server.auth import Accounts, Gate, Identity, Refused, Silence
+from relay.turn.server.policy import PeerPolicy
+
+__all__ = ["AllocationEnded", "AllocationMade", "RelayPorts", "TurnOptions", "TurnServer", "TurnService"]
+
+_UDP = 17
+MAX_LIFETIME_S = 3600
+DEFAULT_LIFETIME_S = 600
+"""RFC 8656, 3.2 and 7.2."""
+
+RESERVATION_S = 30.0
+MAX_RESERVATIONS = 1024
+MAX_PERMISSIONS = 1024
+"""Of one allocation: as many as coturn allows."""
+
+_VERSIONS = {int(AddressFamily.IPV4): 4, int(AddressFamily.IPV6): 6}
+# Comprehension-required attributes that the codec knows and TURN does not.
+_NOT_OURS = frozenset({0x0003, 0x0024, 0x0025, 0x0026, 0x0027, 0x002A})
+
+
+class RelayPorts(Protocol):
+    """Opens relayed addresses, at once."""
+
+    def open(self, version: int, near: str, *, even: bool = False, pair: bool = False) -> list[TransportAddress]:
+        """Open one; with ``pair``, the next port as well.
+
+        Args:
+            version: 4 or 6.
+            near: the host that the client speaks to.
+            even: an even port.
+            pair: two addresses, the second one port higher.
+
+        Raises:
+            LookupError: there are no addresses of this version.
+            OSError: no port is free.
+        """
+
+    def close(self, address: TransportAddress) -> None:
+        """Close it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TurnOptions:
+    """How a TURN server behaves.
+
+    Attributes:
+        accounts: who may.
+        max_allocations: in total; beyond it 508.
+        user_quota: of one user; beyond it 486. ``None``: no limit.
+        max_bytes_per_s: of one allocation, both directions together; ``None``: no limit.
+        mobility: RFC 8016; else 405.
+        max_lifetime_s: 600 … 3600.
+    """
+
+    accounts: Accounts
+    max_allocations: int = 1000
+    user_quota: int | None = None
+    max_bytes_per_s: float | None = None
+    mobility: bool = True
+    max_lifetime_s: int = MAX_LIFETIME_S
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationMade(Event):
+    """A client has relayed addresses from now on."""
+
+    allocation: ServedAllocation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationEnded(Event):
+    """It has none any more; they are closed.
+
+    Attributes:
+        allocation: what it was.
+        reason: ``deleted``, ``expired``, ``stream closed``.
+    """
+
+    allocation: ServedAllocation
+    reason: str
+
+
+class TurnService:
+    """What the transports of one server have in common: accounts, quotas, ports.
+
+    Args:
+        options: see there.
+        policy: which peers are admitted.
+        ports: opens relayed addresses.
+        system_rng: draws keys, tickets, tokens.
+        wall_now: seconds since 1970, for time-limited names.
+        limiter: of error responses.
+
+    Attributes:
+        allocations: how many there are.
+        is_draining: no new ones are made.
+    """
+
+    def __init__(
+        self,
+        options: TurnOptions,
+        policy: PeerPolicy,
+        ports: RelayPorts,
+        system_rng: Random,
+        wall_now: Callable[[], float],
+        limiter: ErrorLimiter,
+    ) -> None:
+        self.options = options
+        self.policy = policy
+        self.ports = ports
+        self.system_rng = system_rng
+        self.wall_now = wall_now
+        self.limiter = limiter
+        self.gate = Gate(options.accounts, system_rng)
+        self.by_user: Counter[str] = Counter()
+        self.allocations = 0
+        self.is_draining = False
+        self._reserved: dict[bytes, tuple[TransportAddress, float]] = {}
+
+    def reserve(self, address: TransportAddress, now: float) -> bytes:
+        """Keep an open address for who has the token, for 30 s."""
+        token = self.system_rng.randbytes(8)
+        self._reserved[token] = (address, now + RESERVATION_S)
+        return token
+
+    def claim(self, token: bytes, now: float) -> TransportAddress:
+        """The address of a token.
+
+        Raises:
+            Refused: 508: there is none (any more).
+        """
+        self.expire(now)
+        found = self._reserved.pop(token, None)
+        if found is None:
+            raise Refused(508, "Insufficient Capacity")
+        return found[0]
+
+    def expire(self, now: float) -> None:
+        """Close what was reserved and not claimed."""
+        for token, (address, until) in list(self._reserved.items()):
+            if now >= until:
+                del self._reserved[token]
+                self.ports.close(address)
+
+    @property
+    def reserves_until(self) -> float | None:
+        """When the next reservation ends."""
+        return min((until for _, until in self._reserved.values()), default=None)
+
+    @property
+    def may_reserve(self) -> bool:
+        """Whether there is room for one more."""
+        return len(self._reserved) < MAX_RESERVATIONS
+
+
+class TurnServer:
+    """The five-tuples of one kind of transport.
+
+    Args:
+        service: shared.
+        is_stream: over TCP or TLS.
+
+    Attributes:
+        allocations: by our end and the client's.
+        counters: ``requests``, ``errors``, ``dropped: <reason>``, and each method's name.
+    """
+
+    def __init__(self, service: TurnService, *, is_stream: bool = False) -> None:
+        self._service = service
+        self._is_stream = is_stream
+        self._by_ticket: dict[bytes, ServedAllocation] = {}
+        self._heap: list[tuple[float, int, ServedAllocation]] = []
+        self._sequence = 0
+        self._transmits: deque[Transmit] = deque()
+        self._events: deque[Event] = deque()
+        self.allocations: dict[tuple[TransportAddress, TransportAddress], ServedAllocation] = {}
+        self.counters: Counter[str] = Counter()
+
+    # --- messages ------------------------------------------------------------------------------------------------
+
+    def handle_message(self, message: Message, datagram: Datagram, now: float) -> bool:
+        """Take a STUN message of a TURN method; false: it is none."""
+        if message.is_indication and message.method == Method.SEND:
+            self._on_send(message, datagram, now)
+        elif message.is_request and message.method in _HANDLERS:
+            self._on_request(message, datagram, now)
+        else:
+            return False
+        return True
+
+    def forget_stream(self, base: TransportAddress, client: TransportAddress, now: float) -> None:
+        """A stream was closed: its allocation ends with it (RFC 8656, 3.1)."""
+        allocation = self.allocations.get((base, client))
+        if allocation is not None:
+            self._end(allocation, "stream closed")
+
+    def from_peer(self, allocation: ServedAllocation, peer: tuple[str, int], data: bytes, now: float) -> bytes | None:
+        """What a peer's datagram becomes for the client; ``None``: it is dropped."""
+        if not allocation.admits(peer, len(data), now):
+            self.counters["dropped: peer without permission, or too much"] += 1
+            return None
+        head = allocation.channel_head(peer, len(data), now)
+        if head is not None:
+            return head + data + bytes(-len(data) & 3) if self._is_stream else head + data
+        pairs: tuple[Pair, ...] = ((XOR_PEER_ADDRESS, TransportAddress._make(peer)), (DATA, data))
+        identity = self._service.system_rng.randbytes(12)
+        try:
+            return build(Method.DATA, MessageClass.INDICATION, identity, *pairs).encode(fingerprint=False)
+        except ValueError:
+            # With its attributes it is longer than a message can be.
+            self.counters["dropped: too long for an indication"] += 1
+            return None
+
+    # --- time ----------------------------------------------------------------------------------------------------
+
+    def handle_timeout(self, now: float) -> None:
+        """End what has expired."""
+        self._service.expire(now)
+        while self._heap and self._heap[0][0] <= now:
+            _, _, allocation = heapq.heappop(self._heap)
+            if self.allocations.get(allocation.key) is not allocation:
+                continue
+            if now >= allocation.expires_at:
+                self._end(allocation, "expired")
+            else:
+                self._schedule(allocation)
+
+    def poll_timeout(self) -> float | None:
+        """When the next one may have expired."""
+        due = (self._heap[0][0] if self._heap else None, self._service.reserves_until)
+        return min((at for at in due if at is not None), default=None)
+
+    def poll_transmit(self) -> Transmit | None:
+        """A response to a client, from ``base``; or a datagram to a peer, from a relayed address."""
+        return self._transmits.popleft() if self._transmits else None
+
+    def poll_event(self) -> Event | None:
+        """One thing that happened."""
+        return self._events.popleft() if self._events else None
+
+    # --- requests ------------------------------------------------------------------------------------------------
+
+    def _on_request(self, request: Message, datagram: Datagram, now: float) -> None:
+        service, client = self._service, datagram.source
+        self.counters["requests"] += 1
+        known = self.allocations.get((datagram.base, client))
+        again = None if known is None else known.remembered(request.transaction_id, now)
+        if again is not None:
+            self._transmits.append(Transmit(datagram.base, client, again))
+            return
+        identity: Identity | None = None
+        try:
+            identity = service.gate.authenticate(request, client, now, service.wall_now())
+            unknown = _not_understood(request)
+            if unknown:
+                raise Refused(420, "Unknown Attribute", (UNKNOWN_ATTRIBUTES, unknown))
+            pairs = _HANDLERS[request.method](self, request, datagram, identity, now)
+            response = request.success(*pairs)
+        except Silence:
+            self.counters["dropped: too many wrong passwords"] += 1
+            return
+        except Refused as refused:
+            self.counters["errors"] += 1
+            if identity is None and not self._is_stream and not service.limiter.admits(client.host, now):
+                # Whose source may be forged: an answer could be aimed at somebody.
+                self.counters["dropped: too many errors"] += 1
+                return
+            response = request.error_response(refused.code, refused.reason, *refused.pairs)
+        if identity is None:
+            answer = response.encode(fingerprint=request.has_fingerprint)
+        else:
+            answer = response.encode(identity.key, sha256=identity.sha256, fingerprint=request.has_fingerprint)
+            allocation = self.allocations.get((datagram.base, client))
+            if allocation is not None:
+                allocation.remember(request.transaction_id, answer, now)
+        self._transmits.append(Transmit(datagram.base, client, answer))
+
+    def _on_allocate(self, request: Message, datagram: Datagram, identity: Identity, now: float) -> list[Pair]:
+        """RFC 8656, 7.2."""
+        service, options = self._service, self._service.options
+        if (datagram.base, datagram.source) in self.allocations:
+            raise Refused(437, "Allocation Mismatch")
+        transport = request.get(REQUESTED_TRANSPORT)
+        if transport is None:
+            raise Refused(400, "Bad Request")
+        if transport != _UDP:
+            raise Refused(442, "Unsupported Transport Protocol")
+        token, even = request.get(RESERVATION_TOKEN), request.get(EVEN_PORT)
+        family, additional = request.get(REQUESTED_ADDRESS_FAMILY), request.get(ADDITIONAL_ADDRESS_FAMILY)
+        if token is not None and (even is not None or family is not None or additional is not None):
+            raise Refused(400, "Bad Request")
+        if additional is not None and (family is not None or even or additional != AddressFamily.IPV6):
+            raise Refused(400, "Bad Request")
+        if family is not None and family not in _VERSIONS:
+            raise Refused(440, "Address Family not Supported")
+        ticket = request.get(MOBILITY_TICKET)
+        if ticket is not None and not options.mobility:
+            raise Refused(405, "Mobility Forbidden")
+        if ticket:
+            raise Refused(400, "Bad Request")
+        if options.user_quota is not None and service.by_user[identity.username] >= options.user_quota:
+            raise Refused(486, "Allocation Quota Reached")
+        if service.is_draining or service.allocations >= options.max_allocations:
+            raise Refused(508, "Insufficient Capacity")
+        pairs, relayed = self._open(datagram.base.host, token, even, family, additional, now)
+        lifetime = self._lifetime(request)
+        allocation = ServedAllocation(
+            base=datagram.base,
+            client=datagram.source,
+            username=identity.username,
+            relayed={address.version: address for address in relayed},
+            expires_at=now + lifetime,
+            meter=None if options.max_bytes_per_s is None else TokenMeter(options.max_bytes_per_s, now),
+        )
+        self.allocations[allocation.key] = allocation
+        service.by_user[identity.username] += 1
+        service.allocations += 1
+        service.policy.relayed.update(relayed)
+        self._schedule(allocation)
+        self._events.append(AllocationMade(allocation=allocation))
+        pairs += [(LIFETIME, lifetime), (XOR_MAPPED_ADDRESS, datagram.source)]
+        if ticket is not None:
+            pairs.append((MOBILITY_TICKET, self._new_ticket(allocation)))
+        return pairs
+
+    def _open(
+        self,
+        near: str,
+        token: bytes | None,
+        even: bool | None,
+        family: int | None,
+        additional: int | None,
+        now: float,
+    ) -> tuple[list[Pair], list[TransportAddress]]:
+        """Open what is asked for; gives what the answer says of it."""
+        service = self._service
+        if token is not None:
+            claimed = service.claim(token, now)
+            return [(XOR_RELAYED_ADDRESS, claimed)], [claimed]
+        pair = bool(even) and service.may_reserve
+        if even and not pair:
+            raise Refused(508, "Insufficient Capacity")
+        version = 4 if family is None else _VERSIONS[family]
+        try:
+            opened = service.ports.open(version, near, even=even is not None, pair=pair)
+        except LookupError:
+            raise Refused(440, "Address Family not Supported") from None
+        except OSError:
+            raise Refused(508, "Insufficient Capacity") from None
+        relayed = opened[:1]
+        pairs: list[Pair] = []
+        if pair:
+            pairs.append((RESERVATION_TOKEN, service.reserve(opened[1], now)))
+        if additional is not None:
+            try:
+                relayed += service.ports.open(6, near)
+            except (LookupError, OSError) as error:
+                code = 440 if isinstance(error, LookupError) else 508
+                reason = "Address Family not Supported" if code == 440 else "Insufficient Capacity"
+                pairs.append((ADDRESS_ERROR_CODE, AddressErrorCode(AddressFamily.IPV6, code, reason)))
+        return [*((XOR_RELAYED_ADDRESS, address) for address in relayed), *pairs], relayed
+
+    def _on_refresh(self, request: Message, datagram: Datagram, identity: Identity, now: float) -> list[Pair]:
+        """RFC 8656, 8.2; RFC 8016, 3.2.2."""
+        ticket = request.get(MOBILITY_TICKET)
+        if ticket is None:
+            allocation = self._owned(datagram, identity)
+        else:
+            allocation = self._moved(ticket, datagram, identity)
+        family = request.get(REQUESTED_ADDRESS_FAMILY)
+        version = None if family is None else _VERSIONS.get(family)
+        if family is not None and version not in allocation.relayed:
+            raise Refused(443, "Peer Address Family Mismatch")
+        if request.get(LIFETIME) == 0:
+            self._delete(allocation, version)
+            return [(LIFETIME, 0)]
+        # RFC 8656, 8: of a dual allocation with one family named, both go on: they share a deadline here.
+        lifetime = self._lifetime(request)
+        allocation.expires_at = now + lifetime
+        pairs: list[Pair] = [(LIFETIME, lifetime)]
+        if ticket is not None:
+            del self.allocations[allocation.key]
+            allocation.base, allocation.client = datagram.base, datagram.source
+            self.allocations[allocation.key] = allocation
+            self._schedule(allocation)
+            self._by_ticket.pop(ticket, None)
+            pairs.append((MOBILITY_TICKET, self._new_ticket(allocation)))
+        return pairs
+
+    def _moved(self, ticket: bytes, datagram: Datagram, identity: Identity) -> ServedAllocation:
+        if not self._service.options.mobility:
+            raise Refused(405, "Mobility Forbidden")
+        allocation = self._by_ticket.get(ticket)
+        if allocation is None:
+            # One that we gave and that has ended is not kept.
+            raise Refused(437, "Allocation Mismatch")
+        if allocation.key == (datagram.base, datagram.source):
+            raise Refused(400, "Bad Request")
+        if identity.username != allocation.username:
+            raise Refused(441, "Wrong Credentials")
+        if (datagram.base, datagram.source) in self.allocations:
+            raise Refused(437, "Allocation Mismatch")
+        return allocation
+
+    def _delete(self, allocation: ServedAllocation, version: int | None) -> None:
+        if version is None or len(allocation.relayed) == 1:
+            self._end(allocation, "deleted")
+            return
+        # RFC 8656, 8.1: "MUST NOT affect any permissions or channels associated with allocations for the other
+        # address family".
+        address = allocation.relayed.pop(version)
+        allocation.permissions = {
+            host: until for host, until in allocation.permissions.items() if (6 if ":" in host else 4) != version
+        }
+        for number, (peer, _) in list(allocation.channels.items()):
+            if peer.version == version:
+                del allocation.channels[number], allocation.numbers[peer]
+        self._close(address)
+
+    def _on_create_permission(self, request: Message, datagram: Datagram, identity: Identity, now: float) -> list[Pair]:
+        """RFC 8656, 10.2: all of them or none."""
+        allocation = self._owned(datagram, identity)
+        peers = request.get_all(XOR_PEER_ADDRESS)
+        if not peers:
+            raise Refused(400, "Bad Request")
+        for peer in peers:
+            self._check_family(allocation, peer)
+            if not self._service.policy.admits_host(peer.host):
+                raise Refused(403, "Forbidden")
+        if len({*allocation.permissions, *(peer.host for peer in peers)}) > MAX_PERMISSIONS:
+            raise Refused(508, "Insufficient Capacity")
+        for peer in peers:
+            allocation.permit(peer.host, now, MAX_PERMISSIONS)
+        return []
+
+    def _on_channel_bind(self, request: Message, datagram: Datagram, identity: Identity, now: float) -> list[Pair]:
+        """RFC 8656, 12.2."""
+        allocation = self._owned(datagram, identity)
+        number, peer = request.get(CHANNEL_NUMBER), request.get(XOR_PEER_ADDRESS)
+        if number is None or peer is None or number not in CHANNELS:
+            raise Refused(400, "Bad Request")
+        self._check_family(allocation, peer)
+        if not self._service.policy.admits(peer):
+            raise Refused(403, "Forbidden")
+        if not allocation.permit(peer.host, now, MAX_PERMISSIONS):
+            raise Refused(508, "Insufficient Capacity")
+        if not allocation.bind(number, peer, now):
+            raise Refused(400, "Bad Request")
+        return []
+
+    def _on_send(self, message: Message, datagram: Datagram, now: float) -> None:
+        """RFC 8656, 11.2. Of two peers in one message, the first is judged and the first is sent to."""
+        allocation = self.allocations.get((datagram.base, datagram.source))
+        peer, data = message.get(XOR_PEER_ADDRESS), message.get(DATA)
+        if allocation is None or peer is None or data is None or _not_understood(message):
+            self._drop("indication that makes no sense")
+        elif peer.version not in allocation.relayed or now >= allocation.permissions.get(peer.host, 0.0):
+            self._drop("indication without permission")
+        elif not self._service.policy.admits(peer):
+            self._drop("peer that is not admitted")
+        elif allocation.meter is not None and not allocation.meter.admits(len(data), now):
+            self._drop("too much")
+        else:
+            allocation.packets[0] += 1
+            allocation.octets[0] += len(data)
+            self._transmits.append(Transmit(allocation.relayed[peer.version], peer, data))
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _owned(self, datagram: Datagram, identity: Identity) -> ServedAllocation:
+        allocation = self.allocations.get((datagram.base, datagram.source))
+        if allocation is None:
+            raise Refused(437, "Allocation Mismatch")
+        if allocation.username != identity.username:
+            raise Refused(441, "Wrong Credentials")
+        return allocation
+
+    @staticmethod
+    def _check_family(allocation: ServedAllocation, peer: TransportAddress) -> None:
+        if peer.version not in allocation.relayed:
+            raise Refused(443, "Peer Address Family Mismatch")
+
+    def _lifetime(self, request: Message) -> int:
+        wanted = request.get(LIFETIME)
+        limit = self._service.options.max_lifetime_s
+        return DEFAULT_LIFETIME_S if wanted is None else max(DEFAULT_LIFETIME_S, min(wanted, limit))
+
+    def _new_ticket(self, allocation: ServedAllocation) -> bytes:
+        if allocation.ticket is not None:
+            self._by_ticket.pop(allocation.ticket, None)
+        allocation.ticket = self._service.system_rng.randbytes(24)
+        self._by_ticket[allocation.ticket] = allocation
+        return allocation.ticket
+
+    def _schedule(self, allocation: ServedAllocation) -> None:
+        self._sequence += 1
+        heapq.heappush(self._heap, (allocation.expires_at, self._sequence, allocation))
+
+    def _end(self, allocation: ServedAllocation, reason: str) -> None:
+        del self.allocations[allocation.key]
+        if allocation.ticket is not None:
+            self._by_ticket.pop(allocation.ticket, None)
+        service = self._service
+        service.allocations -= 1
+        service.by_user[allocation.username] -= 1
+        if not service.by_user[allocation.username]:
+            del service.by_user[allocation.username]
+        for address in allocation.relayed.values():
+            self._close(address)
+        self._events.append(AllocationEnded(allocation=allocation, reason=reason))
+
+    def _close(self, address: TransportAddress) -> None:
+        self._service.policy.relayed.discard(address)
+        self._service.ports.close(address)
+
+    def _drop(self, reason: str) -> None:
+        self.counters[f"dropped: {reason}"] += 1
+
+
+_Handler = Callable[[TurnServer, Message, Datagram, Identity, float], list[Pair]]
+
+_HANDLERS: dict[int, _Handler] = {
+    Method.ALLOCATE: TurnServer._on_allocate,
+    Method.REFRESH: TurnServer._on_refresh,
+    Method.CREATE_PERMISSION: TurnServer._on_create_permission,
+    Method.CHANNEL_BIND: TurnServer._on_channel_bind,
+}
+
+
+def _not_understood(message: Message) -> tuple[int, ...]:
+    """Comprehension-required attributes that TURN does not know; DONT-FRAGMENT among them: what is relayed may be
+    fragmented.
+    """
+    known = [int(code) for code, _ in message.attributes if int(code) in _NOT_OURS or code == DONT_FRAGMENT]
+    return (*message.unknown_required, *dict.fromkeys(known))
