@@ -57,6 +57,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "create_datagram_endpoint",
+    "serve",
 ]
 
 __version__ = "0.1.0"
@@ -103,6 +104,7 @@ _MODULES = {
     "UnsupportedPlatform": "iceagent.errors",
     "UsageError": "iceagent.errors",
     "create_datagram_endpoint": "iceagent.endpoint",
+    "serve": "iceagent.serving",
 }
 
 if TYPE_CHECKING:
@@ -147,6 +149,7 @@ if TYPE_CHECKING:
     )
     from iceagent.net.address import TransportAddress
     from iceagent.net.host import Proxy
+    from iceagent.serving import serve
     from relay.account import TurnCredentials
 else:
 

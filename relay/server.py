@@ -52,7 +52,7 @@ from relay.stun_server import (
     StunServer,
     discovery_table,
 )
-from relay.turn.server import AllocationMade, PeerPolicy, ServedAllocation, TurnServer, TurnService
+from relay.turn.server import AllocationEnded, AllocationMade, PeerPolicy, ServedAllocation, TurnServer, TurnService
 
 __all__ = ["STUN_PORT", "TLS_PORT", "Listening", "Server", "ServerOptions", "server_ssl_context"]
 
@@ -168,6 +168,7 @@ class Server:
         self._on_streams = StunServer(is_stream=True)
         self._udp_driver: Driver | None = None
         self._stream_driver: Driver | None = None
+        self._drained: asyncio.Event | None = None
         self._service: TurnService | None = None
         self._relays: RelaySockets | None = None
         self._turn_on_datagrams: TurnServer | None = None
@@ -197,10 +198,13 @@ class Server:
         parts = (self._turn_on_datagrams, self._turn_on_streams, self._relays)
         return sum((part.counters for part in parts if part is not None), Counter())
 
-    def drain(self) -> None:
-        """Make no new allocations."""
+    async def drain(self) -> None:
+        """Make no new allocations, and wait until those that there are have ended."""
         if self._service is not None:
             self._service.is_draining = True
+        while self.allocations:
+            self._drained = asyncio.Event()
+            await self._drained.wait()
 
     async def __aenter__(self) -> Server:
         """Open everything.
@@ -449,6 +453,8 @@ class Server:
                 server = self._turn_on_streams
             if server is not None:
                 self._relays.own(server, event.allocation)
+        elif isinstance(event, AllocationEnded) and self._drained is not None and not self.allocations:
+            self._drained.set()
         if self._tell is not None:
             self._tell(event)
 

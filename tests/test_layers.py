@@ -102,6 +102,7 @@ TABLE = {
     "iceagent/datapath.py": AGENT,
     "iceagent/outgoing.py": AGENT,
     "iceagent/endpoint.py": AGENT,
+    "iceagent/serving.py": AGENT,
     "iceagent/lab/errors.py": VALUE,
     "iceagent/lab/kinds.py": CORE,
     "iceagent/lab/": TOOL,

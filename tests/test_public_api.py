@@ -60,6 +60,7 @@ PUBLIC = [
     "UsageError",
     "__version__",
     "create_datagram_endpoint",
+    "serve",
 ]
 
 IMPORT_TIMEOUT_S = 30

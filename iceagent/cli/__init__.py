@@ -56,7 +56,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "connect": ("iceagent.cli.connect:connect", "Connect two hosts, and keep them connected."),
     "lab": ("iceagent.cli.lab:lab", "Real NATs, to test what runs behind them."),
     "probe": ("iceagent.cli.probe:probe", "What can reach this host, and what can it reach?"),
-    "serve": ("iceagent.cli.serve:serve", "Run a STUN server."),
+    "serve": ("iceagent.cli.serve:serve", "Run a STUN and TURN server."),
 }
 
 

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,7 @@ def _session_options(body: Body) -> Body:
         help="For connecting.",
     )
     agent = click.option("--agent", type=click.Choice(list(CONTENDERS)), default="iceagent", show_default=True)
-    turn = click.option("--turn", is_flag=True, help="With a TURN server as well (coturn).")
+    turn = click.option("--turn", is_flag=True, help="With a TURN server as well.")
     return agent(turn(limit(body)))
 
 
@@ -186,14 +186,14 @@ def run(
 
     async def main() -> int:
         with Lab() as built:
-            async with stun_server(built) as stun:
+            async with stun_server(built) as stun, AsyncExitStack() as stack:
+                relay = await stack.enter_async_context(turn_server(built)) if turn else None
                 sides = []
                 for who, kind, late in (("a", kind_a, max(0.0, -late_s)), ("b", kind_b, max(0.0, late_s))):
                     router = built.router(kind, f"router-{who}", impairment=impairment)
                     machine = built.machine(who, behind=router)
                     output.event("lab.machine", who=who, address=machine.address, router=kind, outside=router.address)
                     sides.append(Side(machine=machine, late_s=late, on_event=tell(who)))
-                relay = turn_server(built) if turn else None
                 outcome = await connect(*sides, agent=agent, stun=stun, turn=relay, limit_s=limit_s)
         output.event("lab.result", **outcome.as_json())
         return {"direct": EXIT_DIRECT, "relay": EXIT_RELAY, None: EXIT_NO_PATH}[outcome.kind]

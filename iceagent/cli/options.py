@@ -42,6 +42,8 @@ __all__ = [
     "listen_options",
     "output_file_options",
     "output_options",
+    "parse_host",
+    "parse_port_range",
     "parse_servers",
     "refuse_unknown_binds",
     "seed_option",
@@ -233,7 +235,7 @@ def listen_options(command: Command) -> Command:
     ) -> int:
         if no_ipv4 and no_ipv6:
             raise click.UsageError("--no-ipv4 and --no-ipv6 together leave no address to use: drop one of them")
-        hosts = tuple(_host(text, "--bind") for text in binds)
+        hosts = tuple(parse_host(text, "--bind") for text in binds)
         config = Config(
             ipv4=not no_ipv4,
             ipv6=not no_ipv6,
@@ -241,7 +243,7 @@ def listen_options(command: Command) -> Command:
             loopback=loopback or any(ip_address(host).is_loopback for host in hosts),
             bind_hosts=hosts,
             interface_filter=_interface_filter(interfaces),
-            port_range=None if port_range is None else _port_range(port_range),
+            port_range=None if port_range is None else parse_port_range(port_range),
             external_addresses=_external_addresses(externals),
         )
         return command(config=config, **kwargs)
@@ -276,14 +278,24 @@ async def refuse_unknown_binds(config: Config, host: Host) -> None:
             raise click.UsageError(f"--bind {wanted}: no interface has this address; there are {', '.join(present)}")
 
 
-def _host(text: str, where: str) -> str:
+def parse_host(text: str, where: str) -> str:
+    """An IP address of an option, canonical.
+
+    Raises:
+        click.UsageError: it is none.
+    """
     try:
         return canonical_host(text)
     except ValueError:
         raise click.UsageError(f"{where} {shortened(text)}: an IPv4 or IPv6 address is expected") from None
 
 
-def _port_range(text: str) -> tuple[int, int]:
+def parse_port_range(text: str) -> tuple[int, int]:
+    """Two ports of ``--port-range``.
+
+    Raises:
+        click.UsageError: they are none.
+    """
     low, dash, high = text.partition("-")
     if not (dash and low.isascii() and low.isdigit() and high.isascii() and high.isdigit()):
         raise click.UsageError(f"--port-range {shortened(text)}: two ports like 40000-40100 are expected")
@@ -296,8 +308,8 @@ def _external_addresses(texts: Iterable[str]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for text in texts:
         public_text, equals, local_text = text.partition("=")
-        public = _host(public_text, "--external-address")
-        local = _host(local_text, "--external-address") if equals else None
+        public = parse_host(public_text, "--external-address")
+        local = parse_host(local_text, "--external-address") if equals else None
         if local is not None and ip_address(local).version != ip_address(public).version:
             raise click.UsageError(f"--external-address {shortened(text)}: both must be IPv4, or both IPv6")
         if found.setdefault(public, local) != local:

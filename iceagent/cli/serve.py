@@ -1,8 +1,10 @@
-"""``iceagent serve``: runs a STUN server until it is told to stop."""
+"""``iceagent serve``: runs a STUN and TURN server until it is told to stop."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import signal
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +13,21 @@ from typing import Any
 import click
 
 from iceagent.cli import EXIT_DIRECT
-from iceagent.cli.options import output_options
+from iceagent.cli.options import FiniteFloat, output_options, parse_host, parse_port_range
 from iceagent.cli.output import Output
 from iceagent.cli.run import run
 from iceagent.logs import Line, log_event, register
 from iceagent.net.address import TransportAddress, ip_address, parse_address
 from iceagent.net.local import local_host
 from iceagent.net.streams import descriptor_limit, raise_descriptor_limit
+from relay.relays import DEFAULT_PORTS, Relaying
 from relay.server import STUN_PORT, TLS_PORT, Listening, Server, ServerOptions, server_ssl_context
 from relay.stun_server import BROADCAST, STREAM_LIMIT, CloseStream
+from relay.turn.server import Accounts, AllocationEnded, AllocationMade, PeerPolicy, ServedAllocation, TurnOptions
 
 __all__ = ["serve"]
 
+_DRAIN_HELP = "At SIGTERM, wait so long for allocations to end."
 DEFAULT_LISTEN = (TransportAddress("0.0.0.0", STUN_PORT), TransportAddress("::", STUN_PORT))
 
 
@@ -41,10 +46,27 @@ def _closed(event: CloseStream) -> Line:
     return Line("debug", "stream.closed", fields)
 
 
-register({CloseStream: _closed})
+def _allocation(allocation: ServedAllocation) -> dict[str, Any]:
+    relayed = [str(address) for address in allocation.relayed.values()]
+    return {"client": str(allocation.client), "user": allocation.username, "relayed": relayed}
 
 
-@click.command(short_help="Run a STUN server.")
+def _ended(event: AllocationEnded) -> Line:
+    sent, received = event.allocation.octets
+    fields = {**_allocation(event.allocation), "reason": event.reason, "to_peers": sent, "from_peers": received}
+    return Line("info", "allocation.ended", fields)
+
+
+register(
+    {
+        CloseStream: _closed,
+        AllocationMade: lambda e: Line("info", "allocation.made", _allocation(e.allocation)),
+        AllocationEnded: _ended,
+    }
+)
+
+
+@click.command(short_help="Run a STUN and TURN server.")
 @click.option(
     "--listen",
     "listen_texts",
@@ -55,6 +77,21 @@ register({CloseStream: _closed})
 @click.option("--tls-cert", metavar="FILE", help=f"Answer over TLS as well, port {TLS_PORT}: certificate chain, PEM.")
 @click.option("--tls-key", metavar="FILE", help="The certificate's key, PEM.")
 @click.option("--behaviour-discovery", is_flag=True, help="RFC 5780: two --listen addresses of each IP version.")
+@click.option("--user", "users", multiple=True, metavar="NAME:PASSWORD", help="May relay (TURN); repeatable.")
+@click.option(
+    "--secret", "secrets", multiple=True, metavar="SECRET", help="Of time-limited names, as coturn's; the newest first."
+)
+@click.option("--realm", default="iceagent", show_default=True, metavar="NAME", help="Of the users.")
+@click.option(
+    "--relay-address", "relay_hosts", multiple=True, metavar="ADDRESS", help="Relayed addresses are here; repeatable."
+)
+@click.option("--port-range", metavar="LO-HI", help="Of relayed addresses. Default: 49152-65535.")
+@click.option("--allow-peer", "allowed", multiple=True, metavar="CIDR", help="Relay to this network, though private.")
+@click.option("--deny-peer", "denied", multiple=True, metavar="CIDR", help="Do not relay to this network.")
+@click.option("--max-allocations", type=click.IntRange(1), default=1000, show_default=True, metavar="N")
+@click.option("--user-quota", type=click.IntRange(1), metavar="N", help="Allocations of one user.")
+@click.option("--max-bps", type=click.IntRange(1000), metavar="N", help="Bits per second of one allocation.")
+@click.option("--drain", "drain_s", type=FiniteFloat(0, 86_400), default=0.0, metavar="S", help=_DRAIN_HELP)
 @output_options
 def serve(
     *,
@@ -62,22 +99,76 @@ def serve(
     tls_cert: str | None,
     tls_key: str | None,
     behaviour_discovery: bool,
+    users: tuple[str, ...],
+    secrets: tuple[str, ...],
+    realm: str,
+    relay_hosts: tuple[str, ...],
+    port_range: str | None,
+    allowed: tuple[str, ...],
+    denied: tuple[str, ...],
+    max_allocations: int,
+    user_quota: int | None,
+    max_bps: int | None,
+    drain_s: float,
     output: Output,
 ) -> int:
-    """Tell STUN clients which address they are seen from (RFC 8489).
+    """Tell STUN clients which address they are seen from (RFC 8489), and relay for users (TURN, RFC 8656).
+
+    Without --user or --secret nothing is relayed. Peers in private and special networks are refused, but for those of
+    --allow-peer.
 
     With --behaviour-discovery (RFC 5780) clients can also find out how their NAT maps and filters. That makes answers
     several times as long as requests, which invites those who forge sources, so it is off by default.
 
-    Ends at Ctrl-C or SIGTERM.
+    Ends at Ctrl-C or SIGTERM; with --drain, SIGTERM first waits for the allocations that there are, and makes no new
+    ones.
     """
     listen = tuple(_address(text) for text in listen_texts) or DEFAULT_LISTEN
     tls = _tls(tls_cert, tls_key)
-    options = ServerOptions(behaviour_discovery=behaviour_discovery, tls=tls, max_streams=_max_streams())
-    return run(_serve(listen, options, output), sigterm_code=EXIT_DIRECT)
+    accounts = _accounts(realm, users, secrets)
+    relaying = None
+    if accounts is not None:
+        turn = TurnOptions(
+            accounts=accounts,
+            max_allocations=max_allocations,
+            user_quota=user_quota,
+            max_bytes_per_s=None if max_bps is None else max_bps / 8,
+        )
+        ports = DEFAULT_PORTS if port_range is None else parse_port_range(port_range)
+        hosts = tuple(parse_host(text, "--relay-address") for text in relay_hosts)
+        relaying = Relaying(turn=turn, hosts=hosts, ports=ports, allow=allowed, deny=denied)
+        _check_networks(allowed, denied)
+    options = ServerOptions(
+        behaviour_discovery=behaviour_discovery, tls=tls, max_streams=_max_streams(), relaying=relaying
+    )
+    return run(_serve(listen, options, drain_s, output), sigterm_code=EXIT_DIRECT)
 
 
-async def _serve(listen: Sequence[TransportAddress], options: ServerOptions, output: Output) -> int:
+def _accounts(realm: str, users: tuple[str, ...], secrets: tuple[str, ...]) -> Accounts | None:
+    """Who may relay; ``None``: nobody."""
+    if not users and not secrets:
+        return None
+    found: dict[str, str] = {}
+    for text in users:
+        name, colon, password = text.partition(":")
+        if not (name and colon and password):
+            raise click.UsageError("--user: NAME:PASSWORD is expected")
+        found[name] = password
+    try:
+        return Accounts(realm=realm, users=found, secrets=secrets)
+    except ValueError as error:
+        raise click.UsageError(f"--realm, --user, --secret: {error}") from error
+
+
+def _check_networks(allowed: tuple[str, ...], denied: tuple[str, ...]) -> None:
+    for option, networks in (("--allow-peer", allowed), ("--deny-peer", denied)):
+        try:
+            PeerPolicy(networks)
+        except ValueError as error:
+            raise click.UsageError(f"{option}: {error}") from error
+
+
+async def _serve(listen: Sequence[TransportAddress], options: ServerOptions, drain_s: float, output: Output) -> int:
     try:
         server = Server(local_host(), listen, options=options, on_event=log_event)
         await server.__aenter__()
@@ -87,12 +178,29 @@ async def _serve(listen: Sequence[TransportAddress], options: ServerOptions, out
         raise click.UsageError(f"{error.strerror or error}; choose another with --listen") from error
     try:
         output.event("server.ready", listeners=[_listener(each) for each in server.listeners])
-        await asyncio.Event().wait()
+        await _until_drained(server, drain_s)
     finally:
+        relayed = server.turn_counters
         await server.aclose()
-        total = server.counters + server.stream_counters
+        total = server.counters + server.stream_counters + relayed
         output.event("server.stopped", requests=total["requests"], errors=total["errors"])
     return EXIT_DIRECT
+
+
+async def _until_drained(server: Server, drain_s: float) -> None:
+    """Until SIGTERM, and then until nobody relays any more, or so long; without, whoever runs us cancels."""
+    told = asyncio.Event()
+    if drain_s:
+        loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGTERM, told.set)
+        await told.wait()
+        # A second one ends it.
+        loop.add_signal_handler(signal.SIGTERM, signal.raise_signal, signal.SIGINT)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(drain_s):
+                await server.drain()
+        return
+    await told.wait()
 
 
 def _listener(listening: Listening) -> dict[str, Any]:

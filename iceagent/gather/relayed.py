@@ -50,6 +50,8 @@ __all__ = ["Relayed", "RelayedAddress"]
 
 # A server that does not answer a goodbye is not waited for any longer.
 GOODBYE_S = 0.5
+# An application that gave no credentials is asked again after this share of it (``relay_race.py``).
+CREDENTIALS_RETRY_S = 30.0
 # Of a peer's candidates; a server may refuse the 1,025th permission.
 MAX_HOSTS = 256
 ALPN = "stun.turn"
@@ -279,8 +281,8 @@ class _Relay:
             return
         targets = await asyncio.gather(*(self._resolve(url, uri) for url, uri in self._uris))
         # In one go, and in the order of the configuration.
-        self._driver.command(self._race.add_targets, [target for found in targets for target in found])
-        self._driver.command(self._race.begin)
+        self._tell_race(self._race.add_targets, [target for found in targets for target in found])
+        self._tell_race(self._race.begin)
 
     async def _ask_for_credentials(self) -> bool:
         server = self._server
@@ -293,16 +295,19 @@ class _Relay:
         except Exception as error:  # The application's, whatever it raises: the server cannot be used without.
             reason = f"the application gave no credentials: {type(error).__name__}: {error}"
             self._owner.tell(ServerFailed(server=self._uris[0][0], base=None, reason=reason))
+            self._tell_race(self._race.given_credentials, CREDENTIALS_RETRY_S)
             return False
-        self._driver.command(self._race.given_credentials, self._credentials.lifetime_s)
+        self._tell_race(self._race.given_credentials, self._credentials.lifetime_s)
         return True
 
     async def _renew_credentials(self) -> None:
-        if await self._ask_for_credentials() and self._credentials is not None:
+        if not self._race.has_targets:
+            await self._begin()
+        elif await self._ask_for_credentials() and self._credentials is not None:
             for link in self._links.values():
                 if link.allocation is not None:
                     link.command(link.allocation.use, self._credentials)
-            self._driver.command(self._race.begin)
+            self._tell_race(self._race.begin)
 
     async def _resolve(self, url: str, uri: ServerUri) -> list[Target]:
         if uri.is_secure and uri.transport == "udp":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from enum import Enum
 from statistics import median
@@ -20,10 +20,10 @@ from iceagent.lab.errors import LabError
 from iceagent.lab.kinds import kind_named
 from iceagent.lab.lab import Lab
 from iceagent.lab.machines import Machine
-from iceagent.lab.services import coturn
 from iceagent.lab.session import LIMIT_S, Outcome, Side, connect
 from iceagent.nat.theory import can_meet
 from iceagent.net.address import TransportAddress
+from iceagent.serving import serve
 from relay.server import STUN_PORT, Server, ServerOptions
 
 __all__ = [
@@ -201,11 +201,10 @@ async def play(
         agent: who plays both sides; a name of :data:`CONTENDERS`.
         config: of our agents.
         limit_s: of one cell.
-        turn: there is a TURN server as well, coturn.
+        turn: there is a TURN server as well.
 
     Raises:
         LabError: there is no such agent, or the laboratory cannot be built.
-        MissingProgram: coturn is not installed.
     """
     if agent not in CONTENDERS:
         raise LabError(f"there is no agent called {agent!r}; there are {', '.join(CONTENDERS)}")
@@ -218,8 +217,8 @@ async def play(
     batches += [others[i : i + 2 * BATCH] for i in range(0, len(others), 2 * BATCH)]
     for batch in batches:
         with Lab() as lab:
-            async with stun_server(lab) as stun:
-                relay = turn_server(lab) if turn else None
+            async with stun_server(lab) as stun, AsyncExitStack() as stack:
+                relay = await stack.enter_async_context(turn_server(lab)) if turn else None
 
                 def play_one(a: Side, b: Side, stun: TransportAddress = stun, relay: Relay | None = relay) -> _Playing:
                     return connect(a, b, agent=agent, stun=stun, turn=relay, config=config, limit_s=limit_s)
@@ -237,17 +236,13 @@ async def stun_server(lab: Lab) -> AsyncIterator[TransportAddress]:
         yield listen[0]
 
 
-def turn_server(lab: Lab) -> Relay:
-    """coturn, on a machine ``turn``, which also listens on port 443.
-
-    Raises:
-        MissingProgram: it is not installed.
-    """
+@asynccontextmanager
+async def turn_server(lab: Lab) -> AsyncIterator[Relay]:
+    """Our own, on a machine ``turn``, which also listens on port 443."""
     machine = lab.machine("turn")
     relay = Relay(udp=TransportAddress(machine.address, STUN_PORT), tcp=TransportAddress(machine.address, TLS_PORT))
-    # A relay is a host on the Internet: it may send to homes behind a carrier's NAT, and to nobody's inside.
-    coturn(machine, f"--aux-server={relay.tcp}", users={relay.username: relay.password})
-    return relay
+    async with serve((relay.udp, relay.tcp), users={relay.username: relay.password}, host=machine.host):
+        yield relay
 
 
 _Playing = Coroutine[Any, Any, Outcome]

@@ -35,6 +35,8 @@ if sys.platform != "win32":
 
 __all__ = ["TcpListener", "TcpStream", "connect_tcp", "descriptor_limit", "listen_tcp", "raise_descriptor_limit"]
 
+# A server that acknowledges nothing for so long, though something was sent, is gone: the default would be many minutes.
+USER_TIMEOUT_MS = 3000
 # What may wait to be sent on one stream, in bytes.
 MAX_WRITE_QUEUE = 1 << 20
 # A server that needs longer to take a connection, TLS handshake included, would be of no use for a call.
@@ -127,6 +129,8 @@ async def _connected(
         sock.setblocking(False)
         # asyncio does so only where the socket was made with IPPROTO_TCP: a check must not wait for an acknowledgement.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        # Also to connect.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
         if local is not None:
             sock.bind((local.host, local.port))
         await asyncio.get_running_loop().sock_connect(sock, (remote.host, remote.port))

@@ -521,8 +521,11 @@ class Allocation:
         code, reason = _error(answer)
         if code == 437:
             self._on_unknown(reason, now)
-        elif code in (400, 441, 403):
-            self._end(AllocationLost(reason=f"the server refuses to refresh it ({code} {reason})", is_refused=True))
+        elif code in (400, 403, 441):
+            # 441: it wants the name that made it, which is not good any more; another one may make another.
+            self._end(
+                AllocationLost(reason=f"the server refuses to refresh it ({code} {reason})", is_refused=code != 441)
+            )
         else:
             # Something passing: there is a minute left.
             self._refresh_at = min(now + REFRESH_BEFORE_S / 4, self._expires_at)

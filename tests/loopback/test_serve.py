@@ -622,7 +622,11 @@ def test_a_port_in_use_is_wrong_usage() -> None:
         (["--behaviour-discovery", "--listen", "127.0.0.1", "--listen", "127.0.0.1:9"], "differ in host and port"),
         (["--tls-cert", "x.pem"], "--tls-cert and --tls-key are given together"),
         (["--tls-cert", "/nowhere/x.pem", "--tls-key", "/nowhere/y.pem"], "No such file"),
-        (["--user", "a:b"], "No such option"),
+        (["--user", "ab"], "NAME:PASSWORD is expected"),
+        (["--user", "a:secret\n"], "--realm, --user, --secret: U+000A is not allowed"),
+        (["--user", "a:b", "--allow-peer", "10.0.0.1/8"], "--allow-peer: '10.0.0.1/8' is no network"),
+        (["--user", "a:b", "--relay-address", "here"], "--relay-address here: an IPv4 or IPv6 address is expected"),
+        (["--user", "a:b", "--port-range", "9"], "two ports like"),
     ],
 )
 def test_wrong_usage_is_one_line(arguments: list[str], complaint: str) -> None:
