@@ -54,7 +54,7 @@ class RelaySockets:
         relaying: where.
         listened: hosts of the server itself, where ``relaying`` names none.
         system_rng: draws ports.
-        to_client: called with (allocation, message): what a peer sent.
+        to_client: called with (allocation, messages): what a peer sent.
 
     Attributes:
         counters: ``network errors``, ``dropped: <reason>``.
@@ -66,7 +66,7 @@ class RelaySockets:
         relaying: Relaying,
         listened: Callable[[], Sequence[str]],
         system_rng: Random,
-        to_client: Callable[[ServedAllocation, bytes], None],
+        to_client: Callable[[ServedAllocation, Sequence[bytes]], None],
     ) -> None:
         self._host = host
         self._relaying = relaying
@@ -113,6 +113,12 @@ class RelaySockets:
         socket = self._sockets.get(relayed)
         return errno.EADDRNOTAVAIL if socket is None else socket.send(data, peer)
 
+    def send_many(self, relayed: TransportAddress, peer: TransportAddress, datagrams: Sequence[bytes]) -> None:
+        """The same, of several, in as few calls of the system as it takes."""
+        socket = self._sockets.get(relayed)
+        if socket is not None:
+            socket.send_many(datagrams, peer)
+
     def close_all(self) -> None:
         """The server ends."""
         for address in list(self._sockets):
@@ -130,7 +136,25 @@ class RelaySockets:
         server, allocation = owner
         message = server.from_peer(allocation, source, data, self._host.now())
         if message is not None:
-            self._to_client(allocation, message)
+            self._to_client(allocation, (message,))
+
+    def train_received(self, socket: DatagramSocket, datagrams: Sequence[bytes], source: tuple[str, int]) -> None:
+        """Several of a peer's, which came together."""
+        owner = self._owners.get(socket.address)
+        if owner is None:
+            self.counters["dropped: no allocation"] += len(datagrams)
+            return
+        server, allocation = owner
+        now = self._host.now()
+        # All of a train have one size, but the last may be shorter.
+        whole = datagrams if len(datagrams[-1]) == len(datagrams[0]) else datagrams[:-1]
+        messages = server.train_from_peer(allocation, source, whole, now)
+        for data in datagrams[len(whole) :]:
+            message = server.from_peer(allocation, source, data, now)
+            if message is not None:
+                messages.append(message)
+        if messages:
+            self._to_client(allocation, messages)
 
     def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
         """A peer is not there; its client finds out by itself."""

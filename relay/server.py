@@ -351,7 +351,9 @@ class Server:
     def _open_socket(self, address: TransportAddress, options: SocketOptions) -> None:
         assert self._udp_driver is not None
         try:
-            inbox = _Inbox(self._udp_driver, self._on_channel_data if self._service is not None else None)
+            inbox = _Inbox(self._udp_driver)
+            if self._service is not None:
+                inbox = _RelayingInbox(self._udp_driver, self._on_channel_data, self._on_channel_data_train)
             socket = self._host.socket(address, inbox, options)
         except OSError as error:
             raise _explained(error, "udp", address) from error
@@ -403,6 +405,23 @@ class Server:
             if found is not None:
                 relays.send(*found)
 
+    def _on_channel_data_train(
+        self, socket: DatagramSocket, datagrams: Sequence[bytes], source: tuple[str, int]
+    ) -> bool:
+        """Several messages of a client that came together; false: they are to be taken one by one."""
+        turn, relays = self._turn_on_datagrams, self._relays
+        allocation = None if turn is None else turn.allocations.get((socket.address, source))  # type: ignore[arg-type]
+        if allocation is None or relays is None:
+            return False
+        whole = datagrams if len(datagrams[-1]) == len(datagrams[0]) else datagrams[:-1]
+        found = allocation.train_to_peer(whole, self._host.now())
+        if found is None:
+            return False
+        relays.send_many(*found)
+        for data in datagrams[len(whole) :]:
+            self._on_channel_data(socket, data, source)
+        return True
+
     def _on_stream_channel_data(self, stream: tuple[TransportAddress, TransportAddress], message: bytes) -> bool:
         """From a client over a stream; false: it has no allocation, and no business to send such."""
         allocation = None if self._turn_on_streams is None else self._turn_on_streams.allocations.get(stream)
@@ -417,14 +436,16 @@ class Server:
         if self._turn_on_streams is not None and self._stream_driver is not None:
             self._stream_driver.command(self._turn_on_streams.forget_stream, *stream)
 
-    def _to_client(self, allocation: ServedAllocation, message: bytes) -> None:
+    def _to_client(self, allocation: ServedAllocation, messages: Sequence[bytes]) -> None:
         socket = self._sockets.get(allocation.base)
         if self._turn_on_streams is not None and self._turn_on_streams.allocations.get(allocation.key) is allocation:
             connection = self._streams.get(allocation.key)
             if connection is not None:
-                connection.stream.write(message)
+                connection.stream.write(b"".join(messages))
+        elif socket is not None and len(messages) == 1:
+            socket.send(messages[0], allocation.client)
         elif socket is not None:
-            socket.send(message, allocation.client)
+            socket.send_many(messages, allocation.client)
 
     def _send_datagram(self, transmit: Transmit) -> int:
         socket = self._sockets.get(transmit.base)
@@ -460,23 +481,42 @@ class Server:
 
 
 class _Inbox:
-    """Hands what UDP sockets receive to the core, and ChannelData past it."""
+    """Hands what UDP sockets receive to the core."""
 
-    def __init__(
-        self, driver: Driver, on_channel_data: Callable[[DatagramSocket, bytes, tuple[str, int]], None] | None
-    ) -> None:
+    def __init__(self, driver: Driver) -> None:
         self._driver = driver
-        self._on_channel_data = on_channel_data
 
     def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
-        if self._on_channel_data is not None and data and 0x40 <= data[0] < 0x80:
-            self._on_channel_data(socket, data, source)
-            return
         self._driver.datagram(socket.address, source, data)
 
     def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
         if destination is not None:
             self._driver.error(socket.address, destination, errno)
+
+
+class _RelayingInbox(_Inbox):
+    """The same, and ChannelData past the core."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        on_channel_data: Callable[[DatagramSocket, bytes, tuple[str, int]], None],
+        on_train: Callable[[DatagramSocket, Sequence[bytes], tuple[str, int]], bool],
+    ) -> None:
+        super().__init__(driver)
+        self._on_channel_data = on_channel_data
+        self._on_train = on_train
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        if data and 0x40 <= data[0] < 0x80:
+            self._on_channel_data(socket, data, source)
+        else:
+            self._driver.datagram(socket.address, source, data)
+
+    def train_received(self, socket: DatagramSocket, datagrams: Sequence[bytes], source: tuple[str, int]) -> None:
+        if not self._on_train(socket, datagrams, source):
+            for data in datagrams:
+                self.datagram_received(socket, data, source)
 
 
 class _Deaf:

@@ -217,7 +217,11 @@ def _decoded(text: str) -> str:
 
 
 class DatagramReceiver(Protocol):
-    """Who is told what a :class:`DatagramSocket` receives. Neither method may raise."""
+    """Who is told what a :class:`DatagramSocket` receives. Neither method may raise.
+
+    A receiver may have a method ``train_received(socket, datagrams, source)`` as well: several datagrams of one source
+    that arrived together go there.
+    """
 
     def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
         """``source`` equals (and hashes like) a :class:`TransportAddress`, but may be a plain tuple."""

@@ -30,10 +30,10 @@ import asyncio
 import errno
 import socket
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from iceagent.net.address import TransportAddress, canonical_host, ip_address
-from iceagent.net.host import DatagramReceiver, SocketOptions, send_each
+from iceagent.net.host import DatagramReceiver, DatagramSocket, SocketOptions, send_each
 from iceagent.net.trains import (
     MAX_SEGMENT,
     SOL_UDP,
@@ -203,6 +203,7 @@ class UdpSocket:
         "_scope_id",
         "_sendto",
         "_socket",
+        "_take_train",
         "_trains_again_in",
         "_used_up",
         "budget",
@@ -222,6 +223,10 @@ class UdpSocket:
         self._is_ipv6 = sock.family == socket.AF_INET6
         self._scope_id = scope_id
         self._receiver = receiver
+        # A receiver that can do with a train what it would do with each of its datagrams.
+        self._take_train: Callable[[DatagramSocket, Sequence[bytes], tuple[str, int]], None] | None = getattr(
+            receiver, "train_received", None
+        )
         self._loop = loop
         # Looked up once: these two are called for every datagram.
         self._recvmsg = sock.recvmsg
@@ -362,6 +367,14 @@ class UdpSocket:
             if is_ipv6:
                 source = _without_scope(source)
             datagrams = cut(data, ancillary) if ancillary else (data,)
+            if len(datagrams) > 1 and self._take_train is not None:
+                self._deliver_train(datagrams, source)
+                if self._is_closed:
+                    return
+                delivered += len(datagrams)
+                if delivered >= MAX_BUDGET:
+                    break
+                continue
             for datagram in datagrams:
                 try:
                     deliver(self, datagram, source)
@@ -374,6 +387,13 @@ class UdpSocket:
             if delivered >= MAX_BUDGET:
                 break
         self._grow()
+
+    def _deliver_train(self, datagrams: Sequence[bytes], source: tuple[str, int]) -> None:
+        assert self._take_train is not None
+        try:
+            self._take_train(self, datagrams, source)
+        except (Exception, asyncio.CancelledError) as error:  # As above.
+            self._report(error)
 
     def _grow(self) -> None:
         """The wake-up used its budget up."""

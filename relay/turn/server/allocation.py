@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from iceagent.net.address import TransportAddress
@@ -141,6 +142,31 @@ class ServedAllocation:
         self.packets[0] += 1
         self.octets[0] += length
         return self.relayed[peer.version], peer, message[4 : 4 + length]
+
+    def train_to_peer(
+        self, messages: Sequence[bytes], now: float
+    ) -> tuple[TransportAddress, TransportAddress, list[bytes]] | None:
+        """What :meth:`to_peer` does, for messages that go to one peer and are of one size; ``None``: they are not, or
+        not all of them may pass.
+        """
+        first = messages[0]
+        head = first[:4]
+        if len(head) < 4 or self.meter is not None:
+            return None
+        number, length = _HEAD.unpack(head)
+        bound = self.channels.get(number)
+        if bound is None or len(first) < 4 + length or now >= bound[1]:
+            return None
+        peer = bound[0]
+        if now >= self.permissions.get(peer.host, 0.0):
+            return None
+        size = len(first)
+        if not all(message[:4] == head and len(message) == size for message in messages):
+            return None
+        self.packets[0] += len(messages)
+        self.octets[0] += length * len(messages)
+        end = 4 + length
+        return self.relayed[peer.version], peer, [message[4:end] for message in messages]
 
     def channel_head(self, peer: tuple[str, int], size: int, now: float) -> bytes | None:
         """What stands in front of a peer's datagram to the client; ``None``: there is no channel."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
@@ -258,6 +258,19 @@ class TurnServer:
             # With its attributes it is longer than a message can be.
             self.counters["dropped: too long for an indication"] += 1
             return None
+
+    def train_from_peer(
+        self, allocation: ServedAllocation, peer: tuple[str, int], datagrams: Sequence[bytes], now: float
+    ) -> list[bytes]:
+        """What a peer's datagrams, which came together, become for the client."""
+        size = len(datagrams[0])
+        head = allocation.channel_head(peer, size, now)
+        is_even = all(len(data) == size for data in datagrams)
+        if head is None or not is_even or self._is_stream or not allocation.admits(peer, size * len(datagrams), now):
+            each = (self.from_peer(allocation, peer, data, now) for data in datagrams)
+            return [message for message in each if message is not None]
+        allocation.packets[1] += len(datagrams) - 1
+        return [head + data for data in datagrams]
 
     # --- time ----------------------------------------------------------------------------------------------------
 
