@@ -47,6 +47,7 @@ from iceagent.events import (
     IceRestarted,
     LocalCandidateFound,
     Path,
+    RelayLost,
     RelayMoved,
     RerollDue,
     SelectedPathChanged,
@@ -433,6 +434,8 @@ class Agent(DataPath):
     def _tell(self, event: Event) -> None:
         if isinstance(event, GatheringDone):
             self._driver.command(self._session.end_local_candidates)
+        elif isinstance(event, RelayLost):
+            self._driver.command(self._session.doubt_relays, {address.host for address in event.relayed})
         elif isinstance(event, RelayMoved):
             # RFC 8016, 3.2.2: the server sends to the new five-tuple once data came from there.
             for address in event.relayed:

@@ -18,7 +18,7 @@ decided anew before the next time that the last decision named.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from random import Random
 
 from iceagent.candidate import Candidate, CandidateType
@@ -239,6 +239,17 @@ class IceSession:
         for pair in self._selection.currents():
             if pair.base == base:
                 self._consent.doubt(pair, now)
+        self._decide(now)
+
+    def doubt_relays(self, hosts: Collection[str], now: float) -> None:
+        """Relayed addresses of ours at these hosts are lost: what the peer has there probably is too, and has to answer
+        before it carries data.
+        """
+        for pair in self._checklist:
+            if pair.is_valid and pair.remote.type is CandidateType.RELAYED and pair.remote.address.host in hosts:
+                self._checker.quiet(pair)
+                self._selection.on_lost(pair, "the server of its relay is lost", now)
+                self._checklist.trigger(pair)
         self._decide(now)
 
     def set_remote_description(self, description: Description, now: float) -> None:

@@ -462,9 +462,10 @@ class _Relay:
 
     def _on_lost(self, link: RelayLink, event: AllocationLost) -> None:
         relayed = self._relayed.get(link.number, ())
-        self._forget(link)
+        # Before its candidates go: another path must not lead to the same server.
         if relayed:
             self._owner.tell(RelayLost(server=link.target.url, relayed=relayed, reason=event.reason))
+        self._forget(link)
         self._tell_race(self._race.lost, link.number, is_refused=event.is_refused)
 
     def _leave(self, link: RelayLink) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from iceagent.candidate import Candidate
 from iceagent.config import Config
 from iceagent.core.session import IceSession
 from iceagent.events import LocalCandidateFound
@@ -74,3 +75,28 @@ def test_no_opener_leaves_from_it() -> None:
         transmit for _, transmit in play.sent if parse(transmit.data).is_indication and transmit.base == RELAYED
     ]
     assert from_relay(play) and indications == []
+
+
+def test_a_peers_relay_at_a_lost_server_has_to_answer_before_it_carries_data() -> None:
+    """Both ends use the servers of one service: the path that replaces a lost one must not lead to the same server."""
+    dead, alive = TransportAddress("203.0.113.60", 1), TransportAddress("203.0.113.61", 1)
+    remotes = [Candidate.parse(relayed_candidate(each).to_sdp()) for each in (dead, alive)]
+    play = Play(Config(), remotes=remotes)
+    # They have one foundation: the second is checked once the first has answered.
+    for _ in range(2):
+        play.pass_time(0.2)
+        for _, transmit, message in play.requests():
+            play.answer(message, source=transmit.destination)
+    path = play.session.path()
+    assert path is not None
+    current = path.remote.address
+    since = len(play.sent)
+    play.session.doubt_relays({current.host}, play.now)
+    play.drain()
+    path = play.session.path()
+    assert path is not None and path.remote.address == ({dead, alive} - {current}).pop()
+    asked = [(transmit, message) for _, transmit, message in play.requests(since) if transmit.destination == current]
+    assert len(asked) == 1
+    # It answers: it may be used again.
+    play.answer(asked[0][1], source=current)
+    assert {pair.destination for pair in play.session.pairs if pair.is_valid} == {dead, alive}

@@ -1,0 +1,307 @@
+"""Whom our TURN server relays to, and whom a hostile client cannot make it relay to."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from iceagent.net.address import TransportAddress, canonical_host
+from relay.stun import (
+    ADDITIONAL_ADDRESS_FAMILY,
+    CHANNEL_NUMBER,
+    DATA,
+    EVEN_PORT,
+    LIFETIME,
+    REQUESTED_ADDRESS_FAMILY,
+    RESERVATION_TOKEN,
+    XOR_PEER_ADDRESS,
+    XOR_RELAYED_ADDRESS,
+    AddressFamily,
+    Method,
+)
+from relay.turn.credentials import Pair
+from relay.turn.server import PeerPolicy
+from tests.unit.relay.turn.server_kit import OTHER, PEER, PEER_2, PEER_6, RELAY_HOSTS, SERVER, Client, Court, code
+
+# facts/turn.md, table 2.2.
+SPECIAL_4 = (
+    "127.0.0.1",
+    "127.255.255.254",
+    "0.0.0.0",
+    "0.1.2.3",
+    "169.254.169.254",
+    "10.0.0.1",
+    "192.168.1.1",
+    "172.16.0.1",
+    "100.64.0.1",
+    "192.0.0.8",
+    "198.18.0.1",
+    "224.0.0.1",
+    "255.255.255.255",
+    "240.0.0.1",
+    "192.0.2.1",
+)
+MAPPED = ("::ffff:127.0.0.1", "::ffff:0.0.0.0", "::ffff:169.254.169.254", "::ffff:10.0.0.1")
+SPECIAL_6 = (
+    "::1",
+    "::",
+    "::127.0.0.1",
+    "64:ff9b::7f00:1",
+    "2002:7f00:1::1",
+    "2001:0:4136:e378:8000:63bf:3fff:fdd2",
+    "fe80::1",
+    "fc00::1",
+    "fd00:ec2::254",
+    "fec0::1",
+    "ff02::1",
+)
+# Spellings of global addresses that a host on the way would turn into others.
+EMBEDDING = (
+    "::5db8:d822",
+    "64:ff9b::5db8:d822",
+    "64:ff9b:1::5db8:d822",
+    "2002:5db8:d822::1",
+    "2001::5db8:d822",
+    "::ffff:0:5db8:d822",
+)
+GLOBAL_4 = (
+    "1.1.1.1",
+    "93.184.216.34",
+    "100.63.255.255",
+    "100.128.0.0",
+    "172.15.255.255",
+    "172.32.0.0",
+    "223.255.255.255",
+)
+GLOBAL_6 = ("2606:2800:220:1::1", "2a00:1450:4001::1", "2001:200::1", "2003::1")
+
+FAMILY_6: Pair = (REQUESTED_ADDRESS_FAMILY, AddressFamily.IPV6)
+DUAL: Pair = (ADDITIONAL_ADDRESS_FAMILY, AddressFamily.IPV6)
+
+
+def at(host: str, port: int = 7000) -> TransportAddress:
+    return TransportAddress(host, port)
+
+
+def allocated(*pairs: Pair, **options: Any) -> tuple[Court, Client]:
+    court = Court(**options)
+    client = Client(court)
+    assert code(client.allocate(*pairs)) == 0
+    return court, client
+
+
+def relayed_of(client: Client, *pairs: Pair) -> TransportAddress:
+    address = client.allocate(*pairs).get(XOR_RELAYED_ADDRESS)
+    assert address is not None
+    return address
+
+
+def answers(client: Client, peer: TransportAddress, number: int = 0x4000) -> tuple[int, int]:
+    """To CreatePermission and ChannelBind."""
+    permission = code(client.ask(Method.CREATE_PERMISSION, (XOR_PEER_ADDRESS, peer)))
+    return permission, code(client.ask(Method.CHANNEL_BIND, (CHANNEL_NUMBER, number), (XOR_PEER_ADDRESS, peer)))
+
+
+def is_sent(client: Client, peer: TransportAddress) -> bool:
+    """Whether a Send indication gets through to a peer that somehow has a permission."""
+    court = client.court
+    allocation = court.allocation(client.source)
+    assert allocation.permit(canonical_host(peer.host), court.now, 1024)
+    court.to_peers.clear()
+    client.indicate(Method.SEND, (XOR_PEER_ADDRESS, peer), (DATA, b"x"))
+    return bool(court.to_peers)
+
+
+# --- table 2.2 ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", SPECIAL_4)
+def test_special_ipv4_peers_are_refused(host: str) -> None:
+    court, client = allocated()
+    assert answers(client, at(host)) == (403, 403)
+    assert not court.allocation().permissions and not court.allocation().channels
+    assert not is_sent(client, at(host))
+
+
+@pytest.mark.parametrize("host", SPECIAL_6 + EMBEDDING)
+def test_special_ipv6_peers_are_refused(host: str) -> None:
+    court, client = allocated(FAMILY_6)
+    assert answers(client, at(host)) == (403, 403)
+    assert not court.allocation().permissions and not court.allocation().channels
+    assert not is_sent(client, at(host))
+
+
+@pytest.mark.parametrize("host", MAPPED)
+def test_mapped_peers_are_refused_as_peers_of_the_wrong_family(host: str) -> None:
+    """Our codec reads a mapped address as the IPv4 address that it is: 443 where there is no IPv4, else 403."""
+    court, client = allocated(FAMILY_6)
+    assert answers(client, at(host)) == (443, 443)
+    assert not court.allocation().permissions and not is_sent(client, at(host))
+
+
+@pytest.mark.parametrize("host", SPECIAL_4 + SPECIAL_6 + MAPPED + EMBEDDING)
+def test_a_dual_allocation_refuses_all_of_them(host: str) -> None:
+    _, client = allocated(DUAL)
+    assert answers(client, at(host)) == (403, 403)
+    assert not is_sent(client, at(host))
+
+
+@pytest.mark.parametrize("host", [f"::ffff:{host}" for host in SPECIAL_4])
+def test_mapped_spellings_of_every_special_range_are_refused(host: str) -> None:
+    """CVE-2026-27624."""
+    for pairs in ((), (DUAL,)):
+        _, client = allocated(*pairs)
+        assert answers(client, at(host)) == (403, 403)
+        assert not is_sent(client, at(host))
+
+
+def test_a_mapped_global_address_is_refused_too() -> None:
+    """ "… are refused whatever they contain" (relay/turn/server/policy.py); RFC 8656, 10.2: of another family: 443."""
+    _, client = allocated()
+    permission, channel = answers(client, at(f"::ffff:{PEER.host}"))
+    assert permission in (403, 443) and channel in (403, 443)
+    assert not is_sent(client, at(f"::ffff:{PEER.host}"))
+
+
+@pytest.mark.parametrize("host", GLOBAL_4)
+def test_global_ipv4_peers_are_admitted(host: str) -> None:
+    _, client = allocated()
+    assert answers(client, at(host)) == (0, 0)
+    assert is_sent(client, at(host))
+
+
+@pytest.mark.parametrize("host", GLOBAL_6)
+def test_global_ipv6_peers_are_admitted(host: str) -> None:
+    _, client = allocated(FAMILY_6)
+    assert answers(client, at(host)) == (0, 0)
+    assert is_sent(client, at(host))
+
+
+def test_a_peer_of_the_other_family_is_refused() -> None:
+    _, client_4 = allocated()
+    assert answers(client_4, PEER_6) == (443, 443) and not is_sent(client_4, PEER_6)
+    _, client_6 = allocated(FAMILY_6)
+    assert answers(client_6, PEER) == (443, 443) and not is_sent(client_6, PEER)
+
+
+def test_one_bad_peer_spoils_the_whole_request() -> None:
+    court, client = allocated()
+    pairs = [(XOR_PEER_ADDRESS, PEER), (XOR_PEER_ADDRESS, at("127.0.0.1")), (XOR_PEER_ADDRESS, PEER_2)]
+    assert code(client.ask(Method.CREATE_PERMISSION, *pairs)) == 403
+    assert not court.allocation().permissions
+
+
+def test_nothing_is_sent_to_port_0() -> None:
+    _, client = allocated()
+    assert answers(client, at(PEER.host, 0)) == (0, 403)
+    assert not is_sent(client, at(PEER.host, 0)) and is_sent(client, PEER)
+
+
+# --- the server's own addresses ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", [SERVER.host, RELAY_HOSTS[4], f"::ffff:{SERVER.host}", RELAY_HOSTS[6]])
+@pytest.mark.parametrize("port", [0, 22, SERVER.port, 5349, 60000])
+def test_own_addresses_are_no_peers(host: str, port: int) -> None:
+    _, client = allocated(DUAL)
+    assert answers(client, at(host, port))[1] == 403
+    assert not is_sent(client, at(host, port))
+
+
+def test_own_addresses_are_no_peers_even_where_they_are_allowed() -> None:
+    court = Court(allow=("0.0.0.0/0", "::/0"))
+    court.policy.own.add("127.0.0.1")
+    client = Client(court)
+    client.allocate(DUAL)
+    for peer in (SERVER, at("127.0.0.1", 22), at(RELAY_HOSTS[6], 22)):
+        assert answers(client, peer)[1] == 403 and not is_sent(client, peer)
+    assert answers(client, at("127.0.0.2", 22)) == (0, 0)
+
+
+def test_a_live_relayed_address_of_this_server_is_a_peer() -> None:
+    court, client = allocated()
+    other = Client(court, OTHER, "other", "password")
+    relayed = relayed_of(other)
+    assert answers(client, relayed) == (0, 0)
+    assert is_sent(client, relayed)
+    assert not is_sent(client, relayed._replace(port=relayed.port + 1))
+
+
+def test_a_relayed_address_that_has_ended_is_no_peer() -> None:
+    court, client = allocated()
+    other = Client(court, OTHER, "other", "password")
+    relayed = relayed_of(other)
+    assert answers(client, relayed) == (0, 0)
+    assert code(other.ask(Method.REFRESH, (LIFETIME, 0))) == 0
+    assert not is_sent(client, relayed)
+    assert answers(client, relayed)[1] == 403
+
+
+def test_a_channel_to_a_relayed_address_ends_with_it() -> None:
+    """The port is anybody's on this host from then on: a resolver's, say."""
+    court, client = allocated()
+    other = Client(court, OTHER, "other", "password")
+    relayed = relayed_of(other)
+    assert answers(client, relayed, 0x4001) == (0, 0)
+    data = b"\x40\x01\x00\x01x"
+    found = court.allocation().to_peer(data, court.now)
+    assert found is not None and found[1] == relayed
+    assert code(other.ask(Method.REFRESH, (LIFETIME, 0))) == 0
+    assert court.allocation().to_peer(data, court.now) is None
+
+
+def test_a_reserved_port_is_no_peer_until_it_is_claimed() -> None:
+    court, client = allocated()
+    other = Client(court, OTHER, "other", "password")
+    answer = other.allocate((EVEN_PORT, True))
+    relayed, token = answer.get(XOR_RELAYED_ADDRESS), answer.get(RESERVATION_TOKEN)
+    assert relayed is not None and token is not None
+    reserved = relayed._replace(port=relayed.port + 1)
+    assert reserved in court.ports.open_now
+    assert answers(client, reserved)[1] == 403 and not is_sent(client, reserved)
+    third = Client(court, at("192.0.2.3"), "other", "password")
+    assert relayed_of(third, (RESERVATION_TOKEN, token)) == reserved
+    assert answers(client, reserved) == (0, 0) and is_sent(client, reserved)
+
+
+# --- the operator's exceptions -----------------------------------------------------------------------------------
+
+
+def test_allow_admits_what_is_special_and_nothing_beside_it() -> None:
+    _, client = allocated(DUAL, allow=("10.0.0.0/24", "fd00::/16"))
+    assert answers(client, at("10.0.0.1"), 0x4001) == (0, 0) and is_sent(client, at("10.0.0.1"))
+    assert answers(client, at("fd00::1"), 0x4002) == (0, 0) and is_sent(client, at("fd00::1"))
+    for host in ("10.0.1.0", "127.0.0.1", "fd01::1", "::1"):
+        assert answers(client, at(host)) == (403, 403) and not is_sent(client, at(host))
+
+
+def test_deny_counts_more_than_allow() -> None:
+    _, client = allocated(DUAL, allow=("10.0.0.0/8",), deny=("10.0.0.0/24", "93.184.216.34/32", "2606:2800::/32"))
+    for host in ("10.0.0.1", PEER.host, f"::ffff:{PEER.host}", PEER_6.host):
+        assert answers(client, at(host)) == (403, 403) and not is_sent(client, at(host))
+    assert answers(client, PEER_2, 0x4001) == (0, 0)
+    assert answers(client, at("10.0.1.1"), 0x4002) == (0, 0)
+
+
+def test_deny_is_judged_by_bits_and_not_by_bytes() -> None:
+    """coturn 6c13608c."""
+    policy = PeerPolicy(deny=("2606:2800::2:0/111",))
+    refused = ("2606:2800::2:0", "2606:2800::2:ff", "2606:2800::3:1", "2606:2800::3:ffff")
+    assert not any(policy.admits(at(host)) for host in refused)
+    assert policy.admits(at("2606:2800::1:ffff")) and policy.admits(at("2606:2800::4:0"))
+
+
+def test_deny_counts_for_relayed_addresses_of_this_server_too() -> None:
+    """ "deny: networks that are refused", and a live relayed address "is a peer like any other"."""
+    court, client = allocated(deny=(f"{RELAY_HOSTS[4]}/32",))
+    relayed = relayed_of(Client(court, OTHER, "other", "password"))
+    assert answers(client, relayed)[1] == 403
+    assert not is_sent(client, relayed)
+
+
+@pytest.mark.parametrize("text", ["10.0.0.1/8", "10.0.0.0-10.0.0.9", "localhost", "", "10.0.0.0/33", "fe80::1%eth0/64"])
+def test_what_is_no_network_is_told_and_not_ignored(text: str) -> None:
+    for lists in ({"allow": [text]}, {"deny": [text]}):
+        with pytest.raises(ValueError, match="is no network"):
+            PeerPolicy(**lists)
