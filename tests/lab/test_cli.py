@@ -64,6 +64,14 @@ def test_a_story_without_a_path() -> None:
     assert done.stdout.splitlines()[-1].endswith('reason="not connected within 1 s"')
 
 
+def test_a_story_with_a_relayed_path() -> None:
+    """CLI contract: 3, it works, but only through a relay."""
+    done = iceagent("run", "--a", "symmetric", "--b", "no-udp", "--turn", "--json")
+    assert done.returncode == 3
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert (result["event"], result["kind"]) == ("lab.result", "relay")
+
+
 @pytest.mark.parametrize("agent", ["iceagent", "aioice"])
 def test_a_small_matrix(tmp_path: Path, agent: str) -> None:
     file, drawing = tmp_path / "m.json", tmp_path / "m.svg"

@@ -83,3 +83,13 @@ async def test_the_early_packet_trap(late_s: float) -> None:
     results = await results_of(wanted, LATE_LIMIT_S)
     wrong = [result for result in results if not result.outcome.connected]
     assert not wrong, told(wrong)
+
+
+async def test_with_a_relay_every_cell_connects() -> None:
+    """And none ends on it that theory allows a direct path."""
+    results = [result async for result in play(cells(), turn=True)]
+    assert len(results) == 125
+    lost = [result for result in results if not result.outcome.connected]
+    assert not lost, told(lost)
+    wrong = [result for result in results if (result.outcome.kind == "direct") is not expected(result.cell)]
+    assert not wrong, told(wrong)

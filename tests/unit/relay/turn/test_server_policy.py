@@ -157,7 +157,7 @@ def test_mapped_spellings_of_every_special_range_are_refused(host: str) -> None:
 
 
 def test_a_mapped_global_address_is_refused_too() -> None:
-    """ "… are refused whatever they contain" (relay/turn/server/policy.py); RFC 8656, 10.2: of another family: 443."""
+    """The policy's words: "refused whatever they contain". Or RFC 8656, 10.2: of another family, 443."""
     _, client = allocated()
     permission, channel = answers(client, at(f"::ffff:{PEER.host}"))
     assert permission in (403, 443) and channel in (403, 443)
@@ -293,7 +293,7 @@ def test_deny_is_judged_by_bits_and_not_by_bytes() -> None:
 
 
 def test_deny_counts_for_relayed_addresses_of_this_server_too() -> None:
-    """ "deny: networks that are refused", and a live relayed address "is a peer like any other"."""
+    """A live relayed address "is a peer like any other", and "deny" counts more than anything else."""
     court, client = allocated(deny=(f"{RELAY_HOSTS[4]}/32",))
     relayed = relayed_of(Client(court, OTHER, "other", "password"))
     assert answers(client, relayed)[1] == 403
