@@ -11,9 +11,10 @@ import errno
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from random import Random
 
-from iceagent.net.address import TransportAddress
+from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.host import DatagramSocket, Host, SocketOptions
 from relay.turn.server import ServedAllocation, TurnOptions, TurnServer
 
@@ -163,8 +164,11 @@ class RelaySockets:
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _host_of(self, version: int, near: str) -> str:
-        hosts = self._relaying.hosts or (near, *self._listened())
-        found = next((host for host in hosts if (6 if ":" in host else 4) == version), None)
+        hosts = self._relaying.hosts or (near, *sorted(self._listened(), key=_is_narrow))
+        is_fitting = (
+            (6 if ":" in host else 4) == version and (not _is_narrow(host) or _is_narrow(near)) for host in hosts
+        )
+        found = next(compress(hosts, is_fitting), None)
         if found is None:
             raise LookupError(f"there are no relayed addresses of IPv{version}")
         return found
@@ -183,3 +187,9 @@ class RelaySockets:
                 return False
         self._sockets.update(zip(wanted, opened, strict=True))
         return True
+
+
+def _is_narrow(host: str) -> bool:
+    """Whether an address of ours is known on this machine or link only: no relayed address for who comes from afar."""
+    ip = ip_address(host)
+    return ip.is_loopback or ip.is_link_local

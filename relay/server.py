@@ -290,6 +290,7 @@ class Server:
         if relaying is None:
             return
         policy = PeerPolicy(relaying.allow, relaying.deny)
+        policy.own.update(relaying.hosts)
         self._relays = RelaySockets(self._host, relaying, self._own_hosts, _system_rng, self._to_client)
         self._service = TurnService(relaying.turn, policy, self._relays, _system_rng, time.time, limiter)
         self._turn_on_datagrams = TurnServer(self._service)

@@ -6,9 +6,10 @@ are deadlines that are looked at when something is to be relayed: nothing is wok
 
 from __future__ import annotations
 
+import math
 import struct
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from iceagent.net.address import TransportAddress
@@ -48,7 +49,7 @@ class TokenMeter:
         return is_admitted
 
 
-@dataclass(slots=True, eq=False, kw_only=True)
+@dataclass(slots=True, eq=False, kw_only=True, weakref_slot=True)
 class ServedAllocation:
     """See the module.
 
@@ -58,6 +59,8 @@ class ServedAllocation:
         username: who made it: nobody else may use it (441).
         relayed: by IP version.
         expires_at: when it ends.
+        account: whose quota it counts for.
+        scheduled_at: when the server looks at it next.
         permissions: IP address → until when.
         channels: number → peer and until when.
         numbers: peer → number.
@@ -73,12 +76,14 @@ class ServedAllocation:
     username: str
     relayed: dict[int, TransportAddress]
     expires_at: float
-    meter: TokenMeter | None = None
-    ticket: bytes | None = None
-    permissions: dict[str, float] = field(default_factory=dict)
-    channels: dict[int, tuple[TransportAddress, float]] = field(default_factory=dict)
-    numbers: dict[TransportAddress, int] = field(default_factory=dict)
-    answers: OrderedDict[bytes, tuple[float, bytes]] = field(default_factory=OrderedDict)
+    account: str = ""
+    scheduled_at: float = math.inf
+    meter: TokenMeter | None = field(default=None, repr=False)
+    ticket: bytes | None = field(default=None, repr=False)
+    permissions: dict[str, float] = field(default_factory=dict, repr=False)
+    channels: dict[int, tuple[TransportAddress, float]] = field(default_factory=dict, repr=False)
+    numbers: dict[TransportAddress, int] = field(default_factory=dict, repr=False)
+    answers: OrderedDict[bytes, tuple[float, bytes]] = field(default_factory=OrderedDict, repr=False)
     packets: list[int] = field(default_factory=lambda: [0, 0])
     octets: list[int] = field(default_factory=lambda: [0, 0])
 
@@ -87,14 +92,21 @@ class ServedAllocation:
         """Its five-tuple."""
         return self.base, self.client
 
-    def permit(self, host: str, now: float, limit: int) -> bool:
-        """Let a host in for five minutes; false: there are too many."""
-        if host not in self.permissions and len(self.permissions) >= limit:
+    def has_room(self, hosts: Collection[str], now: float, limit: int) -> bool:
+        """Whether so many permissions can be; those that have ended do not count."""
+        if len(self.permissions.keys() | hosts) > limit:
             self.permissions = {each: until for each, until in self.permissions.items() if now < until}
-            if len(self.permissions) >= limit:
-                return False
+        return len(self.permissions.keys() | hosts) <= limit
+
+    def permit(self, host: str, now: float) -> None:
+        """Let a host in for five minutes."""
         self.permissions[host] = now + PERMISSION_S
-        return True
+
+    def unbind(self, peer: TransportAddress) -> None:
+        """Its channel ends."""
+        number = self.numbers.pop(peer, None)
+        if number is not None:
+            del self.channels[number]
 
     def bind(self, number: int, peer: TransportAddress, now: float) -> bool:
         """Bind a channel for ten minutes, or renew it; false: number or peer is bound otherwise."""

@@ -80,11 +80,13 @@ class Identity:
 
     Attributes:
         username: as sent.
+        account: whose quota counts: of a time-limited name, what stands behind the time.
         key: signs the answer.
         sha256: with MESSAGE-INTEGRITY-SHA256.
     """
 
     username: str
+    account: str
     key: IntegrityKey
     sha256: bool
 
@@ -135,8 +137,12 @@ class Attempts:
         """One was wrong."""
         network = _network(host)
         tokens = max(0.0, self._tokens(network, now) - 1.0)
-        if network not in self._buckets and len(self._buckets) >= MAX_NETWORKS:
+        # Who was not heard of for a minute has all attempts again. No other is forgotten, or many networks together
+        # would have as many as they like.
+        while self._buckets and next(iter(self._buckets.values()))[1] + ATTEMPTS / ATTEMPTS_PER_S <= now:
             self._buckets.popitem(last=False)
+        if network not in self._buckets and len(self._buckets) >= MAX_NETWORKS:
+            return
         self._buckets[network] = (tokens, now)
         self._buckets.move_to_end(network)
 
@@ -161,7 +167,9 @@ class Gate:
         self._keys: OrderedDict[tuple[str, str, int], IntegrityKey] = OrderedDict()
         self.attempts = Attempts()
 
-    def authenticate(self, request: Message, client: TransportAddress, now: float, wall_now: float) -> Identity:
+    def authenticate(
+        self, request: Message, client: TransportAddress, now: float, wall_now: float, *, is_known: bool = False
+    ) -> Identity:
         """RFC 8489, 9.2.4.
 
         Args:
@@ -169,6 +177,7 @@ class Gate:
             client: where it came from.
             now: seconds, monotonic.
             wall_now: seconds since 1970.
+            is_known: this five-tuple has an allocation: somebody's wrong passwords in its network are not its fault.
 
         Raises:
             Refused: with 400, 401 or 438.
@@ -180,7 +189,7 @@ class Gate:
         username = self._username(request)
         if realm is None or nonce is None or username is None:
             raise Refused(400, "Bad Request")
-        if self.attempts.are_used_up(client.host, now):
+        if not is_known and self.attempts.are_used_up(client.host, now):
             raise Silence
         if not self._is_fresh(nonce, client, now):
             raise self._challenge(438, "Stale Nonce", client, now)
@@ -241,7 +250,8 @@ class Gate:
         for password in passwords:
             key = self._key(username, password, algorithm)
             if verify(key):
-                return Identity(username=username, key=key, sha256=sha256)
+                account = username if username in self._accounts.users else username.partition(":")[2] or username
+                return Identity(username=username, account=account, key=key, sha256=sha256)
         if not passwords:
             # An unknown user takes as long as a known one.
             verify(self._dummy)

@@ -12,11 +12,13 @@ reservations. Before a request is authenticated nothing is kept of it. Pure: rel
 from __future__ import annotations
 
 import heapq
+import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
+from weakref import WeakSet
 
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Event, Transmit
@@ -58,6 +60,9 @@ DEFAULT_LIFETIME_S = 600
 
 RESERVATION_S = 30.0
 MAX_RESERVATIONS = 1024
+SPARE_ENTRIES = 8
+MAX_UNKNOWN = 16
+"""Attributes that a 420 names: a request with thousands would else be answered, and remembered, at that length."""
 MAX_PERMISSIONS = 1024
 """Of one allocation: as many as coturn allows."""
 
@@ -164,6 +169,7 @@ class TurnService:
         self.allocations = 0
         self.is_draining = False
         self._reserved: dict[bytes, tuple[TransportAddress, float]] = {}
+        self._bound: dict[TransportAddress, WeakSet[ServedAllocation]] = {}
 
     def reserve(self, address: TransportAddress, now: float) -> bytes:
         """Keep an open address for who has the token, for 30 s."""
@@ -189,6 +195,17 @@ class TurnService:
             if now >= until:
                 del self._reserved[token]
                 self.ports.close(address)
+
+    def note_bound(self, allocation: ServedAllocation, relayed: TransportAddress) -> None:
+        """A channel leads to a relayed address of this server: it ends with that."""
+        self._bound.setdefault(relayed, WeakSet()).add(allocation)
+
+    def close(self, address: TransportAddress) -> None:
+        """A relayed address has ended: nothing is sent there any more, whoever has its port next."""
+        self.policy.relayed.discard(address)
+        for allocation in self._bound.pop(address, ()):
+            allocation.unbind(address)
+        self.ports.close(address)
 
     @property
     def reserves_until(self) -> float | None:
@@ -278,9 +295,11 @@ class TurnServer:
         """End what has expired."""
         self._service.expire(now)
         while self._heap and self._heap[0][0] <= now:
-            _, _, allocation = heapq.heappop(self._heap)
-            if self.allocations.get(allocation.key) is not allocation:
+            entry = heapq.heappop(self._heap)
+            if not self._is_in_force(entry):
                 continue
+            allocation = entry[2]
+            allocation.scheduled_at = math.inf
             if now >= allocation.expires_at:
                 self._end(allocation, "expired")
             else:
@@ -311,10 +330,11 @@ class TurnServer:
             return
         identity: Identity | None = None
         try:
-            identity = service.gate.authenticate(request, client, now, service.wall_now())
+            wall_now = service.wall_now()
+            identity = service.gate.authenticate(request, client, now, wall_now, is_known=known is not None)
             unknown = _not_understood(request)
             if unknown:
-                raise Refused(420, "Unknown Attribute", (UNKNOWN_ATTRIBUTES, unknown))
+                raise Refused(420, "Unknown Attribute", (UNKNOWN_ATTRIBUTES, unknown[:MAX_UNKNOWN]))
             pairs = _HANDLERS[request.method](self, request, datagram, identity, now)
             response = request.success(*pairs)
         except Silence:
@@ -359,7 +379,7 @@ class TurnServer:
             raise Refused(405, "Mobility Forbidden")
         if ticket:
             raise Refused(400, "Bad Request")
-        if options.user_quota is not None and service.by_user[identity.username] >= options.user_quota:
+        if options.user_quota is not None and service.by_user[identity.account] >= options.user_quota:
             raise Refused(486, "Allocation Quota Reached")
         if service.is_draining or service.allocations >= options.max_allocations:
             raise Refused(508, "Insufficient Capacity")
@@ -369,12 +389,13 @@ class TurnServer:
             base=datagram.base,
             client=datagram.source,
             username=identity.username,
+            account=identity.account,
             relayed={address.version: address for address in relayed},
             expires_at=now + lifetime,
             meter=None if options.max_bytes_per_s is None else TokenMeter(options.max_bytes_per_s, now),
         )
         self.allocations[allocation.key] = allocation
-        service.by_user[identity.username] += 1
+        service.by_user[identity.account] += 1
         service.allocations += 1
         service.policy.relayed.update(relayed)
         self._schedule(allocation)
@@ -438,12 +459,12 @@ class TurnServer:
         # RFC 8656, 8: of a dual allocation with one family named, both go on: they share a deadline here.
         lifetime = self._lifetime(request)
         allocation.expires_at = now + lifetime
+        self._schedule(allocation)
         pairs: list[Pair] = [(LIFETIME, lifetime)]
         if ticket is not None:
             del self.allocations[allocation.key]
             allocation.base, allocation.client = datagram.base, datagram.source
             self.allocations[allocation.key] = allocation
-            self._schedule(allocation)
             self._by_ticket.pop(ticket, None)
             pairs.append((MOBILITY_TICKET, self._new_ticket(allocation)))
         return pairs
@@ -488,10 +509,10 @@ class TurnServer:
             self._check_family(allocation, peer)
             if not self._service.policy.admits_host(peer.host):
                 raise Refused(403, "Forbidden")
-        if len({*allocation.permissions, *(peer.host for peer in peers)}) > MAX_PERMISSIONS:
+        if not allocation.has_room({peer.host for peer in peers}, now, MAX_PERMISSIONS):
             raise Refused(508, "Insufficient Capacity")
         for peer in peers:
-            allocation.permit(peer.host, now, MAX_PERMISSIONS)
+            allocation.permit(peer.host, now)
         return []
 
     def _on_channel_bind(self, request: Message, datagram: Datagram, identity: Identity, now: float) -> list[Pair]:
@@ -503,10 +524,13 @@ class TurnServer:
         self._check_family(allocation, peer)
         if not self._service.policy.admits(peer):
             raise Refused(403, "Forbidden")
-        if not allocation.permit(peer.host, now, MAX_PERMISSIONS):
+        if not allocation.has_room({peer.host}, now, MAX_PERMISSIONS):
             raise Refused(508, "Insufficient Capacity")
         if not allocation.bind(number, peer, now):
             raise Refused(400, "Bad Request")
+        allocation.permit(peer.host, now)
+        if peer in self._service.policy.relayed:
+            self._service.note_bound(allocation, peer)
         return []
 
     def _on_send(self, message: Message, datagram: Datagram, now: float) -> None:
@@ -554,8 +578,20 @@ class TurnServer:
         return allocation.ticket
 
     def _schedule(self, allocation: ServedAllocation) -> None:
+        """Look at it when it may have expired; what is looked at too early is looked at again."""
+        if allocation.expires_at >= allocation.scheduled_at:
+            return
+        allocation.scheduled_at = allocation.expires_at
         self._sequence += 1
         heapq.heappush(self._heap, (allocation.expires_at, self._sequence, allocation))
+        if len(self._heap) > 2 * len(self.allocations) + SPARE_ENTRIES:
+            # Of those that were deleted, or scheduled anew.
+            self._heap = [entry for entry in self._heap if self._is_in_force(entry)]
+            heapq.heapify(self._heap)
+
+    def _is_in_force(self, entry: tuple[float, int, ServedAllocation]) -> bool:
+        at, _, allocation = entry
+        return self.allocations.get(allocation.key) is allocation and at == allocation.scheduled_at
 
     def _end(self, allocation: ServedAllocation, reason: str) -> None:
         del self.allocations[allocation.key]
@@ -563,16 +599,15 @@ class TurnServer:
             self._by_ticket.pop(allocation.ticket, None)
         service = self._service
         service.allocations -= 1
-        service.by_user[allocation.username] -= 1
-        if not service.by_user[allocation.username]:
-            del service.by_user[allocation.username]
+        service.by_user[allocation.account] -= 1
+        if not service.by_user[allocation.account]:
+            del service.by_user[allocation.account]
         for address in allocation.relayed.values():
             self._close(address)
         self._events.append(AllocationEnded(allocation=allocation, reason=reason))
 
     def _close(self, address: TransportAddress) -> None:
-        self._service.policy.relayed.discard(address)
-        self._service.ports.close(address)
+        self._service.close(address)
 
     def _drop(self, reason: str) -> None:
         self.counters[f"dropped: {reason}"] += 1

@@ -2,9 +2,10 @@
 
 None that a stranger on the Internet could not reach by itself: a relay that sends to loopback, to private networks or
 to a cloud's metadata service is a way in for whoever has an account. IANA's special-purpose registries decide (RFC
-6890), and of IPv6 only what is global unicast; addresses that contain another one (mapped, compatible, 6to4, Teredo,
-NAT64) are refused whatever they contain, as RFC 6156, 9.1 asks for some of them. The list is written out: what the
-standard library calls global has changed between versions.
+6890), and of IPv6 only what is global unicast; addresses that contain another one (compatible, 6to4, Teredo, NAT64)
+are refused whatever they contain, as RFC 6156, 9.1 asks for some of them; one that is mapped (::ffff:0:0/96) is the
+IPv4 address that it contains, to the codec already. The list is written out: what the standard library calls global has
+changed between versions.
 
 Exceptions are the operator's: ``allow`` and ``deny``, of which the latter counts more. A relayed address of this same
 server is a peer like any other while it lives, since two clients behind firewalls need it; every other address of ours
@@ -77,12 +78,16 @@ class PeerPolicy:
     def admits(self, peer: TransportAddress) -> bool:
         """Whether anything may be sent there."""
         if peer.host in self.own:
-            return peer in self.relayed
+            return peer in self.relayed and not self._is_denied(peer.host)
         return peer.port != 0 and self._admits_host(peer.host)
+
+    def _is_denied(self, host: str) -> bool:
+        ip = ipaddress.ip_address(host)
+        return any(ip in network for network in self._deny if network.version == ip.version)
 
     def _judge(self, host: str) -> bool:
         ip = ipaddress.ip_address(host)
-        if any(ip in network for network in self._deny if network.version == ip.version):
+        if self._is_denied(host):
             return False
         if any(ip in network for network in self._allow if network.version == ip.version):
             return True

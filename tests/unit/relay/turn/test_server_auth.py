@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import base64
 import hmac
-from random import Random
+from collections import Counter
+from itertools import pairwise
+from random import Random, SystemRandom
 from typing import Any
 
 import pytest
 
 from iceagent.net.address import TransportAddress
-from relay.relays import Relaying
+from iceagent.testing import MemoryInternet
+from relay import server
+from relay.relays import Relaying, RelaySockets
 from relay.stun import (
     EVEN_PORT,
     LIFETIME,
@@ -395,6 +399,33 @@ def test_no_ticket_token_or_nonce_comes_twice() -> None:
         nonces.add(client.nonce)
     assert len(tickets) == len(tokens) == len(nonces) == 500
     assert {len(ticket or b"") for ticket in tickets} == {24}
+
+
+def relayed_ports(internet: MemoryInternet, name: str, host: str, seed: int) -> list[int]:
+    """Those of a server's first 400 relayed addresses."""
+    relaying = Relaying(turn=TurnOptions(accounts=Accounts(realm=REALM_NAME)), hosts=(host,))
+    machine = internet.host(name, [host])
+    sockets = RelaySockets(machine, relaying, list, Random(seed), lambda allocation, message: None)
+    ports = [sockets.open(4, host)[0].port for _ in range(400)]
+    sockets.close_all()
+    return ports
+
+
+def test_relayed_ports_cannot_be_guessed(iceagent_internet: MemoryInternet) -> None:
+    first = relayed_ports(iceagent_internet, "first", "93.184.216.1", 1)
+    second = relayed_ports(iceagent_internet, "second", "93.184.216.2", 2)
+    for ports in (first, second):
+        assert len(set(ports)) == 400 and all(49152 <= port <= 65535 for port in ports)
+        # 16 bins of 25 expected each: a chi-square of 15 degrees of freedom is above 45 once in 20,000 times.
+        bins = Counter((port - 49152) // 1024 for port in ports)
+        assert sum((bins[each] - 25) ** 2 / 25 for each in range(16)) < 45
+        # Nor does one follow from the one before.
+        assert len({(port - before) % 16384 for before, port in pairwise(ports)}) > 380
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < 5
+
+
+def test_the_server_draws_from_the_system() -> None:
+    assert isinstance(server._system_rng, SystemRandom)
 
 
 # --- logs --------------------------------------------------------------------------------------------------------

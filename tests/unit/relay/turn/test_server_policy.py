@@ -2,27 +2,55 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
 
 from iceagent.net.address import TransportAddress, canonical_host
+from iceagent.net.host import DatagramSocket, SocketOptions
+from iceagent.testing import MemoryHost, MemoryInternet
+from relay.relays import Relaying
+from relay.server import Server, ServerOptions
 from relay.stun import (
     ADDITIONAL_ADDRESS_FAMILY,
     CHANNEL_NUMBER,
     DATA,
     EVEN_PORT,
     LIFETIME,
+    NONCE,
+    REALM,
     REQUESTED_ADDRESS_FAMILY,
+    REQUESTED_TRANSPORT,
     RESERVATION_TOKEN,
+    USERNAME,
     XOR_PEER_ADDRESS,
     XOR_RELAYED_ADDRESS,
     AddressFamily,
+    Message,
+    MessageClass,
     Method,
+    build,
+    long_term_key,
+    parse,
 )
 from relay.turn.credentials import Pair
-from relay.turn.server import PeerPolicy
-from tests.unit.relay.turn.server_kit import OTHER, PEER, PEER_2, PEER_6, RELAY_HOSTS, SERVER, Client, Court, code
+from relay.turn.server import Accounts, PeerPolicy, TurnOptions
+from tests.unit.relay.turn.server_kit import (
+    OTHER,
+    PEER,
+    PEER_2,
+    PEER_6,
+    REALM_NAME,
+    RELAY_HOSTS,
+    SERVER,
+    Client,
+    Court,
+    code,
+)
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
 # facts/turn.md, table 2.2.
 SPECIAL_4 = (
@@ -107,7 +135,7 @@ def is_sent(client: Client, peer: TransportAddress) -> bool:
     """Whether a Send indication gets through to a peer that somehow has a permission."""
     court = client.court
     allocation = court.allocation(client.source)
-    assert allocation.permit(canonical_host(peer.host), court.now, 1024)
+    allocation.permit(canonical_host(peer.host), court.now)
     court.to_peers.clear()
     client.indicate(Method.SEND, (XOR_PEER_ADDRESS, peer), (DATA, b"x"))
     return bool(court.to_peers)
@@ -156,12 +184,14 @@ def test_mapped_spellings_of_every_special_range_are_refused(host: str) -> None:
         assert not is_sent(client, at(host))
 
 
-def test_a_mapped_global_address_is_refused_too() -> None:
-    """The policy's words: "refused whatever they contain". Or RFC 8656, 10.2: of another family, 443."""
+def test_a_mapped_address_is_the_ipv4_address_that_it_contains() -> None:
+    """To the codec already: it is judged as that, and what is sent there leaves from an IPv4 address."""
     _, client = allocated()
-    permission, channel = answers(client, at(f"::ffff:{PEER.host}"))
-    assert permission in (403, 443) and channel in (403, 443)
-    assert not is_sent(client, at(f"::ffff:{PEER.host}"))
+    assert answers(client, at(f"::ffff:{PEER.host}")) == (0, 0)
+    assert is_sent(client, at(f"::ffff:{PEER.host}"))
+    assert {peer for _, peer, _ in client.court.to_peers} == {PEER}
+    _, other = allocated(FAMILY_6)
+    assert answers(other, at(f"::ffff:{PEER.host}")) == (443, 443)
 
 
 @pytest.mark.parametrize("host", GLOBAL_4)
@@ -263,6 +293,57 @@ def test_a_reserved_port_is_no_peer_until_it_is_claimed() -> None:
     third = Client(court, at("192.0.2.3"), "other", "password")
     assert relayed_of(third, (RESERVATION_TOKEN, token)) == reserved
     assert answers(client, reserved) == (0, 0) and is_sent(client, reserved)
+
+
+class Asker:
+    """A client of a whole server, whose last answer counts."""
+
+    def __init__(self, machine: MemoryHost, host: str, to: TransportAddress) -> None:
+        self._to = to
+        self._socket = machine.socket(at(host, 5000), self, SocketOptions())
+        self._key = long_term_key("user", REALM_NAME, "secret")
+        self._answers: list[Message] = []
+        self.nonce = ""
+
+    async def ask(self, method: int, *pairs: Pair) -> int:
+        credentials: list[Pair] = [(USERNAME, "user"), (REALM, REALM_NAME), (NONCE, self.nonce)]
+        identity = len(self._answers).to_bytes(12, "big")
+        message = build(method, MessageClass.REQUEST, identity, *pairs, *credentials)
+        self._socket.send(message.encode(self._key), self._to)
+        await asyncio.sleep(1.0)
+        assert self._answers[-1].transaction_id == identity
+        self.nonce = self._answers[-1].get(NONCE) or self.nonce
+        return code(self._answers[-1])
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        self._answers.append(parse(data))
+
+    def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
+        raise AssertionError(f"{destination}: {errno}")
+
+
+@pytest.mark.parametrize("hosts", [(), ("93.184.216.2",)])
+def test_the_shell_tells_which_addresses_are_its_own(
+    iceagent_internet: MemoryInternet, iceagent_run: Run, hosts: tuple[str, ...]
+) -> None:
+    """Where it listens, and where relayed addresses are."""
+    listen = at("93.184.216.1", 3478)
+    machine = iceagent_internet.host("server", [listen.host, "93.184.216.2"])
+    alice = iceagent_internet.host("alice", ["93.184.217.1"])
+    turn = TurnOptions(accounts=Accounts(realm=REALM_NAME, users={"user": "secret"}))
+
+    async def ask() -> list[int]:
+        options = ServerOptions(relaying=Relaying(turn=turn, hosts=hosts))
+        async with Server(machine, [listen], options=options):
+            asker = Asker(alice, "93.184.217.1", listen)
+            assert await asker.ask(Method.ALLOCATE, (REQUESTED_TRANSPORT, 17)) == 438
+            assert await asker.ask(Method.ALLOCATE, (REQUESTED_TRANSPORT, 17)) == 0
+            peers = [PEER, listen, *(at(host, 22) for host in (listen.host, *hosts))]
+            pairs = [((CHANNEL_NUMBER, 0x4001 + number), (XOR_PEER_ADDRESS, peer)) for number, peer in enumerate(peers)]
+            return [await asker.ask(Method.CHANNEL_BIND, *each) for each in pairs]
+
+    answers = iceagent_run(ask())
+    assert answers == [0] + [403] * (len(answers) - 1)
 
 
 # --- the operator's exceptions -----------------------------------------------------------------------------------

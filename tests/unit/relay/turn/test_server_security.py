@@ -858,7 +858,7 @@ class Fuzzer:
     def __init__(self, seed: int) -> None:
         self.rng = Random(seed)
         accounts = Accounts(realm=REALM_NAME, users=USERS, secrets=("s3cret",))
-        self.court = Court(accounts=accounts, max_allocations=8, max_bytes_per_s=100_000.0)
+        self.court = Court(accounts=accounts, max_allocations=6, max_bytes_per_s=100_000.0)
         self.answers: Counter[int] = Counter()
         self.tickets = [b""]
         self.tokens = [bytes(8)]
@@ -874,8 +874,8 @@ class Fuzzer:
             (XOR_PEER_ADDRESS, PEER),
             (XOR_PEER_ADDRESS, rng.choice([*relayed, PEER])),
             (CHANNEL_NUMBER, rng.choice([0, 0x3FFF, 0x4000, 0x4001, 0x4FFF, 0x7FFF, 0x8000])),
-            (LIFETIME, rng.choice([0, 1, 600, 3600, 2**32 - 1])),
-            (REQUESTED_TRANSPORT, rng.choice([17, 17, 6, 0])),
+            (LIFETIME, rng.choice([0, 0, 1, 600, 3600, 2**32 - 1])),
+            (REQUESTED_TRANSPORT, rng.choice([17, 6, 0])),
             (EVEN_PORT, rng.random() < 0.5),
             (REQUESTED_ADDRESS_FAMILY, rng.choice([1, 2, 0])),
             (ADDITIONAL_ADDRESS_FAMILY, rng.choice([1, 2])),
@@ -910,8 +910,9 @@ class Fuzzer:
     def signed(self) -> None:
         """From one of a few that know the password."""
         rng, court = self.rng, self.court
-        client = client_at(court, source(rng.randrange(6)), rng.choice(["user", "user", "other"]))
-        method = rng.choice([3, 3, 4, 8, 8, 9, 9])
+        number = rng.randrange(12)
+        client = client_at(court, source(number), "other" if (number < 3) ^ (rng.random() < 0.05) else "user")
+        method = rng.choice([3, 3, 3, 4, 8, 8, 9, 9])
         identity = court.transaction_id() if rng.random() < 0.95 else bytes(12)
         data = sealed(client, method, self.attributes(identity, method), identity=identity)
         self.deliver(fingerprinted(data) if rng.random() < 0.5 else data, client.source)
@@ -919,7 +920,7 @@ class Fuzzer:
     def indication(self) -> None:
         identity = self.court.transaction_id()
         data = head(Method.SEND, MessageClass.INDICATION, identity) + self.attributes(identity, Method.SEND)
-        self.deliver(resized(data), source(self.rng.randrange(6)))
+        self.deliver(resized(data), source(self.rng.randrange(12)))
 
     def broken(self) -> None:
         """From elsewhere: its password is wrong now, and not to be counted against the others."""
@@ -939,8 +940,8 @@ class Fuzzer:
                     data[at:at] = rng.randbytes(rng.choice([1, 4, 8]))
                 case _:
                     data[at] ^= 1 << rng.randrange(8)
-            data = data or bytearray(1)
-            self.deliver(resized(whole) if rng.random() < 0.7 else whole, client.source)
+        whole = bytes(data).ljust(20, b"\0")
+        self.deliver(resized(whole) if rng.random() < 0.7 else whole, client.source)
 
     def noise(self) -> None:
         data = self.rng.randbytes(self.rng.randrange(200))
@@ -992,7 +993,7 @@ class Fuzzer:
         """What is counted twice agrees."""
         court = self.court
         allocations = court.turn.allocations
-        assert len(allocations) == court.service.allocations == court.service.by_user.total() <= 8
+        assert len(allocations) == court.service.allocations == court.service.by_user.total() <= 6
         relayed = {address for each in allocations.values() for address in each.relayed.values()}
         assert relayed == court.policy.relayed <= court.ports.open_now
         assert len(court.ports.open_now - relayed) <= MAX_RESERVATIONS
