@@ -198,6 +198,17 @@ class Server:
         parts = (self._turn_on_datagrams, self._turn_on_streams, self._relays)
         return sum((part.counters for part in parts if part is not None), Counter())
 
+    def relayed(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Packets and payload bytes that were relayed to peers, and from them."""
+        totals = [[0, 0], [0, 0]] if self._service is None else [list(each) for each in self._service.relayed]
+        for turn in (self._turn_on_datagrams, self._turn_on_streams):
+            for allocation in [] if turn is None else list(turn.allocations.values()):
+                for direction in (0, 1):
+                    totals[direction][0] += allocation.packets[direction]
+                    totals[direction][1] += allocation.octets[direction]
+        (sent, sent_bytes), (received, received_bytes) = totals
+        return (sent, sent_bytes), (received, received_bytes)
+
     async def drain(self) -> None:
         """Make no new allocations, and wait until those that there are have ended."""
         if self._service is not None:

@@ -131,6 +131,7 @@ LIBRARIES = {
     "aiortc": ("iceagent/rtc.py",),
     "click": ("iceagent/cli/",),
     "dns": ("iceagent/net/resolve.py",),
+    "prometheus_client": ("iceagent/cli/metrics.py",),
     "miniupnpc": ("portmap/igd.py",),
     "pyroute2": ("iceagent/lab/", "iceagent/net/interfaces.py", "portmap/gateway.py"),
     "pytest": ("iceagent/testing/pytest_plugin.py",),

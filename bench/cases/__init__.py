@@ -18,6 +18,7 @@ CASES = {
     "dead-server": "bench.cases.dead_server",
     "datagrams": "bench.cases.datagrams",
     "relay": "bench.cases.relay",
+    "turn-server": "bench.cases.turn_server",
     "codec": "bench.cases.stun_codec",
     "idle": "bench.cases.idle",
 }

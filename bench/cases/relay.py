@@ -14,7 +14,6 @@ sends, so where it is most of the time elapsed, the rates tell of coturn more th
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from bench.cases import Options
 from bench.contenders import AIOICE, AIOICE_FIXED, OURS, TURN_PASSWORD, TURN_USER
-from bench.processes import Worker, WorkerFailed
+from bench.processes import Worker, WorkerFailed, cpu_of
 from bench.results import Metric
 from bench.sessions import session
 from bench.side import Side, obey
@@ -121,20 +120,13 @@ def _session(a: Machine, b: Machine, server: Machine, way: str) -> dict[tuple[in
 
 
 def _measure(sender: Worker, receiver: Worker, server_pid: int, size: int) -> dict[str, float]:
-    receiver_cpu, server_cpu = receiver.ask("cpu"), _cpu_of(server_pid)
+    receiver_cpu, server_cpu = receiver.ask("cpu"), cpu_of(server_pid)
     sent = sender.ask("stream", size=size, bursts=BURSTS)
-    receiver_cpu, server_cpu = receiver.ask("cpu") - receiver_cpu, _cpu_of(server_pid) - server_cpu
+    receiver_cpu, server_cpu = receiver.ask("cpu") - receiver_cpu, cpu_of(server_pid) - server_cpu
     received = sent["received"]
     both = sent["cpu"] + receiver_cpu
     spent = {RATE: sent["wall"], SENDER: sent["cpu"], RECEIVER: receiver_cpu, BOTH: both, SERVER: server_cpu}
     return {what: seconds / received * 1e6 for what, seconds in spent.items()} | {LOST: 1 - received / BURSTS / BURST}
-
-
-def _cpu_of(pid: int) -> float:
-    """Seconds of processor time of another process, in steps of 10 ms."""
-    # proc(5): utime and stime are the 14th and 15th; what is before the bracket may contain anything.
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 # --- in the measuring processes --------------------------------------------------------------------------------------

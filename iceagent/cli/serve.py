@@ -8,7 +8,7 @@ import signal
 import ssl
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -24,6 +24,9 @@ from relay.relays import DEFAULT_PORTS, Relaying
 from relay.server import STUN_PORT, TLS_PORT, Listening, Server, ServerOptions, server_ssl_context
 from relay.stun_server import BROADCAST, STREAM_LIMIT, CloseStream
 from relay.turn.server import Accounts, AllocationEnded, AllocationMade, PeerPolicy, ServedAllocation, TurnOptions
+
+if TYPE_CHECKING:
+    from iceagent.cli.metrics import Exporter
 
 __all__ = ["serve"]
 
@@ -91,6 +94,7 @@ register(
 @click.option("--max-allocations", type=click.IntRange(1), default=1000, show_default=True, metavar="N")
 @click.option("--user-quota", type=click.IntRange(1), metavar="N", help="Allocations of one user.")
 @click.option("--max-bps", type=click.IntRange(1000), metavar="N", help="Bits per second of one allocation.")
+@click.option("--metrics", "metrics_text", metavar="ADDRESS:PORT", help="Answer Prometheus here, over HTTP.")
 @click.option("--drain", "drain_s", type=FiniteFloat(0, 86_400), default=0.0, metavar="S", help=_DRAIN_HELP)
 @output_options
 def serve(
@@ -109,6 +113,7 @@ def serve(
     max_allocations: int,
     user_quota: int | None,
     max_bps: int | None,
+    metrics_text: str | None,
     drain_s: float,
     output: Output,
 ) -> int:
@@ -141,7 +146,8 @@ def serve(
     options = ServerOptions(
         behaviour_discovery=behaviour_discovery, tls=tls, max_streams=_max_streams(), relaying=relaying
     )
-    return run(_serve(listen, options, drain_s, output), sigterm_code=EXIT_DIRECT)
+    metrics = None if metrics_text is None else _address(metrics_text, "--metrics")
+    return run(_serve(listen, options, metrics, drain_s, output), sigterm_code=EXIT_DIRECT)
 
 
 def _accounts(realm: str, users: tuple[str, ...], secrets: tuple[str, ...]) -> Accounts | None:
@@ -168,7 +174,13 @@ def _check_networks(allowed: tuple[str, ...], denied: tuple[str, ...]) -> None:
             raise click.UsageError(f"{option}: {error}") from error
 
 
-async def _serve(listen: Sequence[TransportAddress], options: ServerOptions, drain_s: float, output: Output) -> int:
+async def _serve(
+    listen: Sequence[TransportAddress],
+    options: ServerOptions,
+    metrics: TransportAddress | None,
+    drain_s: float,
+    output: Output,
+) -> int:
     try:
         server = Server(local_host(), listen, options=options, on_event=log_event)
         await server.__aenter__()
@@ -176,10 +188,17 @@ async def _serve(listen: Sequence[TransportAddress], options: ServerOptions, dra
         raise click.UsageError(f"--behaviour-discovery: {error}") from error
     except OSError as error:
         raise click.UsageError(f"{error.strerror or error}; choose another with --listen") from error
+    exporter = None
     try:
-        output.event("server.ready", listeners=[_listener(each) for each in server.listeners])
+        listeners = [_listener(each) for each in server.listeners]
+        if metrics is not None:
+            exporter = _export(server, metrics)
+            listeners.append({"transport": "http", "address": exporter.address})
+        output.event("server.ready", listeners=listeners)
         await _until_drained(server, drain_s)
     finally:
+        if exporter is not None:
+            exporter.close()
         relayed = server.turn_counters
         await server.aclose()
         total = server.counters + server.stream_counters + relayed
@@ -203,17 +222,26 @@ async def _until_drained(server: Server, drain_s: float) -> None:
     await told.wait()
 
 
+def _export(server: Server, address: TransportAddress) -> Exporter:
+    from iceagent.cli.metrics import Exporter
+
+    try:
+        return Exporter(server, address)
+    except OSError as error:
+        raise click.UsageError(f"--metrics {address}: {error.strerror or error}") from error
+
+
 def _listener(listening: Listening) -> dict[str, Any]:
     return {"transport": listening.transport, "address": listening.address}
 
 
-def _address(text: str) -> TransportAddress:
+def _address(text: str, option: str = "--listen") -> TransportAddress:
     try:
         address = parse_address(text, STUN_PORT)
     except ValueError as error:
-        raise click.UsageError(f"--listen {error}") from error
+        raise click.UsageError(f"{option} {error}") from error
     if ip_address(address.host).is_multicast or address.host == BROADCAST:
-        raise click.UsageError(f"--listen {address.host}: a multicast or broadcast address belongs to no host")
+        raise click.UsageError(f"{option} {address.host}: a multicast or broadcast address belongs to no host")
     return address
 
 

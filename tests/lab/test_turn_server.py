@@ -221,6 +221,24 @@ async def test_the_command_drains(natlab: Lab) -> None:
         assert json.loads(process.stdout.read())["event"] == "server.stopped"
 
 
+async def test_the_command_tells_prometheus(natlab: Lab) -> None:
+    server = natlab.machine("server")
+    words = ("--user", f"{USER}:{PASSWORD}", "--metrics", f"{server.address}:9641")
+    with serving(server, *words):
+        async with call(home(natlab, "symmetric"), home(natlab, "symmetric"), relay(server)) as made:
+            await made.connect()
+            await made.talk()
+            fetch = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
+            page = await asyncio.to_thread(
+                server.run, [sys.executable, "-c", fetch, f"http://{server.address}:9641/metrics"]
+            )
+    values = dict(line.rsplit(" ", 1) for line in page.splitlines() if line and not line.startswith("#"))
+    assert float(values["iceagent_allocations"]) == 2
+    assert float(values['iceagent_relayed_packets_total{direction="to_peers"}']) > 0
+    assert float(values['iceagent_requests_total{kind="turn"}']) > 4
+    assert "secret" not in page and PASSWORD not in page
+
+
 async def test_without_users_it_relays_for_nobody(natlab: Lab) -> None:
     server = natlab.machine("server")
     with serving(server):

@@ -49,7 +49,7 @@ class TokenMeter:
         return is_admitted
 
 
-@dataclass(slots=True, eq=False, kw_only=True, weakref_slot=True)
+@dataclass(slots=True, eq=False, kw_only=True)
 class ServedAllocation:
     """See the module.
 

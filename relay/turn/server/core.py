@@ -18,7 +18,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
-from weakref import WeakSet
 
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Event, Transmit
@@ -146,6 +145,7 @@ class TurnService:
 
     Attributes:
         allocations: how many there are.
+        relayed: packets and payload bytes to peers, and from them, of those that have ended.
         is_draining: no new ones are made.
     """
 
@@ -167,9 +167,10 @@ class TurnService:
         self.gate = Gate(options.accounts, system_rng)
         self.by_user: Counter[str] = Counter()
         self.allocations = 0
+        self.relayed = [[0, 0], [0, 0]]
         self.is_draining = False
         self._reserved: dict[bytes, tuple[TransportAddress, float]] = {}
-        self._bound: dict[TransportAddress, WeakSet[ServedAllocation]] = {}
+        self._bound: dict[TransportAddress, set[ServedAllocation]] = {}
 
     def reserve(self, address: TransportAddress, now: float) -> bytes:
         """Keep an open address for who has the token, for 30 s."""
@@ -198,7 +199,12 @@ class TurnService:
 
     def note_bound(self, allocation: ServedAllocation, relayed: TransportAddress) -> None:
         """A channel leads to a relayed address of this server: it ends with that."""
-        self._bound.setdefault(relayed, WeakSet()).add(allocation)
+        self._bound.setdefault(relayed, set()).add(allocation)
+
+    def forget_bound(self, allocation: ServedAllocation) -> None:
+        """An allocation has ended, with its channels."""
+        for peer in allocation.numbers:
+            self._bound.get(peer, set()).discard(allocation)
 
     def close(self, address: TransportAddress) -> None:
         """A relayed address has ended: nothing is sent there any more, whoever has its port next."""
@@ -602,6 +608,10 @@ class TurnServer:
         service.by_user[allocation.account] -= 1
         if not service.by_user[allocation.account]:
             del service.by_user[allocation.account]
+        for direction in (0, 1):
+            service.relayed[direction][0] += allocation.packets[direction]
+            service.relayed[direction][1] += allocation.octets[direction]
+        service.forget_bound(allocation)
         for address in allocation.relayed.values():
             self._close(address)
         self._events.append(AllocationEnded(allocation=allocation, reason=reason))

@@ -1,0 +1,315 @@
+"""What does a datagram cost our TURN server, and what coturn?
+
+Client, server and peer are machines of a laboratory (``iceagent.lab``), and from the server two cables lead straight to
+the other two. Every server is a process of its own with all its threads on one core; whoever sends and counts has
+another core (``bench/mmsg.py``). A client of ours allocates, binds a channel and sends ChannelData through it, of 100
+and of 1,200 bytes, as fast as it arrives: never more than a window is on its way, so that next to nothing is lost. That
+once with datagrams that leave one by one, which the kernel puts together nowhere on this way, and once in trains of 32
+(UDP_SEGMENT); the receiver takes trains (UDP_GRO), so that nothing but the server cuts or joins them. Then the same in
+the other direction.
+
+Judged by the processor time of the server per datagram that arrived, all its threads and what the kernel does in its
+name: on this way also the delivery of what it sends. Told beside it: the time elapsed, and what a quota of allocations
+and a cap of bandwidth that is never reached cost ours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from random import SystemRandom
+from statistics import median
+from typing import TYPE_CHECKING
+
+from bench.cases import Options
+from bench.contenders import OURS, TURN_PASSWORD, TURN_USER
+from bench.mmsg import Counter, Sender, load
+from bench.processes import WorkerFailed, cpu_of
+from bench.results import Metric
+from iceagent.net.address import TransportAddress
+from iceagent.net.core import Datagram
+from relay.turn import Allocation, AllocationRefused, AllocationState, TurnCredentials
+
+if TYPE_CHECKING:
+    # See netns.py: not in a measuring process.
+    from iceagent.lab import Lab, Machine
+
+__all__ = ["run"]
+
+COTURN, QUOTA, CAPPED = "coturn", "with a quota", "with a cap"
+SERVERS = (OURS, COTURN, QUOTA, CAPPED)
+PORT = 3478
+# coturn without threads of its own for relaying: on one core they only hand work to each other.
+COTURN_OPTIONS = ("--relay-threads=0",)
+OPTIONS = {QUOTA: ("--user-quota=10",), CAPPED: ("--max-bps=1000000000000",)}
+
+SIZES = (100, 1200)
+SINGLY, TRAINS = "singly", "in trains"
+TO_PEER, TO_CLIENT = "to the peer", "to the client"
+# Way → datagrams of a call, and how many may be on their way. coturn's sockets hold 56 of 1,200 bytes.
+CALLS = {SINGLY: (16, 48), TRAINS: (32, 64)}
+TARGETS = {SINGLY: 0.4, TRAINS: 1.5}
+"""Times as many datagrams per second of processor time as coturn."""
+
+WARM_UP_S = 0.05
+LOAD_S = 0.5
+SETUP_LIMIT_S = 10.0
+SETUP_STEP_S = 0.02
+# The receiver's buffer, in bytes: a train is one packet in it, but a large one.
+BUFFER = 1 << 22
+
+CPU, ELAPSED, LOST = "cpu", "elapsed", "lost"
+
+# (server, bytes, way, direction, what) → one value per round.
+Found = dict[tuple[str, int, str, str, str], list[float]]
+
+
+def run(options: Options) -> list[Metric]:
+    """All servers in turn, beginning with another one in every round; they stay, and each round makes its allocations."""
+    from iceagent.lab import Lab
+
+    theirs, ours = _cores()
+    found: Found = {}
+    with Lab() as lab, _on_core(ours):
+        field = _Field(lab, theirs)
+        for number in range(options.rounds):
+            options.tell(f"turn-server: round {number + 1}")
+            for i in range(len(SERVERS)):
+                server = SERVERS[(i + number) % len(SERVERS)]
+                for (size, way, direction, what), value in field.measure(server).items():
+                    found.setdefault((server, size, way, direction, what), []).append(value)
+    return _metrics(found)
+
+
+def _metrics(found: Found) -> list[Metric]:
+    metrics = []
+    for way in (SINGLY, TRAINS):
+        for size in SIZES:
+            for direction in (TO_PEER, TO_CLIENT):
+                name = f"TURN server, {size:,} bytes {way}, {direction}"
+                is_judged = direction == TO_PEER
+                for what, unit in ((CPU, "µs of CPU"), (ELAPSED, "µs elapsed")):
+                    metrics.append(
+                        Metric(
+                            name=name,
+                            unit=unit,
+                            ours=found[OURS, size, way, direction, what],
+                            peer=found[COTURN, size, way, direction, what],
+                            peer_name=COTURN,
+                            ratio_at_least=TARGETS[way] if is_judged and what == CPU else None,
+                            note=_note(found, size, way, direction) if what == CPU else "",
+                        )
+                    )
+    for server in (QUOTA, CAPPED):
+        for way in (SINGLY, TRAINS):
+            for size in SIZES:
+                metrics.append(
+                    Metric(
+                        name=f"TURN server {server}, {size:,} bytes {way}, {TO_PEER}",
+                        unit="µs of CPU",
+                        ours=found[server, size, way, TO_PEER, CPU],
+                        peer=found[OURS, size, way, TO_PEER, CPU],
+                        peer_name="without",
+                    )
+                )
+    return metrics
+
+
+def _note(found: Found, size: int, way: str, direction: str) -> str:
+    texts = []
+    for server in (OURS, COTURN):
+        per_cpu, per_second = (1e3 / median(found[server, size, way, direction, what]) for what in (CPU, ELAPSED))
+        lost = max(found[server, size, way, direction, LOST])
+        texts.append(f"{server} {per_cpu:,.0f} kpps per core, {per_second:,.0f} seen (lost at worst {lost:.2%})")
+    return ", ".join(texts)
+
+
+# --- where -----------------------------------------------------------------------------------------------------------
+
+
+def _cores() -> tuple[int, int]:
+    """One for the servers, and one for us."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise WorkerFailed("the server and who loads it need a core each, and this process may use one only")
+    return cores[0], cores[1]
+
+
+@contextlib.contextmanager
+def _on_core(core: int) -> Iterator[None]:
+    """The calling thread is on this core alone."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {core})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+class _Field:
+    """Client, peer and the servers, each on a machine of its own.
+
+    Args:
+        lab: where.
+        core: of the servers.
+    """
+
+    def __init__(self, lab: Lab, core: int) -> None:
+        self._client, self._peer = lab.machine("client"), lab.machine("peer")
+        self._servers: dict[str, tuple[Machine, int]] = {}
+        for number, name in enumerate(SERVERS):
+            machine = lab.machine(f"server{number}")
+            for end in (self._client, self._peer):
+                _join(machine, end)
+            pid = _start(machine, name)
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.sched_setaffinity(int(thread.name), {core})
+            self._servers[name] = machine, pid
+
+    def measure(self, name: str) -> dict[tuple[int, str, str, str], float]:
+        """One allocation, everything over it; microseconds per datagram that arrived, and the share of the lost."""
+        machine, pid = self._servers[name]
+        found = {}
+        with (
+            contextlib.closing(self._client.namespace.socket()) as client,
+            contextlib.closing(self._peer.namespace.socket()) as peer,
+        ):
+            for sock, end in ((client, self._client), (peer, self._peer)):
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+                sock.bind((end.address, 0))
+                sock.setblocking(False)
+            channel = _Channel(client, peer, TransportAddress(machine.address, PORT))
+            for size in SIZES:
+                data = bytes(size)
+                message = channel.wrap(data)
+                for way, (count, window) in CALLS.items():
+                    for direction in (TO_PEER, TO_CLIENT):
+                        if direction == TO_PEER:
+                            sender = Sender(client, message, count, is_train=way == TRAINS)
+                            counter = Counter(peer, size)
+                        else:
+                            sender = Sender(peer, data, count, is_train=way == TRAINS)
+                            counter = Counter(client, len(message))
+                        for what, value in _measure(sender, counter, window, pid).items():
+                            found[size, way, direction, what] = value
+                        sender.close()
+            channel.release()
+        return found
+
+
+def _measure(sender: Sender, counter: Counter, window: int, pid: int) -> dict[str, float]:
+    load(sender, counter, window, WARM_UP_S)
+    cpu = cpu_of(pid)
+    count = load(sender, counter, window, LOAD_S)
+    cpu = cpu_of(pid) - cpu
+    if not count.received:
+        raise WorkerFailed("the server relayed nothing")
+    return {
+        CPU: cpu / count.received * 1e6,
+        ELAPSED: count.seconds / count.received * 1e6,
+        LOST: 1 - count.received / count.sent,
+    }
+
+
+def _join(server: Machine, end: Machine) -> None:
+    """A cable between the two, beside the Internet."""
+    server.namespace.veth(end.name, end.namespace, server.name)
+    for here, there in ((server, end), (end, server)):
+        here.namespace.up(there.name)
+        here.namespace.route_to_link(f"{there.address}/32", there.name)
+
+
+def _start(machine: Machine, name: str) -> int:
+    """Start a server, and return its process."""
+    from iceagent.lab.services import coturn, serve
+
+    if name == COTURN:
+        coturn(machine, *COTURN_OPTIONS, users={TURN_USER: TURN_PASSWORD}, port=PORT)
+    else:
+        serve(machine, f"--user={TURN_USER}:{TURN_PASSWORD}", "--realm=lab", *OPTIONS.get(name, ()))
+    inode = machine.namespace.inode
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            with contextlib.suppress(OSError):
+                if (process / "ns" / "net").stat().st_ino == inode:
+                    return int(process.name)
+    raise WorkerFailed(f"{name} does not run")
+
+
+# --- the client ------------------------------------------------------------------------------------------------------
+
+
+class _Channel:
+    """An allocation with a channel to one peer; both sockets are connected to the server afterwards.
+
+    Args:
+        client: bound, not blocking.
+        peer: the same.
+        server: its address.
+
+    Raises:
+        WorkerFailed: it was not made within ten seconds, or does not pass what is sent.
+    """
+
+    def __init__(self, client: socket.socket, peer: socket.socket, server: TransportAddress) -> None:
+        self._client = client
+        self._peer = TransportAddress(*peer.getsockname())
+        client.connect(server)
+        self._core = Allocation(
+            TransportAddress(*client.getsockname()),
+            server,
+            TurnCredentials(username=TURN_USER, password=TURN_PASSWORD),
+            SystemRandom(),
+        )
+        self._core.allocate(time.monotonic())
+        self._until(lambda: bool(self._core.relayed))
+        (relayed,) = self._core.relayed
+        peer.connect(relayed)
+        # The first one takes the permission along; what comes back makes the client bind a channel.
+        self._core.send(self._peer, b"to the peer", time.monotonic())
+        self._until(lambda: _received(peer) == b"to the peer")
+        peer.send(b"to the client")
+        self._until(lambda: any(channel.is_bound for channel in self._core.channels.values()))
+        client.send(self.wrap(b"by channel"))
+        self._until(lambda: _received(peer) == b"by channel")
+
+    def wrap(self, data: bytes) -> bytes:
+        """ChannelData."""
+        message = self._core.wrap(self._peer, data)
+        assert message is not None
+        return message
+
+    def release(self) -> None:
+        """Give it back."""
+        self._core.release(time.monotonic())
+        self._until(lambda: self._core.state is AllocationState.OVER)
+
+    def _until(self, is_so: Callable[[], bool]) -> None:
+        """Do what the allocation wants done, until ``is_so``."""
+        core, deadline = self._core, time.monotonic() + SETUP_LIMIT_S
+        while not is_so():
+            now = time.monotonic()
+            if now > deadline:
+                raise WorkerFailed(f"the TURN server at {core.server} does not do what it is asked for")
+            core.handle_timeout(now)
+            while (transmit := core.poll_transmit()) is not None:
+                self._client.send(transmit.data)
+            while (event := core.poll_event()) is not None:
+                if isinstance(event, AllocationRefused):
+                    raise WorkerFailed(f"the TURN server at {core.server} refuses: {event.reason}")
+            select.select([self._client], [], [], SETUP_STEP_S)
+            while (data := _received(self._client)) is not None:
+                core.handle_datagram(Datagram(core.base, core.server, data), time.monotonic())
+
+
+def _received(sock: socket.socket) -> bytes | None:
+    """The next datagram, if there is one."""
+    try:
+        return sock.recv(2_048)
+    except (BlockingIOError, ConnectionRefusedError):
+        return None
