@@ -28,8 +28,8 @@ class _Vector(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class _Header(ctypes.Structure):
-    """struct mmsghdr, which begins with a struct msghdr."""
+class _Message(ctypes.Structure):
+    """struct msghdr."""
 
     _fields_ = (
         ("name", ctypes.c_void_p),
@@ -39,8 +39,13 @@ class _Header(ctypes.Structure):
         ("control", ctypes.c_void_p),
         ("control_length", ctypes.c_size_t),
         ("flags", ctypes.c_int),
-        ("length", ctypes.c_uint),
     )
+
+
+class _Header(ctypes.Structure):
+    """struct mmsghdr; the kernel writes ``length``, the bytes of the message."""
+
+    _fields_ = (("message", _Message), ("length", ctypes.c_uint))
 
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -51,7 +56,7 @@ def _headers(count: int, buffer: ctypes.Array[ctypes.c_char], length: int) -> ct
     headers = (_Header * count)()
     for header in headers:
         vector = _Vector(ctypes.addressof(buffer), length)
-        header.vectors, header.vectors_length = ctypes.pointer(vector), 1
+        header.message.vectors, header.message.vectors_length = ctypes.pointer(vector), 1
     return headers
 
 

@@ -95,6 +95,7 @@ TABLE = {
     "portmap/ssdp.py": SERVICE,
     "relay/latch.py": SERVICE,
     "relay/reflect.py": SERVICE,
+    "relay/connections.py": SERVICE,
     "relay/relays.py": SERVICE,
     "relay/server.py": SERVICE,
     "iceagent/eventstream.py": SERVICE,

@@ -1,16 +1,20 @@
 """What does a datagram cost our TURN server, and what coturn?
 
-Client, server and peer are machines of a laboratory (``iceagent.lab``), and from the server two cables lead straight to
-the other two. Every server is a process of its own with all its threads on one core; whoever sends and counts has
-another core (``bench/mmsg.py``). A client of ours allocates, binds a channel and sends ChannelData through it, of 100
-and of 1,200 bytes, as fast as it arrives: never more than a window is on its way, so that next to nothing is lost. That
-once with datagrams that leave one by one, which the kernel puts together nowhere on this way, and once in trains of 32
-(UDP_SEGMENT); the receiver takes trains (UDP_GRO), so that nothing but the server cuts or joins them. Then the same in
-the other direction.
+Client, server and peer are machines of a laboratory (``iceagent.lab``), and from every server two cables lead straight
+to the other two. Each server is a process of its own with all its threads on one core; whoever sends and counts
+(``bench/mmsg.py``) has another one. A client of ours allocates, binds a channel and sends ChannelData through it, as
+fast as it arrives at the peer: never more than a window is on its way, so that next to nothing is lost. Then the same
+in the other direction. Datagrams of 100 and of 1,200 bytes leave
 
-Judged by the processor time of the server per datagram that arrived, all its threads and what the kernel does in its
-name: on this way also the delivery of what it sends. Told beside it: the time elapsed, and what a quota of allocations
-and a cap of bandwidth that is never reached cost ours.
+- *singly*, one by one without UDP_SEGMENT. Nothing on the way puts them together: a veth has no GRO by default. Up to
+  48 are on their way, so the server always has some to read.
+- *in trains* of 32 (UDP_SEGMENT), two at most. The receiver takes trains (UDP_GRO), so that nothing but the server cuts
+  or joins them.
+- *one at a time*: the next one leaves when the last one has arrived, so the server falls asleep between them.
+
+Judged by the processor time of the server per datagram that arrived at the peer, all its threads and what the kernel
+does in its name: on this way also the delivery of what it sends. Told beside it: the time elapsed, and what a quota of
+allocations and a cap of bandwidth that is never reached cost ours.
 """
 
 from __future__ import annotations
@@ -44,15 +48,16 @@ __all__ = ["run"]
 COTURN, QUOTA, CAPPED = "coturn", "with a quota", "with a cap"
 SERVERS = (OURS, COTURN, QUOTA, CAPPED)
 PORT = 3478
-# coturn without threads of its own for relaying: on one core they only hand work to each other.
-COTURN_OPTIONS = ("--relay-threads=0",)
+# One thread that relays, as ours. 0 (no thread but the first) and the default, one for each core, cost the same.
+COTURN_OPTIONS = ("--relay-threads=1",)
 OPTIONS = {QUOTA: ("--user-quota=10",), CAPPED: ("--max-bps=1000000000000",)}
 
 SIZES = (100, 1200)
-SINGLY, TRAINS = "singly", "in trains"
+SINGLY, TRAINS, ALONE = "singly", "in trains", "one at a time"
 TO_PEER, TO_CLIENT = "to the peer", "to the client"
-# Way → datagrams of a call, and how many may be on their way. coturn's sockets hold 56 of 1,200 bytes.
-CALLS = {SINGLY: (16, 48), TRAINS: (32, 64)}
+# Way → datagrams of a call, and how many may be on their way: coturn's sockets for relayed addresses hold 128 KiB, and
+# lose some of 128 datagrams of 1,200 bytes.
+CALLS = {SINGLY: (16, 48), TRAINS: (32, 64), ALONE: (1, 1)}
 TARGETS = {SINGLY: 0.4, TRAINS: 1.5}
 """Times as many datagrams per second of processor time as coturn."""
 
@@ -70,7 +75,7 @@ Found = dict[tuple[str, int, str, str, str], list[float]]
 
 
 def run(options: Options) -> list[Metric]:
-    """All servers in turn, beginning with another one in every round; they stay, and each round makes its allocations."""
+    """All servers in turn, beginning with another one in every round; their processes stay."""
     from iceagent.lab import Lab
 
     theirs, ours = _cores()
@@ -88,11 +93,11 @@ def run(options: Options) -> list[Metric]:
 
 def _metrics(found: Found) -> list[Metric]:
     metrics = []
-    for way in (SINGLY, TRAINS):
+    for way in CALLS:
         for size in SIZES:
             for direction in (TO_PEER, TO_CLIENT):
                 name = f"TURN server, {size:,} bytes {way}, {direction}"
-                is_judged = direction == TO_PEER
+                target = TARGETS.get(way) if direction == TO_PEER else None
                 for what, unit in ((CPU, "µs of CPU"), (ELAPSED, "µs elapsed")):
                     metrics.append(
                         Metric(
@@ -101,7 +106,7 @@ def _metrics(found: Found) -> list[Metric]:
                             ours=found[OURS, size, way, direction, what],
                             peer=found[COTURN, size, way, direction, what],
                             peer_name=COTURN,
-                            ratio_at_least=TARGETS[way] if is_judged and what == CPU else None,
+                            ratio_at_least=target if what == CPU else None,
                             note=_note(found, size, way, direction) if what == CPU else "",
                         )
                     )
@@ -189,6 +194,8 @@ class _Field:
                 message = channel.wrap(data)
                 for way, (count, window) in CALLS.items():
                     for direction in (TO_PEER, TO_CLIENT):
+                        if name in OPTIONS and (direction == TO_CLIENT or way == ALONE):
+                            continue
                         if direction == TO_PEER:
                             sender = Sender(client, message, count, is_train=way == TRAINS)
                             counter = Counter(peer, size)

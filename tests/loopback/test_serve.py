@@ -31,7 +31,8 @@ from iceagent.net.host import (
 )
 from iceagent.net.local import LocalHost
 from iceagent.net.streams import connect_tcp
-from relay.server import MAX_UNREAD, MESSAGES_PER_TURN, Listening, Server, ServerOptions, server_ssl_context
+from relay.connections import MAX_UNREAD, MESSAGES_PER_TURN
+from relay.server import Listening, Server, ServerOptions, server_ssl_context
 from relay.stun import (
     CHANGE_REQUEST,
     OTHER_ADDRESS,
