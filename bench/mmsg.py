@@ -12,7 +12,8 @@ import errno
 import os
 import socket
 import time
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
 
 from iceagent.net.trains import SOL_UDP, UDP_GRO, UDP_SEGMENT
 
@@ -137,7 +138,23 @@ class Count(NamedTuple):
     seconds: float
 
 
-def load(sender: Sender, counter: Counter, window: int, seconds: float) -> Count:
+class Sends(Protocol):
+    """As :class:`Sender`."""
+
+    count: int
+
+    def send(self) -> int: ...
+
+
+class Takes(Protocol):
+    """As :class:`Counter`."""
+
+    def take(self) -> int: ...
+
+
+def load(
+    sender: Sends, counter: Takes, window: int, seconds: float, clock: Callable[[], float] = time.perf_counter
+) -> Count:
     """Send as fast as what is sent arrives, and wait for the last of it.
 
     Args:
@@ -145,12 +162,12 @@ def load(sender: Sender, counter: Counter, window: int, seconds: float) -> Count
         seconds: for so long.
     """
     sent = received = lost = 0
-    started = moved = now = time.perf_counter()
+    started = moved = now = clock()
     while now < started + seconds:
         if sent - received - lost + sender.count <= window:
             sent += sender.send()
         came = counter.take()
-        now = time.perf_counter()
+        now = clock()
         if came:
             received += came
             # A late one is not lost.
@@ -161,7 +178,7 @@ def load(sender: Sender, counter: Counter, window: int, seconds: float) -> Count
             moved = now
     while received < sent and now < moved + PATIENCE_S:
         came = counter.take()
-        now = time.perf_counter()
+        now = clock()
         if came:
             received += came
             moved = now

@@ -1,9 +1,9 @@
 """How does a STUN and TURN server run on a host?
 
 The shell around ``relay/stun_server.py`` and ``relay/turn/server``: UDP sockets here, streams in
-``relay/connections.py``, relayed addresses in ``relay/relays.py``. Every listen address gets UDP and TCP, and TLS where a
-certificate is given. What is bounded, and how: the streams at once and their idle time (by the core), what waits to be
-read of one stream (one read, and in :class:`relay.stun.StreamFramer` one message) and what waits to be written to it
+``relay/connections.py``, relayed addresses in ``relay/relays.py``. Every listen address gets UDP and TCP, and TLS where
+a certificate is given. What is bounded, and how: the streams at once and their idle time (by the core), what waits to
+be read of one stream (one read, and in :class:`relay.stun.StreamFramer` one message) and what waits to be written to it
 (:class:`iceagent.net.host.Stream`, 1 MiB; then it is aborted).
 
 Over UDP, "the source IP address and port of the response are equal to the destination IP address and port of the

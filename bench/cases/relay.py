@@ -1,14 +1,15 @@
 """What does a datagram cost over a TURN relay, and how many of them get there in a second?
 
-Both agents are relay-only, on machines of a laboratory (``iceagent.lab``), and so is the server: a real coturn, which
-handles every datagram twice, as the sender's relay and as the receiver's. Datagrams of 1,200 and of 100 bytes leave in
-bursts of 24, at most two of which are unanswered (``bench/stream.py``), so that coturn's buffers lose none; what is
-lost all the same does not count. Each agent has a process of its own. Ours receives with a callback; aioice with
-``send`` and ``recv``, as it is, and with ``max_size`` of the socket to the server set to 2,048 (see ``datagrams``).
+Both agents are relay-only, on machines of a laboratory (``iceagent.lab``), and so is the server, which handles every
+datagram twice, as the sender's relay and as the receiver's. Datagrams of 1,200 and of 100 bytes leave in bursts of 24,
+at most two of which are unanswered (``bench/stream.py``), so that no buffer loses any; what is lost all the same does
+not count. Each agent has a process of its own. Ours receives with a callback; aioice with ``send`` and ``recv``, as it
+is, and with ``max_size`` of the socket to the server set to 2,048 (see ``datagrams``).
 
 The rate is that of the three processes together, on what cores there are: time elapsed per datagram that arrived. The
-processor time of sender and receiver is that of their processes. coturn's is told beside it: it is the same whoever
-sends, so where it is most of the time elapsed, the rates tell of coturn more than of the agents.
+processor time of sender and receiver is that of their processes; the server's is told beside it. There are two servers:
+``iceagent serve``, by which the rates are judged, and coturn, which takes the same time for every datagram, whoever
+sends: most of the time elapsed is its own there, and the rates tell of it more than of the agents.
 """
 
 from __future__ import annotations
@@ -45,30 +46,43 @@ TARGET = 4.0
 
 RATE, SENDER, RECEIVER, BOTH, SERVER, LOST = "rate", "sender", "receiver", "both", "server", "lost"
 
-# (way, bytes, what) → one value per round.
-Found = dict[tuple[str, int, str], list[float]]
+SERVE, COTURN = "iceagent serve", "coturn"
+
+# (server, way, bytes, what) → one value per round.
+Found = dict[tuple[str, str, int, str], list[float]]
 
 
 def run(options: Options) -> list[Metric]:
     """All ways in turn, each time in processes of their own, beginning with another one in every round."""
-    from iceagent.lab import Lab
-    from iceagent.lab.services import coturn
+    from iceagent.lab import Lab, services
 
     found: Found = {}
     with Lab() as lab:
-        a, b, server = (lab.machine(name) for name in ("a", "b", "turn"))
-        coturn(server, users={TURN_USER: TURN_PASSWORD}, port=PORT)
+        a, b = lab.machine("a"), lab.machine("b")
+        servers = {}
+        for name, start in ((SERVE, _start_ours), (COTURN, _start_coturn)):
+            machine = lab.machine()
+            servers[name] = ((machine.address, PORT), start(services, machine).pid)
         for number in range(options.rounds):
             options.tell(f"relay: round {number + 1}")
             for i in range(len(WAYS)):
                 way = WAYS[(i + number) % len(WAYS)]
-                for (size, what), value in _session(a, b, server, way).items():
-                    found.setdefault((way, size, what), []).append(value)
-    return [metric for size in SIZES for metric in _metrics(found, size)]
+                for name, (turn, pid) in servers.items():
+                    for (size, what), value in _session(a, b, turn, pid, way).items():
+                        found.setdefault((name, way, size, what), []).append(value)
+    return [metric for name in servers for size in SIZES for metric in _metrics(found, name, size)]
 
 
-def _metrics(found: Found, size: int) -> list[Metric]:
-    name = f"relayed, {size:,} bytes"
+def _start_ours(services: Any, machine: Machine) -> Any:
+    return services.serve(machine, "--user", f"{TURN_USER}:{TURN_PASSWORD}")
+
+
+def _start_coturn(services: Any, machine: Machine) -> Any:
+    return services.coturn(machine, users={TURN_USER: TURN_PASSWORD}, port=PORT)
+
+
+def _metrics(found: Found, server: str, size: int) -> list[Metric]:
+    name = f"by {server}, {size:,} bytes"
     metrics = []
     for what, label, unit in (
         (RATE, "each that arrives", "µs elapsed"),
@@ -81,30 +95,28 @@ def _metrics(found: Found, size: int) -> list[Metric]:
                 Metric(
                     name=f"{name}, {label}",
                     unit=unit,
-                    ours=found[OURS, size, what],
-                    peer=found[peer, size, what],
+                    ours=found[server, OURS, size, what],
+                    peer=found[server, peer, size, what],
                     peer_name=peer,
-                    ratio_at_least=TARGET if (what, peer) == (RATE, AIOICE) else None,
-                    note=_note(found, size) if (what, peer) == (RATE, AIOICE) else "",
+                    ratio_at_least=TARGET if (server, what, peer) == (SERVE, RATE, AIOICE) else None,
+                    note=_note(found, server, size) if (what, peer) == (RATE, AIOICE) else "",
                 )
             )
     return metrics
 
 
-def _note(found: Found, size: int) -> str:
+def _note(found: Found, server: str, size: int) -> str:
     texts = []
     for way in WAYS:
-        rate = 1e6 / median(found[way, size, RATE])
-        server = median(found[way, size, SERVER])
-        lost = max(found[way, size, LOST])
-        texts.append(f"{way} {rate:,.0f}/s (coturn {server:.1f} µs of CPU each; lost at worst {lost:.2%})")
+        rate = 1e6 / median(found[server, way, size, RATE])
+        spent = median(found[server, way, size, SERVER])
+        lost = max(found[server, way, size, LOST])
+        texts.append(f"{way} {rate:,.0f}/s (server {spent:.1f} µs of CPU each; lost at worst {lost:.2%})")
     return ", ".join(texts)
 
 
-def _session(a: Machine, b: Machine, server: Machine, way: str) -> dict[tuple[int, str], float]:
+def _session(a: Machine, b: Machine, turn: tuple[str, int], pid: int, way: str) -> dict[tuple[int, str], float]:
     """One connection, both sizes over it; microseconds per datagram that arrived."""
-    turn = (server.address, PORT)
-    pid = int((server.folder / f"turnserver-{PORT}.pid").read_text())
     with session(a.namespace, b.namespace, way, function="bench.cases.relay:serve", turn=turn) as connection:
         if connection.connect(CONNECT_LIMIT_S) is None:
             raise WorkerFailed(f"{way} did not connect over the relay within {CONNECT_LIMIT_S:.0f} s")

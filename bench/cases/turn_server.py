@@ -9,7 +9,7 @@ in the other direction. Datagrams of 100 and of 1,200 bytes leave
 - *singly*, one by one without UDP_SEGMENT. Nothing on the way puts them together: a veth has no GRO by default. Up to
   48 are on their way, so the server always has some to read.
 - *in trains* of 32 (UDP_SEGMENT), two at most. The receiver takes trains (UDP_GRO), so that nothing but the server cuts
-  or joins them.
+  or joins them. (Of our trains each datagram costs more than twice as much where the receiver's kernel cuts them.)
 - *one at a time*: the next one leaves when the last one has arrived, so the server falls asleep between them.
 
 Judged by the processor time of the server per datagram that arrived at the peer, all its threads and what the kernel
@@ -28,20 +28,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from random import SystemRandom
 from statistics import median
-from typing import TYPE_CHECKING
 
 from bench.cases import Options
 from bench.contenders import OURS, TURN_PASSWORD, TURN_USER
 from bench.mmsg import Counter, Sender, load
 from bench.processes import WorkerFailed, cpu_of
 from bench.results import Metric
+from iceagent.lab import Lab, Machine
+from iceagent.lab.services import coturn, serve
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram
 from relay.turn import Allocation, AllocationRefused, AllocationState, TurnCredentials
-
-if TYPE_CHECKING:
-    # See netns.py: not in a measuring process.
-    from iceagent.lab import Lab, Machine
 
 __all__ = ["run"]
 
@@ -76,8 +73,6 @@ Found = dict[tuple[str, int, str, str, str], list[float]]
 
 def run(options: Options) -> list[Metric]:
     """All servers in turn, beginning with another one in every round; their processes stay."""
-    from iceagent.lab import Lab
-
     theirs, ours = _cores()
     found: Found = {}
     with Lab() as lab, _on_core(ours):
@@ -233,8 +228,6 @@ def _join(server: Machine, end: Machine) -> None:
 
 def _start(machine: Machine, name: str) -> int:
     """Start a server, and return its process."""
-    from iceagent.lab.services import coturn, serve
-
     if name == COTURN:
         coturn(machine, *COTURN_OPTIONS, users={TURN_USER: TURN_PASSWORD}, port=PORT)
     else:

@@ -194,6 +194,22 @@ class RelayLink:
         if self._driver is not None:
             self._driver.datagram(socket.address, source, data)
 
+    def train_received(self, socket: DatagramSocket, datagrams: Sequence[bytes], source: tuple[str, int]) -> None:
+        """The same, several that came together."""
+        allocation = self.allocation
+        if allocation is None or socket is not self._socket or source != self.target.address:
+            return
+        channels, head, unpack = allocation.channels, CHANNEL_HEAD.size, CHANNEL_HEAD.unpack_from
+        for message in datagrams:
+            number, length = unpack(message) if len(message) >= head else (0, 0)
+            channel = channels.get(number)
+            if channel is None or channel.receive is None or len(message) < head + length:
+                self.datagram_received(socket, message, source)
+                continue
+            channel.used += 1
+            allocation.heard += 1
+            channel.receive(self, message[head : head + length], channel.peer)
+
     def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
         """From the UDP socket: ICMP."""
         if destination is not None and self._driver is not None and socket is self._socket:

@@ -87,6 +87,17 @@ class Service:
         self._process: subprocess.Popen[Any] | None = None
         self.start()
 
+    @property
+    def pid(self) -> int:
+        """Of the process.
+
+        Raises:
+            LabError: it does not run.
+        """
+        if self._process is None or self._process.poll() is not None:
+            raise LabError(f"{self._name} on {self.machine.name} does not run")
+        return self._process.pid
+
     def start(self) -> None:
         """Start it, if it does not run, and wait until it answers.
 
