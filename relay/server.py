@@ -235,15 +235,16 @@ class Server:
     async def aclose(self) -> None:
         """Close everything; idempotent. What is queued on a stream may still leave for a second."""
         self._subscription.close()
+        for listener in self._tcp:
+            listener.close()
+        # While the drivers are open: the allocations of streams end with them.
+        for connection in tuple(self._streams.values()):
+            connection.close()
         for driver in (self._udp_driver, self._stream_driver):
             if driver is not None:
                 driver.close()
-        for listener in self._tcp:
-            listener.close()
         for socket in self._sockets.values():
             socket.close()
-        for connection in tuple(self._streams.values()):
-            connection.close()
         if self._relays is not None:
             self._relays.close_all()
         self._service = None
@@ -404,7 +405,9 @@ class Server:
         """From a client over UDP."""
         turn, relays = self._turn_on_datagrams, self._relays
         allocation = None if turn is None else turn.allocations.get((socket.address, source))  # type: ignore[arg-type]
-        if allocation is not None and relays is not None:
+        if allocation is not None and relays is not None and turn is not None:
+            if allocation.moving is not None:
+                turn.confirm(allocation, (socket.address, source))
             found = allocation.to_peer(data, self._host.now())
             if found is not None:
                 relays.send(*found)
@@ -415,7 +418,7 @@ class Server:
         """Several messages of a client that came together; false: they are to be taken one by one."""
         turn, relays = self._turn_on_datagrams, self._relays
         allocation = None if turn is None else turn.allocations.get((socket.address, source))  # type: ignore[arg-type]
-        if allocation is None or relays is None:
+        if allocation is None or relays is None or allocation.moving is not None:
             return False
         whole = datagrams if len(datagrams[-1]) == len(datagrams[0]) else datagrams[:-1]
         found = allocation.train_to_peer(whole, self._host.now())
@@ -427,13 +430,18 @@ class Server:
         return True
 
     def _on_stream_channel_data(self, stream: tuple[TransportAddress, TransportAddress], message: bytes) -> bool:
-        """From a client over a stream; false: it has no allocation, and no business to send such."""
-        allocation = None if self._turn_on_streams is None else self._turn_on_streams.allocations.get(stream)
-        if allocation is None or self._relays is None:
+        """From a client over a stream; false: nothing is relayed here, and it has no business to send such."""
+        turn = self._turn_on_streams
+        if turn is None or self._relays is None:
             return False
-        found = allocation.to_peer(message, self._host.now())
-        if found is not None:
-            self._relays.send(*found)
+        # RFC 8656, 5: without an allocation it is "silently ignored"; it may have been under way when that ended.
+        allocation = turn.allocations.get(stream)
+        if allocation is not None:
+            if allocation.moving is not None:
+                turn.confirm(allocation, stream)
+            found = allocation.to_peer(message, self._host.now())
+            if found is not None:
+                self._relays.send(*found)
         return True
 
     def _on_stream_closed(self, stream: tuple[TransportAddress, TransportAddress]) -> None:

@@ -351,14 +351,17 @@ class StreamServer:
 
     def handle_timeout(self, now: float) -> None:
         """Close what is idle."""
+        self._server.handle_timeout(now)
         self._pass_over_busy(now, lambda at: at + self._idle_s <= now)
         while self._used_at and next(iter(self._used_at.values())) + self._idle_s <= now:
             self._close_oldest("idle")
             self._pass_over_busy(now, lambda at: at + self._idle_s <= now)
 
     def poll_timeout(self) -> float | None:
-        """When the next stream has been idle for too long."""
-        return next(iter(self._used_at.values())) + self._idle_s if self._used_at else None
+        """When the next stream has been idle for too long, or an allocation may end."""
+        idle_at = next(iter(self._used_at.values())) + self._idle_s if self._used_at else None
+        due = (idle_at, self._server.poll_timeout())
+        return min((at for at in due if at is not None), default=None)
 
     def poll_transmit(self) -> Transmit | None:
         """One response to write to the stream between ``base`` and ``destination``, or ``None``."""

@@ -58,7 +58,8 @@ class ServedAllocation:
         client: the other one.
         username: who made it: nobody else may use it (441).
         relayed: by IP version.
-        expires_at: when it ends.
+        until: when each relayed address ends, by IP version.
+        moving: the five-tuple that it is about to have (RFC 8016, 3.2.2): from the first data that comes from there.
         account: whose quota it counts for.
         scheduled_at: when the server looks at it next.
         permissions: IP address → until when.
@@ -75,7 +76,8 @@ class ServedAllocation:
     client: TransportAddress
     username: str
     relayed: dict[int, TransportAddress]
-    expires_at: float
+    until: dict[int, float]
+    moving: tuple[TransportAddress, TransportAddress] | None = None
     account: str = ""
     scheduled_at: float = math.inf
     meter: TokenMeter | None = field(default=None, repr=False)
@@ -86,6 +88,11 @@ class ServedAllocation:
     answers: OrderedDict[bytes, tuple[float, bytes]] = field(default_factory=OrderedDict, repr=False)
     packets: list[int] = field(default_factory=lambda: [0, 0])
     octets: list[int] = field(default_factory=lambda: [0, 0])
+
+    @property
+    def expires_at(self) -> float:
+        """When the first of its addresses ends."""
+        return min(self.until.values())
 
     @property
     def key(self) -> tuple[TransportAddress, TransportAddress]:
@@ -163,7 +170,7 @@ class ServedAllocation:
         """
         first = messages[0]
         head = first[:4]
-        if len(head) < 4 or self.meter is not None:
+        if len(head) < 4:
             return None
         number, length = _HEAD.unpack(head)
         bound = self.channels.get(number)
@@ -174,6 +181,8 @@ class ServedAllocation:
             return None
         size = len(first)
         if not all(message[:4] == head and len(message) == size for message in messages):
+            return None
+        if self.meter is not None and not self.meter.admits(length * len(messages), now):
             return None
         self.packets[0] += len(messages)
         self.octets[0] += length * len(messages)

@@ -46,7 +46,6 @@ NONCE_S = 600
 """RFC 8656, 5: "SHOULD expire the nonce at least once every hour"."""
 
 ALGORITHMS = (AlgorithmParameters(PasswordAlgorithm.SHA256), AlgorithmParameters(PasswordAlgorithm.MD5))
-COOKIE = nonce_cookie(SecurityFeature.PASSWORD_ALGORITHMS)
 
 # Wrong passwords from one network: a burst, and so many a minute.
 ATTEMPTS, ATTEMPTS_PER_S = 10, 10 / 60
@@ -106,8 +105,11 @@ class Accounts:
     secrets: Sequence[str] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
-        for text in (self.realm, *self.users, *self.users.values(), *self.secrets):
+        for text in (*self.users.values(), *self.secrets):
             opaque_string(text)
+        # RFC 8489, 14.3 and 14.9: as they stand in requests.
+        object.__setattr__(self, "realm", opaque_string(self.realm))
+        object.__setattr__(self, "users", {opaque_string(name): text for name, text in self.users.items()})
 
     def passwords(self, username: str, wall_now: float) -> list[str]:
         """Those that this name may have; empty: there is no such user, or the time is over."""
@@ -164,6 +166,11 @@ class Gate:
         self._nonce_key = system_rng.randbytes(32)
         self._dummy = IntegrityKey(system_rng.randbytes(16))
         self._hashes = {userhash(name, accounts.realm): name for name in accounts.users}
+        # RFC 8489, 9.2: a hash can be looked up among names that are known, not among those that are yet to be made.
+        features = SecurityFeature.PASSWORD_ALGORITHMS
+        if accounts.users and not accounts.secrets:
+            features |= SecurityFeature.USERNAME_ANONYMITY
+        self._cookie = nonce_cookie(features)
         self._keys: OrderedDict[tuple[str, str, int], IntegrityKey] = OrderedDict()
         self.attempts = Attempts()
 
@@ -203,12 +210,13 @@ class Gate:
     def make_nonce(self, client: TransportAddress, now: float) -> str:
         """Good for ten minutes, from this address."""
         stamp = f"{int(now) & 0xFFFFFFFF:08x}"
-        return f"{COOKIE}{stamp}{self._mac(stamp, client)}"
+        return f"{self._cookie}{stamp}{self._mac(stamp, client)}"
 
     def _is_fresh(self, nonce: str, client: TransportAddress, now: float) -> bool:
-        stamp, mac = nonce[len(COOKIE) : len(COOKIE) + _STAMP_LENGTH], nonce[len(COOKIE) + _STAMP_LENGTH :]
+        start = len(self._cookie)
+        stamp, mac = nonce[start : start + _STAMP_LENGTH], nonce[start + _STAMP_LENGTH :]
         expected = self._mac(stamp, client)
-        if not nonce.startswith(COOKIE) or not hmac.compare_digest(mac.encode(), expected.encode()):
+        if not nonce.startswith(self._cookie) or not hmac.compare_digest(mac.encode(), expected.encode()):
             return False
         # It is ours, so the stamp is one.
         return (int(now) - int(stamp, 16)) & 0xFFFFFFFF <= NONCE_S
@@ -244,8 +252,9 @@ class Gate:
     def _verify(
         self, request: Message, username: str, algorithm: PasswordAlgorithm, wall_now: float
     ) -> Identity | None:
-        sha256 = request.has_integrity_sha256
-        verify = request.verify_sha256 if sha256 else request.verify
+        verify = request.verify_sha256 if request.has_integrity_sha256 else request.verify
+        # 9.2.4: the answer to who sent PASSWORD-ALGORITHMS has MESSAGE-INTEGRITY-SHA256, to others the older one.
+        sha256 = request.get(PASSWORD_ALGORITHM) is not None
         passwords = self._accounts.passwords(username, wall_now)
         for password in passwords:
             key = self._key(username, password, algorithm)

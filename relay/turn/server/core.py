@@ -12,6 +12,7 @@ reservations. Before a request is authenticated nothing is kept of it. Pure: rel
 from __future__ import annotations
 
 import heapq
+import hmac
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -169,6 +170,7 @@ class TurnService:
         self.allocations = 0
         self.relayed = [[0, 0], [0, 0]]
         self.is_draining = False
+        self._ticket_key = system_rng.randbytes(32)
         self._reserved: dict[bytes, tuple[TransportAddress, float]] = {}
         self._bound: dict[TransportAddress, set[ServedAllocation]] = {}
 
@@ -200,6 +202,18 @@ class TurnService:
     def note_bound(self, allocation: ServedAllocation, relayed: TransportAddress) -> None:
         """A channel leads to a relayed address of this server: it ends with that."""
         self._bound.setdefault(relayed, set()).add(allocation)
+
+    def make_ticket(self) -> bytes:
+        """What moves an allocation (RFC 8016); it can be told from one that somebody made up."""
+        number = self.system_rng.randbytes(16)
+        return number + self._sign(number)
+
+    def knows_ticket(self, ticket: bytes) -> bool:
+        """Whether it is one of ours, however old."""
+        return hmac.compare_digest(ticket[16:], self._sign(ticket[:16]))
+
+    def _sign(self, number: bytes) -> bytes:
+        return hmac.digest(self._ticket_key, number, "sha256")[:16]
 
     def forget_bound(self, allocation: ServedAllocation) -> None:
         """An allocation has ended, with its channels."""
@@ -259,11 +273,26 @@ class TurnServer:
             return False
         return True
 
+    def confirm(self, allocation: ServedAllocation, stream: tuple[TransportAddress, tuple[str, int]]) -> None:
+        """Data came on this five-tuple: if it is the one that an allocation moves to, it has moved."""
+        moving = allocation.moving
+        if moving is not None and moving == stream:
+            del self.allocations[allocation.key]
+            allocation.base, allocation.client = moving
+            allocation.moving = None
+
     def forget_stream(self, base: TransportAddress, client: TransportAddress, now: float) -> None:
-        """A stream was closed: its allocation ends with it (RFC 8656, 3.1)."""
+        """A stream was closed: its allocation ends with it, for nothing could reach the client any more."""
         allocation = self.allocations.get((base, client))
-        if allocation is not None:
+        if allocation is None:
+            return
+        if allocation.moving is None:
             self._end(allocation, "stream closed")
+        elif allocation.moving == (base, client):
+            del self.allocations[allocation.moving]
+            allocation.moving = None
+        else:
+            self.confirm(allocation, allocation.moving)
 
     def from_peer(self, allocation: ServedAllocation, peer: tuple[str, int], data: bytes, now: float) -> bytes | None:
         """What a peer's datagram becomes for the client; ``None``: it is dropped."""
@@ -306,10 +335,12 @@ class TurnServer:
                 continue
             allocation = entry[2]
             allocation.scheduled_at = math.inf
-            if now >= allocation.expires_at:
+            if all(now >= until for until in allocation.until.values()):
                 self._end(allocation, "expired")
-            else:
-                self._schedule(allocation)
+                continue
+            for version in [version for version, until in allocation.until.items() if now >= until]:
+                self._delete(allocation, version)
+            self._schedule(allocation)
 
     def poll_timeout(self) -> float | None:
         """When the next one may have expired."""
@@ -381,10 +412,10 @@ class TurnServer:
         if family is not None and family not in _VERSIONS:
             raise Refused(440, "Address Family not Supported")
         ticket = request.get(MOBILITY_TICKET)
-        if ticket is not None and not options.mobility:
-            raise Refused(405, "Mobility Forbidden")
         if ticket:
             raise Refused(400, "Bad Request")
+        if ticket is not None and not options.mobility:
+            raise Refused(405, "Mobility Forbidden")
         if options.user_quota is not None and service.by_user[identity.account] >= options.user_quota:
             raise Refused(486, "Allocation Quota Reached")
         if service.is_draining or service.allocations >= options.max_allocations:
@@ -397,7 +428,7 @@ class TurnServer:
             username=identity.username,
             account=identity.account,
             relayed={address.version: address for address in relayed},
-            expires_at=now + lifetime,
+            until={address.version: now + lifetime for address in relayed},
             meter=None if options.max_bytes_per_s is None else TokenMeter(options.max_bytes_per_s, now),
         )
         self.allocations[allocation.key] = allocation
@@ -428,24 +459,26 @@ class TurnServer:
         pair = bool(even) and service.may_reserve
         if even and not pair:
             raise Refused(508, "Insufficient Capacity")
-        version = 4 if family is None else _VERSIONS[family]
-        try:
-            opened = service.ports.open(version, near, even=even is not None, pair=pair)
-        except LookupError:
-            raise Refused(440, "Address Family not Supported") from None
-        except OSError:
-            raise Refused(508, "Insufficient Capacity") from None
-        relayed = opened[:1]
+        versions = [4 if family is None else _VERSIONS[family]] if additional is None else [4, 6]
+        relayed: list[TransportAddress] = []
         pairs: list[Pair] = []
-        if pair:
-            pairs.append((RESERVATION_TOKEN, service.reserve(opened[1], now)))
-        if additional is not None:
+        refused: list[tuple[int, Refused]] = []
+        for version in versions:
             try:
-                relayed += service.ports.open(6, near)
-            except (LookupError, OSError) as error:
-                code = 440 if isinstance(error, LookupError) else 508
-                reason = "Address Family not Supported" if code == 440 else "Insufficient Capacity"
-                pairs.append((ADDRESS_ERROR_CODE, AddressErrorCode(AddressFamily.IPV6, code, reason)))
+                opened = service.ports.open(version, near, even=even is not None and version == versions[0], pair=pair)
+            except LookupError:
+                refused.append((version, Refused(440, "Address Family not Supported")))
+            except OSError:
+                refused.append((version, Refused(508, "Insufficient Capacity")))
+            else:
+                relayed.append(opened[0])
+                if pair:
+                    pairs.append((RESERVATION_TOKEN, service.reserve(opened[1], now)))
+        if not relayed:
+            raise refused[0][1]
+        for version, why in refused:
+            number = AddressFamily.IPV6 if version == 6 else AddressFamily.IPV4
+            pairs.append((ADDRESS_ERROR_CODE, AddressErrorCode(number, why.code, why.reason)))
         return [*((XOR_RELAYED_ADDRESS, address) for address in relayed), *pairs], relayed
 
     def _on_refresh(self, request: Message, datagram: Datagram, identity: Identity, now: float) -> list[Pair]:
@@ -462,15 +495,17 @@ class TurnServer:
         if request.get(LIFETIME) == 0:
             self._delete(allocation, version)
             return [(LIFETIME, 0)]
-        # RFC 8656, 8: of a dual allocation with one family named, both go on: they share a deadline here.
         lifetime = self._lifetime(request)
-        allocation.expires_at = now + lifetime
+        for each in allocation.relayed if version is None else (version,):
+            allocation.until[each] = now + lifetime
         self._schedule(allocation)
         pairs: list[Pair] = [(LIFETIME, lifetime)]
         if ticket is not None:
-            del self.allocations[allocation.key]
-            allocation.base, allocation.client = datagram.base, datagram.source
-            self.allocations[allocation.key] = allocation
+            # RFC 8016, 3.2.2: the former five-tuple is served until data comes from this one.
+            if allocation.moving is not None:
+                del self.allocations[allocation.moving]
+            allocation.moving = (datagram.base, datagram.source)
+            self.allocations[allocation.moving] = allocation
             self._by_ticket.pop(ticket, None)
             pairs.append((MOBILITY_TICKET, self._new_ticket(allocation)))
         return pairs
@@ -480,8 +515,9 @@ class TurnServer:
             raise Refused(405, "Mobility Forbidden")
         allocation = self._by_ticket.get(ticket)
         if allocation is None:
-            # One that we gave and that has ended is not kept.
-            raise Refused(437, "Allocation Mismatch")
+            # One that we gave is known by its signature; what it was for has ended, or has a newer one.
+            is_ours = self._service.knows_ticket(ticket)
+            raise Refused(437, "Allocation Mismatch") if is_ours else Refused(400, "Bad Request")
         if allocation.key == (datagram.base, datagram.source):
             raise Refused(400, "Bad Request")
         if identity.username != allocation.username:
@@ -497,6 +533,7 @@ class TurnServer:
         # RFC 8656, 8.1: "MUST NOT affect any permissions or channels associated with allocations for the other
         # address family".
         address = allocation.relayed.pop(version)
+        del allocation.until[version]
         allocation.permissions = {
             host: until for host, until in allocation.permissions.items() if (6 if ":" in host else 4) != version
         }
@@ -543,6 +580,8 @@ class TurnServer:
         """RFC 8656, 11.2. Of two peers in one message, the first is judged and the first is sent to."""
         allocation = self.allocations.get((datagram.base, datagram.source))
         peer, data = message.get(XOR_PEER_ADDRESS), message.get(DATA)
+        if allocation is not None and allocation.moving is not None:
+            self.confirm(allocation, (datagram.base, datagram.source))
         if allocation is None or peer is None or data is None or _not_understood(message):
             self._drop("indication that makes no sense")
         elif peer.version not in allocation.relayed or now >= allocation.permissions.get(peer.host, 0.0):
@@ -579,7 +618,7 @@ class TurnServer:
     def _new_ticket(self, allocation: ServedAllocation) -> bytes:
         if allocation.ticket is not None:
             self._by_ticket.pop(allocation.ticket, None)
-        allocation.ticket = self._service.system_rng.randbytes(24)
+        allocation.ticket = self._service.make_ticket()
         self._by_ticket[allocation.ticket] = allocation
         return allocation.ticket
 
@@ -601,6 +640,8 @@ class TurnServer:
 
     def _end(self, allocation: ServedAllocation, reason: str) -> None:
         del self.allocations[allocation.key]
+        if allocation.moving is not None:
+            del self.allocations[allocation.moving]
         if allocation.ticket is not None:
             self._by_ticket.pop(allocation.ticket, None)
         service = self._service

@@ -398,7 +398,7 @@ def test_no_ticket_token_or_nonce_comes_twice() -> None:
         tokens.add(answer.get(RESERVATION_TOKEN))
         nonces.add(client.nonce)
     assert len(tickets) == len(tokens) == len(nonces) == 500
-    assert {len(ticket or b"") for ticket in tickets} == {24}
+    assert {len(ticket or b"") for ticket in tickets} == {32}
 
 
 def relayed_ports(internet: MemoryInternet, name: str, host: str, seed: int) -> list[int]:

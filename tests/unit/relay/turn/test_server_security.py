@@ -778,6 +778,9 @@ def test_a_ticket_is_good_once() -> None:
     assert code(answer) == 0 and new not in (None, old)
     for number in (1, 2):
         assert code(client_at(court, source(number)).ask(Method.REFRESH, (MOBILITY_TICKET, old))) == 437
+    # The former five-tuple is served until data comes from the new one (RFC 8016, 3.2.2).
+    assert code(client_at(court, CLIENT).ask(Method.REFRESH)) == 0
+    mover.indicate(Method.SEND, (XOR_PEER_ADDRESS, PEER), (DATA, b"here"))
     assert code(client_at(court, CLIENT).ask(Method.REFRESH)) == 437
     # Nor is one of an allocation that has ended.
     assert code(mover.ask(Method.REFRESH, (LIFETIME, 0))) == 0
@@ -788,8 +791,8 @@ def test_a_ticket_is_good_once() -> None:
 def test_a_ticket_that_was_never_given_moves_nothing(ticket: bytes) -> None:
     court = Court()
     mobile(court)
-    assert code(client_at(court, OTHER).ask(Method.REFRESH, (MOBILITY_TICKET, ticket))) == 437
-    assert code(client_at(court, OTHER, "other").ask(Method.REFRESH, (MOBILITY_TICKET, ticket))) == 437
+    assert code(client_at(court, OTHER).ask(Method.REFRESH, (MOBILITY_TICKET, ticket))) == 400
+    assert code(client_at(court, OTHER, "other").ask(Method.REFRESH, (MOBILITY_TICKET, ticket))) == 400
     assert list(court.turn.allocations) == [court.allocation().key]
 
 
@@ -804,10 +807,12 @@ def test_nothing_is_moved_onto_an_allocation() -> None:
 
 
 def chain(court: Court, ticket: bytes, numbers: Iterable[int]) -> bytes:
-    """Moves from one address to the next; the last ticket."""
+    """Moves from one address to the next, each of which sends something; the last ticket."""
     for number in numbers:
-        answer = client_at(court, source(number)).ask(Method.REFRESH, (MOBILITY_TICKET, ticket))
+        client = client_at(court, source(number))
+        answer = client.ask(Method.REFRESH, (MOBILITY_TICKET, ticket))
         assert code(answer) == 0
+        client.indicate(Method.SEND, (XOR_PEER_ADDRESS, PEER), (DATA, b"here"))
         ticket = answer.get(MOBILITY_TICKET) or b""
     return ticket
 
