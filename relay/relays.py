@@ -3,22 +3,28 @@
 The data path of the server: a relayed address is a UDP socket with a drain loop (``iceagent/net/sockets.py``). What a
 peer sends goes from its socket to the client's socket or stream; what a client sends as ChannelData, the other way. The
 core (``relay/turn/server``) is not woken up for either: its allocation says whether, where to and with what in front.
+
+What is read in one turn of the loop leaves in its next one, together (:class:`Batches`): a call of the system for each
+datagram costs more than everything else that is done with it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from random import Random
+from typing import Any
 
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.host import DatagramSocket, Host, SocketOptions
+from iceagent.net.trains import MAX_TRAIN
 from relay.turn.server import ServedAllocation, TurnOptions, TurnServer
 
-__all__ = ["RelaySockets", "Relaying"]
+__all__ = ["Batches", "RelaySockets", "Relaying", "send_all"]
 
 # RFC 8656, 7.2: ports "in the Dynamic and/or Private Port range".
 DEFAULT_PORTS = (49152, 65535)
@@ -45,6 +51,40 @@ class Relaying:
     ports: tuple[int, int] = DEFAULT_PORTS
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+
+
+class Batches:
+    """Datagrams that leave together when the loop comes round, in order for each way they go.
+
+    Args:
+        leave: called with a way and its datagrams.
+    """
+
+    def __init__(self, leave: Callable[[Any, list[bytes]], None]) -> None:
+        self._leave = leave
+        self._waiting: dict[Any, list[bytes]] = {}
+        self._is_due = False
+
+    def add(self, way: Hashable, datagrams: Sequence[bytes]) -> None:
+        """They leave soon; at once, with all that wait before them, when there are many."""
+        waiting = self._waiting.get(way)
+        if waiting is None:
+            self._waiting[way] = list(datagrams)
+            if not self._is_due:
+                self._is_due = True
+                asyncio.get_running_loop().call_soon(self.flush)
+            return
+        waiting += datagrams
+        if len(waiting) >= MAX_TRAIN:
+            del self._waiting[way]
+            self._leave(way, waiting)
+
+    def flush(self) -> None:
+        """All leave now."""
+        self._is_due = False
+        waiting, self._waiting = self._waiting, {}
+        for way, datagrams in waiting.items():
+            self._leave(way, datagrams)
 
 
 class RelaySockets:
@@ -74,6 +114,7 @@ class RelaySockets:
         self._listened = listened
         self._rng = system_rng
         self._to_client = to_client
+        self._batches = Batches(self._leave)
         self._sockets: dict[TransportAddress, DatagramSocket] = {}
         self._owners: dict[TransportAddress, tuple[TurnServer, ServedAllocation]] = {}
         self.counters: Counter[str] = Counter()
@@ -109,16 +150,13 @@ class RelaySockets:
         for address in allocation.relayed.values():
             self._owners[address] = (server, allocation)
 
-    def send(self, relayed: TransportAddress, peer: TransportAddress, data: bytes) -> int:
-        """From a relayed address to a peer; 0, or an errno."""
-        socket = self._sockets.get(relayed)
-        return errno.EADDRNOTAVAIL if socket is None else socket.send(data, peer)
+    def send(self, relayed: TransportAddress, peer: TransportAddress, data: bytes) -> None:
+        """From a relayed address to a peer, soon."""
+        self._batches.add((relayed, peer), (data,))
 
     def send_many(self, relayed: TransportAddress, peer: TransportAddress, datagrams: Sequence[bytes]) -> None:
-        """The same, of several, in as few calls of the system as it takes."""
-        socket = self._sockets.get(relayed)
-        if socket is not None:
-            socket.send_many(datagrams, peer)
+        """The same, of several."""
+        self._batches.add((relayed, peer), datagrams)
 
     def close_all(self) -> None:
         """The server ends."""
@@ -163,6 +201,14 @@ class RelaySockets:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
+    def _leave(self, way: tuple[TransportAddress, TransportAddress], datagrams: list[bytes]) -> None:
+        relayed, peer = way
+        socket = self._sockets.get(relayed)
+        if socket is not None:
+            send_all(socket, datagrams, peer)
+
+    # --- ports --------------------------------------------------------------------------------------------------
+
     def _host_of(self, version: int, near: str) -> str:
         hosts = self._relaying.hosts or (near, *sorted(self._listened(), key=_is_narrow))
         is_fitting = (
@@ -187,6 +233,18 @@ class RelaySockets:
                 return False
         self._sockets.update(zip(wanted, opened, strict=True))
         return True
+
+
+def send_all(socket: DatagramSocket, datagrams: Sequence[bytes], destination: TransportAddress) -> None:
+    """What the kernel does not take is lost, as on any router; one that is refused costs no other."""
+    if len(datagrams) == 1:
+        socket.send(datagrams[0], destination)
+        return
+    while datagrams:
+        taken, number = socket.send_many(datagrams, destination)
+        if not number or number == errno.EAGAIN:
+            return
+        datagrams = datagrams[taken + 1 :]
 
 
 def _is_narrow(host: str) -> bool:

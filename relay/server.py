@@ -40,7 +40,7 @@ from iceagent.net.host import (
     Subscription,
 )
 from relay.connections import MESSAGES_PER_TURN, Connection, Turns
-from relay.relays import Relaying, RelaySockets
+from relay.relays import Batches, Relaying, RelaySockets, send_all
 from relay.stun_server import (
     STREAM_IDLE_S,
     STREAM_LIMIT,
@@ -161,6 +161,7 @@ class Server:
         self._udp_driver: Driver | None = None
         self._stream_driver: Driver | None = None
         self._drained: asyncio.Event | None = None
+        self._batches: Batches | None = None
         self._service: TurnService | None = None
         self._relays: RelaySockets | None = None
         self._turn_on_datagrams: TurnServer | None = None
@@ -297,6 +298,7 @@ class Server:
         policy.own.update(relaying.hosts)
         self._relays = RelaySockets(self._host, relaying, self._own_hosts, _system_rng, self._to_client)
         self._service = TurnService(relaying.turn, policy, self._relays, _system_rng, time.time, limiter)
+        self._batches = Batches(self._leave)
         self._turn_on_datagrams = TurnServer(self._service)
         self._turn_on_streams = TurnServer(self._service, is_stream=True)
 
@@ -448,16 +450,19 @@ class Server:
         if self._turn_on_streams is not None and self._stream_driver is not None:
             self._stream_driver.command(self._turn_on_streams.forget_stream, *stream)
 
+    def _leave(self, way: tuple[TransportAddress, TransportAddress], messages: list[bytes]) -> None:
+        base, client = way
+        socket = self._sockets.get(base)
+        if socket is not None:
+            send_all(socket, messages, client)
+
     def _to_client(self, allocation: ServedAllocation, messages: Sequence[bytes]) -> None:
-        socket = self._sockets.get(allocation.base)
         if self._turn_on_streams is not None and self._turn_on_streams.allocations.get(allocation.key) is allocation:
             connection = self._streams.get(allocation.key)
             if connection is not None:
                 connection.stream.write(b"".join(messages))
-        elif socket is not None and len(messages) == 1:
-            socket.send(messages[0], allocation.client)
-        elif socket is not None:
-            socket.send_many(messages, allocation.client)
+        elif self._batches is not None:
+            self._batches.add(allocation.key, messages)
 
     def _send_datagram(self, transmit: Transmit) -> int:
         socket = self._sockets.get(transmit.base)

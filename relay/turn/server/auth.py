@@ -4,10 +4,12 @@ Long-term credentials (RFC 8489, 9.2). A nonce says when it was made and is sign
 it is checked without having been kept, so that a million forged requests leave nothing behind, and one that was
 overheard is of no use from elsewhere. Users have a name and a password, or, as coturn's ``use-auth-secret`` has it, a
 name that begins with the time of its end (``1700000000:name``) and a password that is its HMAC-SHA1 under a secret
-that the server shares with whoever hands them out. Several secrets: they are changed one after the other.
+that the server shares with whoever hands them out. Several secrets: they are changed one after the other. DEVIATION:
+RFC 8656, 6 keeps keys and no passwords; pinned by test_what_is_logged_has_no_secrets.
 
 The answer to an unknown name is that to a wrong password, and takes as long. Passwords that are wrong are counted per
-source network; whoever has used up the attempts is not answered any more for a while. Pure.
+source network; whoever has used up the attempts is not answered any more for a while. DEVIATION: RFC 8489, 9.2.4 goes
+on with 401; pinned by test_too_many_wrong_passwords_are_met_with_silence. Pure.
 """
 
 from __future__ import annotations
