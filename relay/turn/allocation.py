@@ -38,7 +38,6 @@ from relay.stun import (
     ADDRESS_ERROR_CODE,
     ALTERNATE_DOMAIN,
     ALTERNATE_SERVER,
-    CHANNEL_NUMBER,
     DATA,
     DEFAULT_RC,
     DEFAULT_RM,
@@ -55,13 +54,13 @@ from relay.stun import (
     XOR_RELAYED_ADDRESS,
     AddressFamily,
     BadMessage,
-    ErrorCode,
     Message,
     MessageClass,
     Method,
     build,
     parse,
 )
+from relay.turn.asking import PeerAsker, error_of
 from relay.turn.credentials import LongTermAuth, Pair
 from relay.turn.events import (
     Allocated,
@@ -70,10 +69,9 @@ from relay.turn.events import (
     AllocationRefused,
     AllocationReleased,
     PeerData,
-    PeerRefused,
     PeerUnreachable,
 )
-from relay.turn.peers import Channel, PeerTable, Permission
+from relay.turn.peers import Channel, PeerTable
 from relay.turn.requests import Request, Requests
 
 __all__ = ["CHANNEL_HEAD", "Allocation", "AllocationOptions", "AllocationState", "is_channel_data"]
@@ -86,8 +84,6 @@ DEFAULT_LIFETIME_S = 600.0
 REFRESH_BEFORE_S = 60.0
 # RFC 8656, 7.4: "SHOULD wait at least 1 minute" after 486 and 508, 2 after 437 from several addresses.
 WAITS_S = {486: 60.0, 508: 60.0, 437: 120.0}
-# Of one CreatePermission request: it has to stay below any path's MTU.
-MAX_PEERS = 24
 # When nothing came for so long while we sent, the server is asked whether it is there …
 WINDOW_S = 0.5
 # … by requests after 0, 0.5 and 1.5 s, and is given up after 2.
@@ -184,6 +180,7 @@ class Allocation:
         self._next_credentials: TurnCredentials | None = None
         self._requests = Requests(base, server, self._auth, system_rng, rto_s=self._options.rto_s, is_stream=is_stream)
         self._peers = PeerTable()
+        self._asker = PeerAsker(self._peers, self)
         self._ticket: bytes | None = None
         self._is_mobile = self._options.mobility
         self._dont_fragment = self._options.dont_fragment
@@ -227,7 +224,7 @@ class Allocation:
         """
         if self.state is not AllocationState.READY:
             return ENOTCONN
-        if self._relayed_for(peer) is None:
+        if self.relayed_for(peer) is None:
             return EHOSTUNREACH
         permission = self._peers.want(peer.host, now, is_kept=False)
         if permission is None:
@@ -329,7 +326,7 @@ class Allocation:
 
     def relayed_for(self, peer: TransportAddress) -> TransportAddress | None:
         """Our relayed address of a peer's family; ``None``: there is none."""
-        return self._relayed_for(peer)
+        return next((address for address in self.relayed if address.version == peer.version), None)
 
     @property
     def is_watched(self) -> bool:
@@ -390,7 +387,7 @@ class Allocation:
             return
         if self._refresh_at is not None and now >= self._refresh_at:
             self._refresh_at = None
-            self._request(Method.REFRESH, self._lifetime(), self._on_refreshed, self._on_not_refreshed, now)
+            self.ask(Method.REFRESH, self._lifetime(), self._on_refreshed, self._on_not_refreshed, now)
         if self._watch_until is not None and now >= self._watch_until:
             self._watch_until = None
             if self.heard == self._heard_before:
@@ -435,7 +432,7 @@ class Allocation:
             pairs.append((DONT_FRAGMENT, True))
         if self._is_mobile:
             pairs.append((MOBILITY_TICKET, b""))
-        self._request(Method.ALLOCATE, tuple(pairs), self._on_allocated, self._on_not_allocated, now)
+        self.ask(Method.ALLOCATE, tuple(pairs), self._on_allocated, self._on_not_allocated, now)
 
     def _on_allocated(self, answer: Message, rtt_s: float | None, now: float) -> None:
         if answer.is_error:
@@ -470,7 +467,7 @@ class Allocation:
         self._ask_for_due(now)
 
     def _on_allocation_error(self, answer: Message, now: float) -> None:
-        code, reason = _error(answer)
+        code, reason = error_of(answer)
         if self.state is AllocationState.RELEASING:
             self._end(AllocationReleased())
         elif code == 405 and self._is_mobile:
@@ -518,9 +515,9 @@ class Allocation:
             self._end(AllocationLost(reason="the server gave it a lifetime of 0"))
 
     def _on_refresh_error(self, answer: Message, now: float) -> None:
-        code, reason = _error(answer)
+        code, reason = error_of(answer)
         if code == 437:
-            self._on_unknown(reason, now)
+            self.on_unknown(reason, now)
         elif code in (400, 403, 441):
             # 441: it wants the name that made it, which is not good any more; another one may make another.
             self._end(
@@ -535,7 +532,7 @@ class Allocation:
         if is_refused and self._next_credentials is not None:
             credentials, self._next_credentials = self._next_credentials, None
             self._auth.use(credentials)
-            self._request(Method.REFRESH, self._lifetime(), self._on_refreshed, self._on_not_refreshed, now)
+            self.ask(Method.REFRESH, self._lifetime(), self._on_refreshed, self._on_not_refreshed, now)
         else:
             self._end(AllocationLost(reason=f"it cannot be refreshed: {reason}", is_refused=is_refused))
 
@@ -544,16 +541,9 @@ class Allocation:
             return
         self._is_probing = True
         self._probed_at = now
-        self._request(
+        self.ask(
             Method.REFRESH, self._lifetime(), self._on_refreshed, self._on_not_refreshed, now, rc=PROBE_RC, rm=PROBE_RM
         )
-
-    def _on_unknown(self, reason: str, now: float) -> None:
-        """437: the server knows no allocation of this five-tuple. Perhaps our NAT gave us another mapping."""
-        if self._ticket is None or self._is_moving:
-            self._end(AllocationLost(reason=f"the server has lost it (437 {reason})"))
-        else:
-            self._present_ticket(self._ticket, f"the server does not know us (437 {reason})", now)
 
     def _present_ticket(self, ticket: bytes, why: str, now: float) -> None:
         """RFC 8016, 3.2.1: a Refresh with it, from wherever we are now."""
@@ -562,12 +552,13 @@ class Allocation:
         self._is_moving = True
         self._watch_until = None
         self._requests.forget()
-        self._forget_requests()
+        self._asker.forget()
+        self._is_probing = False
 
         def answered(answer: Message, rtt_s: float | None, then: float) -> None:
             self._is_moving = False
             if answer.is_error:
-                code, reason = _error(answer)
+                code, reason = error_of(answer)
                 self._end(AllocationLost(reason=f"{why}, and the server does not follow ({code} {reason})"))
             else:
                 self._on_moved(answer, rtt_s, then)
@@ -576,7 +567,7 @@ class Allocation:
             self._end(AllocationLost(reason=f"{why}, and the server does not follow ({reason})", is_refused=is_refused))
 
         pairs: tuple[Pair, ...] = ((MOBILITY_TICKET, ticket), *self._lifetime())
-        self._request(Method.REFRESH, pairs, answered, failed, now, rc=MOVE_RC, rm=MOVE_RM)
+        self.ask(Method.REFRESH, pairs, answered, failed, now, rc=MOVE_RC, rm=MOVE_RM)
 
     def _on_moved(self, answer: Message, rtt_s: float | None, now: float) -> None:
         self._ticket = answer.get(MOBILITY_TICKET)
@@ -594,7 +585,7 @@ class Allocation:
         def over(*_: object) -> None:
             self._end(then)
 
-        self._request(Method.REFRESH, ((LIFETIME, 0),), over, over, now, rc=RELEASE_RC, rm=RELEASE_RM)
+        self.ask(Method.REFRESH, ((LIFETIME, 0),), over, over, now, rc=RELEASE_RC, rm=RELEASE_RM)
 
     def _end(self, event: Event) -> None:
         if self.state is AllocationState.OVER:
@@ -605,96 +596,51 @@ class Allocation:
         self._refresh_at = self._watch_until = None
         self._events.append(event)
 
-    # --- peers ---------------------------------------------------------------------------------------------------
+    # --- what asks for permissions and channels needs (asking.py) ------------------------------------------------
+
+    def ask(
+        self,
+        method: Method,
+        pairs: tuple[Pair, ...],
+        answered: Callable[[Message, float | None, float], None],
+        failed: Callable[[str, bool, float], None],
+        now: float,
+        *,
+        rc: int = DEFAULT_RC,
+        rm: int = DEFAULT_RM,
+    ) -> None:
+        """Send a request."""
+        request = Request(method=method, pairs=pairs, answered=answered, failed=failed, rc=rc, rm=rm)
+        self._requests.send(request, now)
+
+    def on_unknown(self, reason: str, now: float) -> None:
+        """437: the server knows no allocation of this five-tuple. Perhaps our NAT gave us another mapping."""
+        if self._ticket is None or self._is_moving:
+            self._end(AllocationLost(reason=f"the server has lost it (437 {reason})"))
+        else:
+            self._present_ticket(self._ticket, f"the server does not know us (437 {reason})", now)
+
+    def on_refused(self, reason: str, now: float) -> None:
+        """The server refuses our credentials."""
+        self._on_not_refreshed(reason, True, now)
+
+    def on_disagreement(self, reason: str) -> None:
+        """Client and server disagree about channels."""
+        self._end(AllocationLost(reason=f"client and server disagree about channels (400 {reason})"))
+
+    def tell(self, event: Event) -> None:
+        """Something happened."""
+        self._events.append(event)
 
     def _ask_for_due(self, now: float) -> None:
-        if self.state is not AllocationState.READY:
-            return
-        due = self._peers.due_permissions(now)
-        for permission in due:
-            permission.is_refused = self._relayed_for(TransportAddress(permission.host, 0)) is None
-        due = [permission for permission in due if not permission.is_refused]
-        for start in range(0, len(due), MAX_PEERS):
-            self._ask_for_permissions(due[start : start + MAX_PEERS], now)
-        for channel in self._peers.due_channels(now):
-            self._ask_for_channel(channel, now)
-
-    def _ask_for_permissions(self, permissions: list[Permission], now: float) -> None:
-        for permission in permissions:
-            permission.is_asked = True
-            permission.sent = 0
-
-        def answered(answer: Message, rtt_s: float | None, then: float) -> None:
-            self._on_permission_answer(answer, permissions, now, then)
-
-        def failed(reason: str, is_refused: bool, then: float) -> None:
-            for permission in permissions:
-                self._peers.on_not_permitted(permission, then, is_final=False)
-            if is_refused:
-                self._on_not_refreshed(reason, is_refused, then)
-
-        pairs: list[Pair] = [(XOR_PEER_ADDRESS, TransportAddress(each.host, 0)) for each in permissions]
-        self._request(Method.CREATE_PERMISSION, tuple(pairs), answered, failed, now)
-
-    def _on_permission_answer(
-        self, answer: Message, permissions: list[Permission], asked_at: float, now: float
-    ) -> None:
-        if answer.is_success:
-            for permission in permissions:
-                self._peers.on_permitted(permission, asked_at)
-            return
-        code, reason = _error(answer)
-        if code == 437:
-            self._on_unknown(reason, now)
-        elif len(permissions) > 1 and code in (400, 403, 443):
-            # One of them is refused, and nobody says which.
-            for permission in permissions:
-                self._ask_for_permissions([permission], now)
-        else:
-            for permission in permissions:
-                is_final = code in (400, 403, 443)
-                self._peers.on_not_permitted(permission, now, is_final=is_final)
-                self._events.append(PeerRefused(host=permission.host, code=code, reason=reason))
-
-    def _ask_for_channel(self, channel: Channel, now: float) -> None:
-        self._peers.on_asked(channel, now)
-
-        def answered(answer: Message, rtt_s: float | None, then: float) -> None:
-            code, reason = _error(answer) if answer.is_error else (0, "")
-            if answer.is_success:
-                self._peers.on_bound(channel, now, then)
-                permission = self._peers.want(channel.peer.host, then, is_kept=False)
-                if permission is not None:
-                    self._peers.on_permitted(permission, now)
-            elif code == 437:
-                self._on_unknown(reason, then)
-            elif code == 400:
-                # 12.3: "delete the allocation and start afresh".
-                self._end(AllocationLost(reason=f"client and server disagree about channels (400 {reason})"))
-            else:
-                self._peers.on_not_bound(channel, then)
-
-        def failed(reason: str, is_refused: bool, then: float) -> None:
-            self._peers.on_not_bound(channel, then)
-            if is_refused:
-                self._on_not_refreshed(reason, is_refused, then)
-
-        pairs: tuple[Pair, ...] = ((CHANNEL_NUMBER, channel.number), (XOR_PEER_ADDRESS, channel.peer))
-        self._request(Method.CHANNEL_BIND, pairs, answered, failed, now)
-
-    def _forget_requests(self) -> None:
-        """Those under way have no answer any more; they are made again."""
-        for permission in self._peers.permissions.values():
-            permission.is_asked = False
-        for channel in self._peers.channels.values():
-            channel.is_asked = False
-        self._is_probing = False
+        if self.state is AllocationState.READY:
+            self._asker.ask_for_due(now)
 
     # --- messages ------------------------------------------------------------------------------------------------
 
     def _on_indication(self, message: Message, datagram: Datagram, now: float) -> None:
         peer, data, icmp = message.get(XOR_PEER_ADDRESS), message.get(DATA), message.get(ICMP)
-        relayed = None if peer is None else self._relayed_for(peer)
+        relayed = None if peer is None else self.relayed_for(peer)
         if message.unknown_required or peer is None or relayed is None or (data is None and icmp is None):
             self._drop(datagram, "malformed Data indication")
         elif not self._peers.is_permitted(peer.host):
@@ -709,7 +655,7 @@ class Allocation:
             self._events.append(PeerData(relayed=relayed, peer=peer, data=data))
 
     def _on_data(self, datagram: Datagram, peer: TransportAddress, data: bytes) -> None:
-        relayed = self._relayed_for(peer)
+        relayed = self.relayed_for(peer)
         if relayed is None:
             self._drop(datagram, "from a peer of another family")
         else:
@@ -726,23 +672,6 @@ class Allocation:
         identity = self._system_rng.getrandbits(96).to_bytes(12, "big")
         return build(Method.SEND, MessageClass.INDICATION, identity, *pairs).encode(fingerprint=False)
 
-    def _relayed_for(self, peer: TransportAddress) -> TransportAddress | None:
-        return next((address for address in self.relayed if address.version == peer.version), None)
-
-    def _request(
-        self,
-        method: Method,
-        pairs: tuple[Pair, ...],
-        answered: Callable[[Message, float | None, float], None],
-        failed: Callable[[str, bool, float], None],
-        now: float,
-        *,
-        rc: int = DEFAULT_RC,
-        rm: int = DEFAULT_RM,
-    ) -> None:
-        request = Request(method=method, pairs=pairs, answered=answered, failed=failed, rc=rc, rm=rm)
-        self._requests.send(request, now)
-
     def _drop(self, datagram: Datagram, reason: str) -> None:
         self.counters[f"dropped: {reason}"] += 1
         self._events.append(
@@ -753,9 +682,3 @@ class Allocation:
 def is_channel_data(data: bytes) -> bool:
     """Whether a message from a TURN server is ChannelData (RFC 8656, 12): its first byte is 64 … 79."""
     return bool(data) and 0x40 <= data[0] <= 0x4F
-
-
-def _error(answer: Message) -> tuple[int, str]:
-    error = answer.error or ErrorCode(500, "")
-    # coturn fills the reason up with NULs.
-    return error.code, error.reason.strip("\0 ") or "no reason given"
