@@ -61,7 +61,7 @@ from iceagent.net.address import TransportAddress
 from iceagent.net.core import Transmit
 from iceagent.net.driver import Driver
 from iceagent.net.host import Host
-from iceagent.net.interfaces import preload
+from iceagent.net.netlink import preload
 from iceagent.net.local import local_host
 from iceagent.statistics import AgentStatistics, PairStatistics
 

@@ -13,7 +13,7 @@ from iceagent.net.host import (
     SocketOptions,
     SrvRecord,
 )
-from iceagent.net.interfaces import open_netlink
+from iceagent.net.netlink import open_netlink
 from iceagent.net.local import LocalHost
 
 __all__ = ["LabHost"]

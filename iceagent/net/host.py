@@ -22,6 +22,7 @@ __all__ = [
     "AddressFlag",
     "DatagramReceiver",
     "DatagramSocket",
+    "DefaultRoute",
     "Host",
     "Interface",
     "InterfaceAddress",
@@ -106,6 +107,23 @@ class Interface:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DefaultRoute:
+    """A way to everywhere.
+
+    Attributes:
+        index: of the interface that it leads through.
+        router: the next hop's address, without zone; ``None``: the interface is a tunnel and has none.
+        version: 4 or 6.
+        metric: the lower, the more preferred.
+    """
+
+    index: int
+    router: str | None
+    version: int
+    metric: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SocketOptions:
     """How a socket is to be opened.
 
@@ -119,6 +137,7 @@ class SocketOptions:
         egress_index: send through the interface with this index, and for IPv4 receive from any: what a socket on the
             second interface's address sends must not leave by the default route of the first (RFC 1122's weak host
             model); 0: as the routes say. Not applied where ``interface`` is.
+        is_shared: others may bind the same address (SO_REUSEADDR, SO_REUSEPORT), as listeners to multicast do.
         scope_id: zone of link-local IPv6 addresses on this socket: the interface's index; 0: none.
     """
 
@@ -129,6 +148,7 @@ class SocketOptions:
     send_buffer: int | None = None
     scope_id: int = 0
     egress_index: int = 0
+    is_shared: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -401,6 +421,12 @@ class Host(Protocol):
 
     def watch_interfaces(self, callback: Callable[[Sequence[Interface]], None]) -> Subscription:
         """Call ``callback`` with the whole table whenever it changed."""
+
+    async def default_routes(self) -> Sequence[DefaultRoute]:
+        """All default routes as they are now, those with the lowest metric first."""
+
+    def watch_default_routes(self, callback: Callable[[Sequence[DefaultRoute]], None]) -> Subscription:
+        """Call ``callback`` with all default routes whenever they changed."""
 
     def source_host(self, destination: TransportAddress) -> str | None:
         """The local address that the routes choose for ``destination``; ``None``: no route. Sends nothing."""

@@ -15,6 +15,7 @@ from iceagent.net.address import TransportAddress, canonical_host
 from iceagent.net.host import (
     DatagramReceiver,
     DatagramSocket,
+    DefaultRoute,
     Interface,
     Listener,
     Proxy,
@@ -24,7 +25,10 @@ from iceagent.net.host import (
     StreamListener,
     Subscription,
 )
-from iceagent.net.interfaces import InterfaceTable, open_netlink
+from iceagent.net.interfaces import read_interfaces
+from iceagent.net.netlink import INTERFACE_GROUPS, open_netlink
+from iceagent.net.routes import ROUTE_GROUPS, may_change_default_routes, read_default_routes
+from iceagent.net.tables import KernelTable
 
 __all__ = ["LocalHost", "local_host"]
 
@@ -66,7 +70,8 @@ class LocalHost:
     ) -> None:
         if not sys.platform.startswith("linux"):
             raise OSError(f"iceagent runs on Linux; on {sys.platform} a Host of another make must be given")
-        self._table = InterfaceTable(open_netlink)
+        self._interfaces = KernelTable(read_interfaces, INTERFACE_GROUPS, open_netlink)
+        self._routes = KernelTable(read_default_routes, ROUTE_GROUPS, open_netlink, may_change_default_routes)
         self._open_socket = open_socket
         self._ssl_context = ssl_context
 
@@ -125,11 +130,19 @@ class LocalHost:
 
     async def interfaces(self) -> Sequence[Interface]:
         """The table as it is now; at once while anybody watches it and nothing changed."""
-        return await self._table.read()
+        return await self._interfaces.read()
 
     def watch_interfaces(self, callback: Callable[[Sequence[Interface]], None]) -> Subscription:
         """Keep the table warm, and call ``callback`` with the whole of it whenever it changed."""
-        return self._table.subscribe(callback)
+        return self._interfaces.subscribe(callback)
+
+    async def default_routes(self) -> Sequence[DefaultRoute]:
+        """All default routes as they are now, those with the lowest metric first."""
+        return await self._routes.read()
+
+    def watch_default_routes(self, callback: Callable[[Sequence[DefaultRoute]], None]) -> Subscription:
+        """Keep them in mind, and call ``callback`` with all of them whenever they changed."""
+        return self._routes.subscribe(callback)
 
     def source_host(self, destination: TransportAddress) -> str | None:
         """The local address that the routes choose for ``destination``; ``None``: no route. Sends nothing.
@@ -146,4 +159,5 @@ class LocalHost:
 
     def close(self) -> None:
         """End what is kept warm; idempotent. Sockets and streams belong to who opened them."""
-        self._table.close()
+        self._interfaces.close()
+        self._routes.close()

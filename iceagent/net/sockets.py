@@ -124,6 +124,10 @@ def set_options(sock: socket.socket, family: int, options: SocketOptions) -> Non
         sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
         if traffic_class:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, traffic_class)
+    if options.is_shared:
+        # Linux wants every socket of the address to have one of them, whichever the first had.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     for option, value in (
         (socket.SO_MARK, options.mark),
         (socket.SO_RCVBUF, options.receive_buffer),

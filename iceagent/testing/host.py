@@ -19,6 +19,7 @@ from iceagent.net.core import Datagram, Transmit
 from iceagent.net.host import (
     AddressFlag,
     DatagramReceiver,
+    DefaultRoute,
     Interface,
     InterfaceAddress,
     InterfaceKind,
@@ -114,6 +115,8 @@ class MemoryHost:
         self._listeners: dict[TransportAddress, MemoryListener] = {}
         self._watchers: list[Callable[[Sequence[Interface]], None]] = []
         self._is_telling = False
+        self._routes: tuple[DefaultRoute, ...] = ()
+        self._route_watchers: list[Callable[[Sequence[DefaultRoute]], None]] = []
 
     def add_interface(
         self,
@@ -193,6 +196,23 @@ class MemoryHost:
         else:
             attachment.link.cut()
         self._changed()
+
+    def set_router(self, host: str | None, name: str = "eth0") -> None:
+        """Have a default route by this router through an interface, in place of any other of its IP version; ``None``:
+        no default routes. How packets find their way does not depend on it.
+
+        Raises:
+            KeyError: there is no such interface.
+        """
+        kept: tuple[DefaultRoute, ...] = ()
+        if host is not None:
+            version = ip_address(host).version
+            index = self._attachments[name].interface.index
+            others = tuple(route for route in self._routes if route.version != version)
+            kept = (*others, DefaultRoute(index=index, router=canonical_host(host), version=version))
+        self._routes = kept
+        for watcher in tuple(self._route_watchers):
+            self._internet.loop.call_soon(watcher, self._routes)
 
     def link(self, name: str = "eth0") -> Link:
         """The link under an interface.
@@ -304,6 +324,19 @@ class MemoryHost:
 
         def release() -> None:
             self._watchers.remove(callback)
+
+        return Subscription(release)
+
+    async def default_routes(self) -> Sequence[DefaultRoute]:
+        """What :meth:`set_router` said."""
+        return self._routes
+
+    def watch_default_routes(self, callback: Callable[[Sequence[DefaultRoute]], None]) -> Subscription:
+        """Call ``callback`` with all of them, soon after they changed."""
+        self._route_watchers.append(callback)
+
+        def release() -> None:
+            self._route_watchers.remove(callback)
 
         return Subscription(release)
 

@@ -13,8 +13,8 @@ import pytest
 
 from iceagent.lab.namespace import Namespace
 from iceagent.net.host import AddressFlag, Interface, InterfaceKind
-from iceagent.net.interfaces import open_netlink
 from iceagent.net.local import LocalHost
+from iceagent.net.netlink import open_netlink
 from tests.interop.netns import namespace
 from tests.loopback.loops import LoopFactory, News, on_both_loops, run
 
@@ -194,10 +194,10 @@ def test_a_flood_of_changes_is_one_or_few_readings_and_lost_ones_do_not_matter(
         host, watcher = host_in(home, receive_buffer=4096), Watcher()
         host.watch_interfaces(watcher)
         await host.interfaces()
-        readings = host._table.readings
+        readings = host._interfaces.readings
         home.ip("link add e0 type veth peer name e1", *(f"addr add 10.1.{n}.1/24 dev e0" for n in range(200)))
         await watcher.until(lambda: watcher.has("e0", *(f"10.1.{n}.1" for n in range(200))))
-        assert host._table.readings - readings <= 3
+        assert host._interfaces.readings - readings <= 3
         home.ip("link set e0 up", "link set e1 up", "addr add 10.2.0.1/24 dev e1")
         await watcher.until(lambda: watcher.has("e1", "10.2.0.1"))
         host.close()
@@ -223,6 +223,6 @@ def test_thirty_interfaces_and_a_loop_that_is_not_held_up(home: Namespace, loop_
         assert {link.name: ipv4_of(link) for link in links if link.name[0] == "e"} == {
             f"e{n}": [f"10.{n}.0.1"] for n in range(15)
         }
-        assert host._table.readings == 1
+        assert host._interfaces.readings == 1
 
     run(loop_factory, main())

@@ -17,7 +17,8 @@ from iceagent import Agent, AgentState, CandidateType, Config, Description
 from iceagent.events import Event, RemoteCandidateAdded, RemoteCandidateRefused
 from iceagent.eventstream import EventStream
 from iceagent.lab.namespace import Namespace
-from iceagent.net.interfaces import open_netlink, read_interfaces
+from iceagent.net.interfaces import read_interfaces
+from iceagent.net.netlink import open_netlink
 from tests.interop.netns import namespace
 
 T = TypeVar("T")

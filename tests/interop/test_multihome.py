@@ -22,7 +22,8 @@ import pytest
 from iceagent.lab.namespace import Namespace
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import SocketOptions
-from iceagent.net.interfaces import open_netlink, read_interfaces
+from iceagent.net.interfaces import read_interfaces
+from iceagent.net.netlink import open_netlink
 from iceagent.net.sockets import UdpSocket, bind_to_interface, open_socket
 from iceagent.net.trains import MAX_SEGMENT
 from tests.interop.netns import namespace

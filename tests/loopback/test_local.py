@@ -32,13 +32,13 @@ def test_a_watched_table_is_read_once(loop_factory: LoopFactory) -> None:
         host = LocalHost()
         subscription = host.watch_interfaces(lambda _: None)
         first = await host.interfaces()
-        readings = host._table.readings
+        readings = host._interfaces.readings
         assert [await host.interfaces() for _ in range(5)] == [first] * 5
-        assert host._table.readings == readings
+        assert host._interfaces.readings == readings
         subscription.close()
         subscription.close()
         await host.interfaces()
-        assert host._table.readings == readings + 1, "nobody keeps it warm any more"
+        assert host._interfaces.readings == readings + 1, "nobody keeps it warm any more"
 
     run(loop_factory, main())
 
@@ -47,13 +47,13 @@ def test_a_watched_table_is_read_once(loop_factory: LoopFactory) -> None:
 def test_callers_at_once_share_a_reading_and_a_cancelled_one_harms_nobody(loop_factory: LoopFactory) -> None:
     async def main() -> None:
         host = LocalHost()
-        tasks = [asyncio.ensure_future(host._table.read()) for _ in range(3)]
+        tasks = [asyncio.ensure_future(host._interfaces.read()) for _ in range(3)]
         await asyncio.sleep(0)
         tasks[0].cancel()
         with pytest.raises(asyncio.CancelledError):
             await tasks[0]
         assert await tasks[1] == await tasks[2] != ()
-        assert host._table.readings == 1
+        assert host._interfaces.readings == 1
 
     run(loop_factory, main())
 
@@ -65,13 +65,13 @@ def test_a_caller_who_comes_when_the_reading_is_done_but_not_yet_taken(loop_fact
     async def main() -> None:
         host = LocalHost()
         subscription = host.watch_interfaces(lambda _: None)
-        reading = host._table._reading
+        reading = host._interfaces._reading
         assert reading is not None
         # Turn by turn, to be there before the callbacks; waiting for the future itself would come after them.
         while not reading.done():  # noqa: ASYNC110
             await asyncio.sleep(0)
         assert "lo" in {link.name for link in await host.interfaces()}
-        assert host._table.readings == 1
+        assert host._interfaces.readings == 1
         subscription.close()
 
     run(loop_factory, main())
@@ -82,7 +82,7 @@ def test_closing_while_a_table_is_read(loop_factory: LoopFactory) -> None:
     async def main() -> None:
         host = LocalHost()
         host.watch_interfaces(lambda _: None)
-        reading = asyncio.ensure_future(host._table.read())
+        reading = asyncio.ensure_future(host._interfaces.read())
         await asyncio.sleep(0)
         host.close()
         host.close()
