@@ -34,6 +34,7 @@ from iceagent.probe.verdict import Outlook, outlook
 
 __all__ = ["probe"]
 
+NO_SERVER = "No server given: asking a STUN and TURN server of our own on loopback, nobody else."
 EXIT_CODES = {Outlook.DIRECT: EXIT_DIRECT, Outlook.RELAY: EXIT_RELAY, Outlook.NOTHING: EXIT_NO_PATH}
 
 
@@ -71,8 +72,8 @@ def probe(
 ) -> int:
     """What can reach this host, and what can it reach?
 
-    Without a server it starts its own STUN server on loopback, and reports what needs no Internet. Of a TURN server
-    it takes a relayed address over every transport, and gives it back.
+    Without a server it starts its own STUN and TURN server on loopback, and reports what needs no Internet. Of a TURN
+    server it takes a relayed address over every transport, and gives it back; through its own, it sends data too.
 
     Exit codes: 0 when a direct path to a typical peer, behind an EIM, APDF NAT, can be expected (or, with our own
     server alone, when everything that was tried worked); 3 when only a relay will do (and one works, if TURN servers
@@ -84,7 +85,7 @@ def probe(
     async def main() -> int:
         await refuse_unknown_binds(config, local_host())
         if not asked:
-            output.notice("server.none", "No server given: asking a STUN server of our own on loopback, nobody else.")
+            output.notice("server.none", NO_SERVER)
         return await (prober.once() if every_s is None else prober.repeatedly(every_s))
 
     return run(main())

@@ -23,14 +23,14 @@ CARRIER_NETWORK = ipaddress.ip_network("100.64.0.0/10")
 # RFC 4193: not routed beyond one's own network.
 UNIQUE_LOCAL = ipaddress.ip_network("fc00::/7")
 
-# Relays in one sentence.
+# Relays or servers in one sentence.
 MAX_COMPLAINTS = 4
 
 
 def advise(report: Report) -> tuple[str, ...]:
     """Sentences that a person can act on, the most pressing first; never empty."""
     found = tuple(sentence for rule in _RULES if (sentence := rule(report)))
-    return found or ("A direct path to most peers can be expected: there is nothing to do.",)
+    return found or ("There is nothing to do.",)
 
 
 def _no_network(report: Report) -> str | None:
@@ -52,7 +52,20 @@ def _only_ourselves(report: Report) -> str | None:
             "Nothing could be tried: our own server has no loopback address to run on. Bring loopback up "
             f"(ip link set lo up), or {outside}"
         )
-    return f"Only this host was looked at, with our own STUN server on loopback: {outside}"
+    return f"Only this host was looked at, with our own STUN and TURN server on loopback: {outside}"
+
+
+def _our_server_fails(report: Report) -> str | None:
+    if not report.is_embedded:
+        return None
+    complaints = [_complaint(row) for row in report.servers if row.status is ServerStatus.FAILED]
+    complaints += [f"{row.name}: {row.reason}" for row in relays_of(report) if row.status is not RelayStatus.OK]
+    if not complaints:
+        return None
+    return (
+        f"This host hinders our own server on loopback ({_some(complaints)}): look for a firewall rule or a sandbox "
+        "that filters loopback, and at --port-range, if it is given."
+    )
 
 
 def _nobody_answers(report: Report) -> str | None:
@@ -122,16 +135,14 @@ def _hard_nat(report: Report) -> str | None:
 
 def _no_relay(report: Report) -> str | None:
     tested = relays_of(report)
-    if not tested or working_relay(report) is not None:
+    if report.is_embedded or not tested or working_relay(report) is not None:
         return None
-    complaints = [f"{row.name} ({row.reason})" for row in tested]
-    more = f" and {len(complaints) - MAX_COMPLAINTS} more" if len(complaints) > MAX_COMPLAINTS else ""
-    return f"No relay works; mend or replace {', '.join(complaints[:MAX_COMPLAINTS])}{more}."
+    return f"No relay works; mend or replace {_some([f'{row.name} ({row.reason})' for row in tested])}."
 
 
 def _some_relay_fails(report: Report) -> str | None:
     """A URL that works over no transport, beside one that does."""
-    if working_relay(report) is None:
+    if report.is_embedded or working_relay(report) is None:
         return None
     working = {row.server for row in relays_of(report) if row.status is RelayStatus.OK}
     failed = [row for row in relays_of(report) if row.server not in working]
@@ -177,6 +188,7 @@ def _small_mtu(report: Report) -> str | None:
 
 _RULES: tuple[Callable[[Report], str | None], ...] = (
     _no_network,
+    _our_server_fails,
     _nobody_answers,
     _no_candidate,
     _hard_nat,
@@ -195,6 +207,11 @@ _RULES: tuple[Callable[[Report], str | None], ...] = (
 
 def _complaint(row: ServerRow) -> str:
     return f"{row.uri}: {row.reason}"
+
+
+def _some(complaints: list[str]) -> str:
+    more = f" and {len(complaints) - MAX_COMPLAINTS} more" if len(complaints) > MAX_COMPLAINTS else ""
+    return f"{', '.join(complaints[:MAX_COMPLAINTS])}{more}"
 
 
 def _has_global_ipv6(report: Report) -> bool:

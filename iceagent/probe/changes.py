@@ -43,7 +43,10 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
         yield name, f"{server.status.value} {server.reason}".rstrip()
     for relay in () if isinstance(report.relays, NotTested) else report.relays:
         hosts = " ".join(address.host for address in relay.relayed)
-        yield f"relay {relay.name}", " ".join(filter(None, (relay.status.value, hosts, relay.reason)))
+        yield (
+            f"relay {_server(report, relay.server)} over {relay.transport.upper()}",
+            " ".join(filter(None, (relay.status.value, hosts, relay.reason))),
+        )
     yield "nat mapping", report.nat.mapping.value
     yield "nat filtering", report.nat.filtering.value
     yield "nat port preservation", _text(report.nat.port_preservation)
@@ -53,8 +56,11 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def _server(report: Report, uri: str) -> str:
-    """Our own server has another port every time."""
-    return "of our own" if report.is_embedded else uri
+    """Our own server has another port every time, and where it did not start none at all."""
+    if not report.is_embedded:
+        return uri
+    host = uri.partition(":")[2].rpartition(":")[0]
+    return f"ours at {host}" if host else "ours"
 
 
 def _text(value: bool | int | NotTested) -> str:

@@ -2,8 +2,8 @@
 
 The interfaces are read, an agent gathers candidates, and beside it the servers are asked where they see us
 (``inquiry.py``) and whether they relay for us (``relays.py``). Where no server is named, one of ours is started on this
-host's loopback addresses: that needs no network at all. Nothing else is ever asked of anybody: no gateway, no name that
-was not given.
+host's loopback addresses, STUN and TURN, for as long as the probe lasts: that needs no network at all. Nothing else is
+ever asked of anybody: no gateway, no name that was not given.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from iceagent.probe.advice import advise
 from iceagent.probe.inquiry import Inquiry
 from iceagent.probe.relays import RelayInquiry
 from iceagent.probe.report import NotTested, Report
-from relay.server import Server
+from iceagent.serving import serve
 from relay.uri import ServerUri
 
 __all__ = ["PUBLIC_SERVERS", "ProbeOptions", "measure"]
@@ -38,6 +38,8 @@ PUBLIC_SERVERS = (
 
 # Once the servers are done with, a gathering that asked the same ones gets so much longer.
 GATHERING_GRACE_S = 0.5
+# Of our own server: a row has one, and there are two transports and two IP versions.
+MAX_ALLOCATIONS = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,8 +47,8 @@ class ProbeOptions:
     """What is probed.
 
     Attributes:
-        servers: who is asked, STUN and TURN; none: our own server on loopback. Of credentials, user name and password
-            count.
+        servers: who is asked, STUN and TURN; none: our own server on loopback, which is both. Of credentials, user
+            name and password count.
         config: which addresses may be used, and how sockets are opened; its servers are not looked at.
         timeout_s: seconds for all questions to the network.
     """
@@ -92,17 +94,19 @@ async def measure(
         system_rng=system_rng,
         tell=tell,
     )
-    # The agent gives its relayed address back while the goodbyes of the other ones are on their way.
+    is_embedded = not options.servers
+    # The agent gives its relayed address back while the goodbyes of the other ones are on their way; a server of ours
+    # is there until they have been answered.
     async with (
+        _servers(host, interfaces, options, inquiry, system_rng) as asked,
         relays,
         _candidates(host, options, rng) as candidates,
-        _servers(host, interfaces, options, inquiry) as uris,
     ):
-        await asyncio.gather(inquiry.run(uris), relays.run(options.servers))
+        await asyncio.gather(inquiry.run(asked.uris), relays.run(asked.relays, are_ours=is_embedded))
         lines = await candidates()
     for seen in relays.observations:
         inquiry.note_sight(seen)
-    findings = inquiry.findings(is_embedded=not options.servers)
+    findings = inquiry.findings(is_embedded=is_embedded)
     return _report(findings, relays, lines, (host.now() - started) * 1000)
 
 
@@ -116,7 +120,7 @@ def _report(
         reflexive=verdict.reflexive(findings.observations),
         nat=verdict.nat(findings),
         layers=verdict.layers(findings),
-        relays=relays.rows or NotTested(reason="no TURN server was given"),
+        relays=relays.rows or NotTested(reason=_why_no_relay(findings)),
         duration_ms=duration_ms,
         servers=tuple(findings.servers),
         is_embedded=findings.is_embedded,
@@ -124,23 +128,58 @@ def _report(
     return replace(report, advice=advise(report))
 
 
+def _why_no_relay(findings: verdict.Findings) -> str:
+    return "our own server does not run" if findings.is_embedded else "no TURN server was given"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Asked:
+    """Who is asked.
+
+    Attributes:
+        uris: where they see us, over UDP.
+        relays: whether they relay.
+    """
+
+    uris: Sequence[str] = ()
+    relays: Sequence[IceServer] = ()
+
+
 @asynccontextmanager
 async def _servers(
-    host: Host, interfaces: Sequence[Interface], options: ProbeOptions, inquiry: Inquiry
-) -> AsyncIterator[Sequence[str]]:
-    """The servers to ask; while the block lasts, one of our own on loopback where none is named."""
-    listen = [] if options.servers else _loopback_addresses(interfaces, options.config)
-    if not listen:
-        yield [url for server in options.servers for url in server.urls if _is_asked_over_udp(ServerUri.parse(url))]
+    host: Host,
+    interfaces: Sequence[Interface],
+    options: ProbeOptions,
+    inquiry: Inquiry,
+    system_rng: random.Random,
+) -> AsyncIterator[_Asked]:
+    """The servers to ask; while the block lasts, one of our own on loopback where none is named.
+
+    That one relays for a user with a password, made here, that nobody else gets to know; and for that one to its own
+    relayed addresses only, as a server without ``allow_peers`` does on addresses of its own.
+    """
+    if options.servers:
+        uris = [url for server in options.servers for url in server.urls if _is_asked_over_udp(ServerUri.parse(url))]
+        yield _Asked(uris=uris, relays=options.servers)
         return
+    listen = _loopback_addresses(interfaces, options.config)
+    if not listen:
+        yield _Asked()
+        return
+    user, password = (f"{system_rng.getrandbits(128):032x}" for _ in range(2))
     async with AsyncExitStack() as stack:
         try:
-            server = await stack.enter_async_context(Server(host, listen))
+            server = await stack.enter_async_context(
+                serve(listen, users={user: password}, max_allocations=MAX_ALLOCATIONS, host=host)
+            )
         except OSError as error:
             inquiry.note_failure("our own server", str(error))
-            yield ()
+            yield _Asked()
             return
-        yield [f"stun:{each.address}" for each in server.listeners if each.transport == "udp"]
+        addresses = [each.address for each in server.listeners if each.transport == "udp"]
+        urls = tuple(f"turn:{address}" for address in addresses)
+        relay = IceServer(urls=urls, username=user, credential=password)
+        yield _Asked(uris=[f"stun:{address}" for address in addresses], relays=(relay,))
 
 
 def _is_asked_over_udp(uri: ServerUri) -> bool:

@@ -2,7 +2,7 @@
 
 Every URL is tried over every transport that it names (``turn:`` without one: UDP and TCP), all side by side, at one
 address of each IP version. The first address that allocates is the row's; it is given back at once. A server that
-sends us to another one (300) is followed.
+sends us to another one (300) is followed. Through our own server on loopback a datagram is sent, too (``echo.py``).
 
 The end comes with the deadline. Whoever was heard gets a goodbye then, and half a second to answer it, also after
 Ctrl-C: a server that is asked every minute would else hold ten minutes of allocations.
@@ -26,8 +26,9 @@ from iceagent.gather.relay_race import Target, Transport
 from iceagent.gather.servers import resolve_server
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Event
-from iceagent.net.host import DatagramReceiver, DatagramSocket, Host, Interface, Proxy, Stream
+from iceagent.net.host import DatagramReceiver, DatagramSocket, Host, Interface, Proxy, Stream, StreamListener
 from iceagent.net.proxy import ProxyRefused, from_environment
+from iceagent.probe.echo import Echo, NoEcho
 from iceagent.probe.report import RelayRow, RelayStatus
 from iceagent.probe.sockets import source_for
 from iceagent.probe.verdict import Observation, is_own
@@ -104,6 +105,7 @@ class RelayInquiry:
         self.observations: list[Observation] = []
         self._interfaces = interfaces
         self._timeout_s = timeout_s
+        self._is_ours = False
         self._tell = tell
         self._rows: dict[_Way, RelayRow] = {}
         self._attempts: set[_Attempt] = set()
@@ -128,8 +130,15 @@ class RelayInquiry:
             for attempt in list(self._attempts):
                 attempt.close()
 
-    async def run(self, servers: Sequence[IceServer]) -> None:
-        """Ask all that are TURN servers; :attr:`rows` has the results, also where this was cancelled."""
+    async def run(self, servers: Sequence[IceServer], *, are_ours: bool = False) -> None:
+        """Ask all that are TURN servers; :attr:`rows` has the results, also where this was cancelled.
+
+        Args:
+            servers: who.
+            are_ours: they are this process's own, on loopback. Then data has to go through, there is no proxy on the
+                way, and what they see says nothing about the network.
+        """
+        self._is_ours = are_ours
         ways = dict.fromkeys(way for server in servers for way in _ways(server))
         self._rows = {way: way.row(RelayStatus.NO_ANSWER) for way in ways}
         try:
@@ -170,9 +179,7 @@ class RelayInquiry:
         try:
             # Whether they can be sent at all.
             LongTermAuth(credentials)
-            proxy = (
-                None if way.transport is Transport.UDP else self.config.proxy or from_environment(os.environ, uri.host)
-            )
+            proxy = self._proxy_for(way, uri)
             addresses = await resolve_server(self.host, uri, "udp" if way.transport is Transport.UDP else "tcp")
         except ValueError as error:
             self._rows[way] = way.row(RelayStatus.NOT_TESTED, str(error))
@@ -187,6 +194,11 @@ class RelayInquiry:
             self._tell(f"asking {way.url} over {way.transport.value.upper()}")
             self._rows[way] = way.row(RelayStatus.NO_ANSWER, "no answer")
             await self._race(way, attempts)
+
+    def _proxy_for(self, way: _Way, uri: ServerUri) -> Proxy | None:
+        if self._is_ours or way.transport is Transport.UDP:
+            return None
+        return self.config.proxy or from_environment(os.environ, uri.host)
 
     def _attempt_at(
         self,
@@ -242,18 +254,31 @@ class RelayInquiry:
         try:
             attempt.start()
             answer = await attempt.answer
+            if isinstance(answer, AllocationRefused):
+                return attempt.refusal(way, answer), answer
+            row = _ok(way, answer)
+            if self._is_ours:
+                return await self._send_through(way, row, attempt), answer
+            self._observe(attempt, answer)
+            return row, answer
         except OSError as error:
             return way.row(RelayStatus.NOT_TESTED, f"no socket ({error.strerror or error})"), None
         except asyncio.CancelledError:
-            if attempt.is_connected and self._rows[way].status is RelayStatus.NO_ANSWER:
+            if attempt.answer.cancelled() and attempt.is_connected and self._rows[way].status is RelayStatus.NO_ANSWER:
                 self._rows[way] = way.row(RelayStatus.NO_ANSWER, "it takes the connection, but does not answer")
             raise
         finally:
             attempt.release()
-        if isinstance(answer, Allocated):
-            self._observe(attempt, answer)
-            return _ok(way, answer), answer
-        return attempt.refusal(way, answer), answer
+
+    async def _send_through(self, way: _Way, row: RelayRow, attempt: _Attempt) -> RelayRow:
+        """Whether a datagram comes back through every relayed address: the row says so."""
+        # If that is interrupted, it did not.
+        self._rows[way] = replace(row, status=RelayStatus.NO_ANSWER, reason="no datagram came through in time")
+        try:
+            rtts_s = [await attempt.echo(address) for address in row.relayed]
+        except NoEcho as error:
+            return replace(row, status=error.status, reason=str(error))
+        return replace(row, data_rtt_ms=rtts_s[0] * 1000)
 
     def _observe(self, attempt: _Attempt, answer: Allocated) -> None:
         base, target = attempt.base, attempt.target
@@ -291,6 +316,7 @@ class _Attempt:
         self._proxy = proxy
         self._is_heard = False
         self._error: OSError | None = None
+        self._echo: Echo | None = None
         config = owner.config
         families = tuple(version for version, wanted in ((4, config.ipv4), (6, config.ipv6)) if wanted)
         self._link = RelayLink(
@@ -317,6 +343,15 @@ class _Attempt:
             OSError: no socket can be opened.
         """
         self._link.start()
+
+    async def echo(self, relayed: TransportAddress) -> float:
+        """Send a datagram through; returns seconds.
+
+        Raises:
+            NoEcho: it did not come back.
+        """
+        self._echo = Echo(self._link, relayed, self._owner.host, self._owner.system_rng)
+        return await self._echo.run()
 
     def release(self) -> None:
         """Give back what there is or may come; idempotent.
@@ -356,7 +391,7 @@ class _Attempt:
             raise OSError("there is no route to it")
         return open_socket(self._owner.host, self._place, receiver, self._owner.config, self._owner.rng)
 
-    async def _connect(self, link: RelayLink) -> Stream:
+    async def _connect(self, link: StreamListener) -> Stream:
         is_direct = self._proxy is None and self._place is not None
         try:
             return await self._owner.host.connect_tcp(
@@ -371,14 +406,16 @@ class _Attempt:
             self._error = error
             raise
 
-    def _on_event(self, link: RelayLink, event: Event) -> None:
+    def _on_event(self, link: object, event: Event) -> None:
         if isinstance(event, Allocated | AllocationRefused):
             if not self.answer.done():
                 self.answer.set_result(event)
         elif isinstance(event, AllocationReleased):
             self.close()
+        elif self._echo is not None:
+            self._echo.on_event(event)
 
-    def _on_heard(self, link: RelayLink) -> None:
+    def _on_heard(self, link: object) -> None:
         self._is_heard = True
 
 
@@ -405,7 +442,7 @@ def _ok(way: _Way, answer: Allocated) -> RelayRow:
     reason = f"no address of the other family: {answer.refused}" if answer.refused else ""
     rtt_ms = None if answer.rtt_s is None else answer.rtt_s * 1000
     relayed = tuple(sorted(answer.relayed, key=lambda address: address.version))
-    return replace(way.row(RelayStatus.OK, reason), rtt_ms=rtt_ms, relayed=relayed)
+    return replace(way.row(RelayStatus.OK, reason), rtt_ms=rtt_ms, relayed=relayed, mobility=answer.is_mobile)
 
 
 def _words(answer: AllocationRefused) -> str:

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from enum import Enum
+from itertools import compress
 from typing import TYPE_CHECKING, NamedTuple
 
 from iceagent.candidate import Candidate
+from iceagent.nat.kinds import Filtering, Mapping
 from iceagent.probe.report import NotTested, Report, ServerStatus
+from iceagent.probe.verdict import Outlook, outlook
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -41,10 +44,11 @@ def sections(report: Report) -> list[Section]:
         Section("Interfaces", ("name", "kind", "mtu", "addresses"), list(_interfaces(report))),
         Section("Candidates", ("type", "address", "priority"), list(_candidates(report))),
         Section("Servers", ("server", "answers", "rtt", "sees us as"), list(_servers(report))),
-        Section("Relays", ("server", "transport", "status", "rtt", "relayed", "reason"), list(_relays(report))),
+        _relays(report),
         Section("NAT", (), list(_nat(report))),
         Section("Evidence", (), [(text,) for text in report.nat.evidence]),
         Section("Not tested", (), list(_not_tested(report))),
+        Section("Outlook", (), [(_OUTLOOKS[report.is_embedded][outlook(report)],)]),
         Section("Advice", (), [(text,) for text in report.advice]),
     ]
     return [section for section in found if section.rows]
@@ -82,6 +86,28 @@ def tables(report: Report, redact: Redact = str) -> Group:
     return Group(*shown, Text(f"Took {report.duration_ms:.0f} ms", style="dim"))
 
 
+# With our own server alone, nothing is said about peers.
+_OUTLOOKS = {
+    False: {
+        Outlook.DIRECT: "A direct path to most peers can be expected.",
+        Outlook.RELAY: "Most peers can be reached through a relay only.",
+        Outlook.NOTHING: "Neither a direct path nor a relay to most peers can be expected.",
+    },
+    True: {
+        Outlook.DIRECT: "Everything that was tried on this host works.",
+        Outlook.NOTHING: "Not everything that was tried on this host works.",
+    },
+}
+# What the words of RFC 4787 mean.
+_MEANINGS: dict[Enum, str] = {
+    Mapping.NONE: "no NAT: the outside sees our own address",
+    Mapping.EIM: "one outside address towards everybody",
+    Mapping.ADM: "another outside address towards each host",
+    Mapping.APDM: "another outside address towards each host and port",
+    Filtering.EIF: "lets in whoever sends there",
+    Filtering.ADF: "lets in hosts that we have sent to",
+    Filtering.APDF: "lets in addresses and ports that we have sent to",
+}
 _STYLES = {
     "yes": "green",
     "no": "red",
@@ -115,10 +141,26 @@ def _servers(report: Report) -> Iterator[tuple[str, ...]]:
             yield row.uri, "no" if row.status is ServerStatus.FAILED else "not asked", "-", "-"
 
 
-def _relays(report: Report) -> Iterator[tuple[str, ...]]:
-    for row in () if isinstance(report.relays, NotTested) else report.relays:
-        relayed = ", ".join(map(str, row.relayed)) or "-"
-        yield row.server, row.transport, row.status.value, _rtt(row.rtt_ms), relayed, row.reason
+def _relays(report: Report) -> Section:
+    """Without the columns that say nothing about any row."""
+    columns = ("server", "transport", "status", "rtt", "through it", "mobility", "relayed", "reason")
+    rows = [
+        (
+            row.server,
+            row.transport,
+            row.status.value,
+            _rtt(row.rtt_ms),
+            _rtt(row.data_rtt_ms),
+            "-" if row.mobility is None else _text(row.mobility),
+            ", ".join(map(str, row.relayed)) or "-",
+            row.reason,
+        )
+        for row in (() if isinstance(report.relays, NotTested) else report.relays)
+    ]
+    says_something = [any(cell not in ("-", "") for cell in column) for column in zip(*rows, strict=True)]
+    return Section(
+        "Relays", tuple(compress(columns, says_something)), [tuple(compress(r, says_something)) for r in rows]
+    )
 
 
 def _rtt(rtt_ms: float | None) -> str:
@@ -127,19 +169,29 @@ def _rtt(rtt_ms: float | None) -> str:
 
 def _nat(report: Report) -> Iterator[tuple[str, ...]]:
     nat = report.nat
+    if report.is_embedded:
+        # Nobody outside was asked: _not_tested says it once.
+        return
     yield "UDP over IPv4", _text(report.udp[4])
     yield "UDP over IPv6", _text(report.udp[6])
-    yield "mapping", nat.mapping.value
-    yield "filtering", nat.filtering.value
+    yield "mapping", _with_meaning(nat.mapping)
+    yield "filtering", _with_meaning(nat.filtering)
     yield "port preserved", _text(nat.port_preservation)
     yield "port allocation", _text(nat.allocation)
     yield "NATs in front of us", _text(report.layers)
 
 
 def _not_tested(report: Report) -> Iterator[tuple[str, ...]]:
+    if report.is_embedded:
+        yield "UDP and NAT", "no server outside this host was asked"
     for name, value in (("port mapping", report.portmap), ("relays", report.relays), ("NAT64", report.nat64)):
         if isinstance(value, NotTested):
             yield name, value.reason
+
+
+def _with_meaning(kind: Mapping | Filtering) -> str:
+    meaning = _MEANINGS.get(kind)
+    return kind.value if meaning is None else f"{kind.value} ({meaning})"
 
 
 def _text(value: bool | int | Enum | NotTested) -> str:

@@ -131,7 +131,7 @@ class Reflexive:
     seen: int
 
     def as_json(self) -> dict[str, Any]:
-        rtt_ms = None if self.rtt_ms is None else round(self.rtt_ms, 3)
+        rtt_ms = _rounded(self.rtt_ms)
         return {"address": str(self.address), "server": self.server, "rtt_ms": rtt_ms, "seen": self.seen}
 
 
@@ -139,9 +139,9 @@ class RelayStatus(Enum):
     """What became of a way to a TURN server.
 
     Attributes:
-        OK: it gave us a relayed address; that was given back.
+        OK: it gave us a relayed address; that was given back. Where data was sent through, that came back, too.
         REFUSED: it (or a proxy before it) answered, and gave none; or the way cannot be used.
-        NO_ANSWER: nothing came that answers us.
+        NO_ANSWER: nothing came that answers us, or data that was sent through did not come back.
         NOT_TESTED: it was not asked.
     """
 
@@ -160,7 +160,11 @@ class RelayRow:
         transport: between us and the server: ``udp``, ``tcp``, ``tls`` or ``dtls``.
         rtt_ms: milliseconds from the last Allocate request to its answer; ``None``: there is none, or it was repeated.
         relayed: one address, or one of each family.
-        reason: why there is none; or, if there is one, what else was refused; may be empty.
+        reason: why there is none, or why it is of no use; or, if there is one, what else was refused; may be empty.
+        data_rtt_ms: milliseconds of a datagram through the relay and back; ``None``: none was sent, or none came. One
+            is sent through our own server only.
+        mobility: whether the server gives a ticket, with which the relayed address stays ours when our own one changes
+            (RFC 8016); ``None``: it gave no relayed address.
     """
 
     server: str
@@ -169,6 +173,8 @@ class RelayRow:
     rtt_ms: float | None = None
     relayed: tuple[TransportAddress, ...] = ()
     reason: str = ""
+    data_rtt_ms: float | None = None
+    mobility: bool | None = None
 
     @property
     def name(self) -> str:
@@ -180,10 +186,12 @@ class RelayRow:
             "server": self.server,
             "transport": self.transport,
             "status": self.status.value,
-            "rtt_ms": None if self.rtt_ms is None else round(self.rtt_ms, 3),
+            "rtt_ms": _rounded(self.rtt_ms),
             # Of two, IPv4's: it comes first.
             "relayed": str(self.relayed[0]) if self.relayed else None,
             "reason": self.reason or None,
+            "data_rtt_ms": _rounded(self.data_rtt_ms),
+            "mobility": self.mobility,
         }
 
 
@@ -229,7 +237,7 @@ class Report:
         nat: see :class:`NatReport`.
         layers: NATs in front of us: at least so many.
         portmap, nat64: by this version, always :class:`NotTested`.
-        relays: in the order of the servers that were named.
+        relays: in the order of the servers that were named; of our own one, where it was asked.
         duration_ms: milliseconds.
         servers: what became of each server; not part of the JSON, where ``nat.evidence`` has the failures.
         is_embedded: no server was named, our own on loopback was asked.
@@ -270,9 +278,14 @@ class Report:
 
 def _relays(relays: tuple[RelayRow, ...] | NotTested) -> list[dict[str, Any]]:
     if isinstance(relays, NotTested):
-        nobody = {"server": None, "transport": None, "status": None, "rtt_ms": None, "relayed": None, "reason": None}
-        return [{**nobody, **relays.as_json()}]
+        nobody = RelayRow(server="", transport="", status=RelayStatus.NOT_TESTED)
+        return [{**nobody.as_json(), "server": None, "transport": None, **relays.as_json()}]
     return [row.as_json() for row in relays]
+
+
+def _rounded(time_ms: float | None) -> float | None:
+    """To the microsecond."""
+    return None if time_ms is None else round(time_ms, 3)
 
 
 def _portmap_row(portmap: NotTested) -> dict[str, Any]:

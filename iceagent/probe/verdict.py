@@ -224,6 +224,8 @@ def outlook(report: Report) -> Outlook:
     one: nothing speaks against it. A relay that works will do where nothing else does; where relays were tried in vain,
     there is none to fall back on.
     """
+    if report.is_embedded:
+        return _on_this_host(report)
     expected = _without_relays(report)
     if expected is Outlook.DIRECT or not report.candidates:
         return expected
@@ -232,11 +234,15 @@ def outlook(report: Report) -> Outlook:
     return Outlook.NOTHING if relays_of(report) else expected
 
 
+def _on_this_host(report: Report) -> Outlook:
+    asked = _asked(report)
+    has_answered = bool(asked) and all(row.status is ServerStatus.ANSWERED for row in asked)
+    has_relayed = all(row.status is RelayStatus.OK for row in relays_of(report))
+    return Outlook.DIRECT if has_answered and has_relayed else Outlook.NOTHING
+
+
 def _without_relays(report: Report) -> Outlook:
     asked, answered = _asked(report), answering(report)
-    if report.is_embedded:
-        has_worked = bool(asked) and all(row.status is ServerStatus.ANSWERED for row in asked)
-        return Outlook.DIRECT if has_worked else Outlook.NOTHING
     if not answered or not report.reflexive or not report.candidates:
         return Outlook.NOTHING
     is_ipv4_tried = any(row.version == 4 and row.is_outside for row in asked)

@@ -462,6 +462,7 @@ class Allocation:
                 rtt_s=rtt_s,
                 reservation=answer.get(RESERVATION_TOKEN),
                 refused="" if partly is None else f"{partly.code} {partly.reason}",
+                is_mobile=self._ticket is not None,
             )
         )
         self._ask_for_due(now)

@@ -31,6 +31,7 @@ class Allocated(Event):
         rtt_s: of the last request; ``None``: it was repeated.
         reservation: a token for the next port, where one was asked for (RFC 8656, 18.10).
         refused: what is said of an address family that was asked for and is not there; empty: nothing.
+        is_mobile: the server keeps it when our address changes (RFC 8016).
     """
 
     relayed: tuple[TransportAddress, ...]
@@ -39,6 +40,7 @@ class Allocated(Event):
     rtt_s: float | None
     reservation: bytes | None = field(default=None, repr=False)
     refused: str = ""
+    is_mobile: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -241,7 +241,66 @@ def test_without_any_network_it_ends_within_two_seconds(loopback: str, code: int
     assert report["nat"]["evidence"][0] == "no server outside this host"
     addresses = {each["address"].rpartition(":")[0] for each in report["reflexive"]}
     assert addresses == ({"127.0.0.1", "[::1]"} if loopback == "up" else set())
-    assert ended.err.startswith("No server given: ")
+    assert ended.err.startswith("No server given: asking a STUN and TURN server of our own on loopback")
+    if loopback == "down":
+        (nobody,) = report["relays"]
+        assert (nobody["status"], nobody["reason"]) == ("not-tested", "our own server does not run")
+
+
+@pytest.mark.parametrize(
+    ("options", "hosts"),
+    [((), ["127.0.0.1", "[::1]"]), (("--no-ipv6",), ["127.0.0.1"]), (("--no-ipv4",), ["[::1]"])],
+    ids=["both", "ipv4", "ipv6"],
+)
+def test_without_any_network_its_own_server_relays(options: tuple[str, ...], hosts: list[str]) -> None:
+    """Over every transport and IP version, and data goes through."""
+    with namespace() as lonely:
+        ended = probe(lonely, "--json", *options)
+    assert (ended.code, ended.took_s < 2) == (0, True), ended
+    rows = ended.report["relays"]
+    ways = [(row["server"].rpartition(":")[0], row["transport"], row["status"], row["mobility"]) for row in rows]
+    assert ways == [(f"turn:{host}", transport, "ok", True) for host in hosts for transport in ("udp", "tcp")]
+    for row in rows:
+        assert row["relayed"].rpartition(":")[0] == hosts[0]
+        assert 0 < row["rtt_ms"] < 1000 and 0 < row["data_rtt_ms"] < 1000
+
+
+# Nothing gets from one relayed address to another: both ports are of the range of RFC 8656, 7.2; no client's is.
+LOW_PORTS = "20000-40000"
+HINDRANCE = """
+table inet hindrance {
+ chain input {
+  type filter hook input priority 0
+  udp sport 49152-65535 udp dport 49152-65535 RULE
+ }
+}
+"""
+
+
+def test_a_firewall_that_hinders_loopback_is_told() -> None:
+    with namespace() as lonely:
+        lonely.nft(HINDRANCE.replace("RULE", "drop"))
+        ended = probe(lonely, "--json", "--no-ipv6", "--port-range", LOW_PORTS)
+    assert (ended.code, ended.took_s < 4) == (4, True), ended
+    for row in ended.report["relays"]:
+        assert (row["status"], row["data_rtt_ms"]) == ("no-answer", None)
+        assert row["reason"] == f"a datagram through {row['relayed']} does not come back"
+    assert any("This host hinders our own server on loopback" in each for each in ended.report["advice"])
+
+
+def test_ctrl_c_ends_the_own_server_too() -> None:
+    """While it waits for a datagram that the firewall drops."""
+    with namespace() as lonely:
+        lonely.nft(HINDRANCE.replace("RULE", "counter drop"))
+        with started(lonely, "probe", "--json", "--no-ipv6", "--port-range", LOW_PORTS) as process:
+            deadline = time.monotonic() + PATIENCE_S
+            while "packets 0 " in lonely.run(["nft", "list", "ruleset"]):
+                assert time.monotonic() < deadline
+            process.send_signal(signal.SIGINT)
+            interrupted = time.monotonic()
+            out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, out, err.count("\n")) == (130, "", 1)
+    assert time.monotonic() - interrupted < 1.0
 
 
 def test_a_server_that_cannot_be_reached_without_a_network_is_no_path() -> None:

@@ -18,7 +18,7 @@ from iceagent.lab.services import Service, coturn
 pytestmark = pytest.mark.natlab_needs("turnserver")
 
 ROOT = Path(__file__).parents[2]
-KEYS = {"server", "transport", "status", "rtt_ms", "relayed", "reason"}
+KEYS = {"server", "transport", "status", "rtt_ms", "relayed", "reason", "data_rtt_ms", "mobility"}
 USER = ("--username", "u", "--credential", "pw")
 PATIENCE_S = 30.0
 
@@ -68,6 +68,16 @@ def test_a_relay_over_udp_and_tcp(natlab: Lab) -> None:
     assert_all_was_given_back(service, at_least=3)
 
 
+@pytest.mark.parametrize(("options", "mobility"), [((), False), (("--mobility",), True)], ids=["without", "with"])
+def test_whether_the_server_knows_mobility(natlab: Lab, options: tuple[str, ...], mobility: bool) -> None:
+    server = natlab.machine("server")
+    coturn(server, *options, users={"u": "pw"})
+    client = natlab.machine(behind=natlab.router("port-restricted"))
+    _, report = probe(client, "--server", f"turn:{server.address}", *USER)
+    rows = report["relays"]
+    assert [(row["status"], row["mobility"], row["data_rtt_ms"]) for row in rows] == [("ok", mobility, None)] * 2
+
+
 def test_a_wrong_password_is_refused_in_the_servers_words(natlab: Lab) -> None:
     server = natlab.machine("server")
     coturn(server, users={"u": "pw"})
@@ -75,7 +85,7 @@ def test_a_wrong_password_is_refused_in_the_servers_words(natlab: Lab) -> None:
     code, report = probe(client, "--server", f"turn:{server.address}", "--username", "u", "--credential", "no")
     assert code == 0
     for row in report["relays"]:
-        assert (row["status"], row["relayed"], row["rtt_ms"]) == ("refused", None, None)
+        assert (row["status"], row["relayed"], row["rtt_ms"], row["mobility"]) == ("refused", None, None, None)
         assert row["reason"] == "401 user name or password are wrong (it says: Unauthorized)"
     assert any(f"turn:{server.address} over UDP (401 user name" in sentence for sentence in report["advice"])
 

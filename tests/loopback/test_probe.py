@@ -6,6 +6,7 @@ import asyncio
 import json
 import os
 import pty
+import re
 import signal
 import socket
 import sys
@@ -79,7 +80,22 @@ async def test_without_a_server_it_asks_its_own_and_says_so() -> None:
         "none was named: our own server on loopback was asked",
     ]
     assert report["duration_ms"] < 2000
-    assert ended.err == "No server given: asking a STUN server of our own on loopback, nobody else.\n"
+    assert ended.err == "No server given: asking a STUN and TURN server of our own on loopback, nobody else.\n"
+
+
+async def test_its_own_server_relays_and_no_proxy_is_on_the_way() -> None:
+    ended = await probe("--json", "--no-ipv6", "-vv", ALL_PROXY="http://127.0.0.1:1")
+    assert ended.code == 0
+    rows = ended.report["relays"]
+    assert [(row["transport"], row["status"], row["mobility"]) for row in rows] == [
+        ("udp", "ok", True),
+        ("tcp", "ok", True),
+    ]
+    for row in rows:
+        assert row["server"].startswith("turn:127.0.0.1:") and row["relayed"].startswith("127.0.0.1:")
+        assert 0 < row["rtt_ms"] < 1000 and 0 < row["data_rtt_ms"] < 1000
+    # User and password are hexadecimal, and nobody's business.
+    assert not re.search("[0-9a-f]{32}", ended.out + ended.err)
 
 
 async def test_a_server_that_is_named_is_asked() -> None:
@@ -126,7 +142,8 @@ async def test_a_relay_that_is_not_there_is_no_answer_at_once() -> None:
     assert ended.report["relays"][1]["reason"] == "Connection refused"
     assert "secret" not in ended.out
     assert ended.report["duration_ms"] < 5000
-    (nobody,) = (await probe("--json")).report["relays"]
+    stun = ("--json", "--server", url.replace("turn:", "stun:"))
+    (nobody,) = (await probe(*stun)).report["relays"]
     assert (nobody["status"], nobody["reason"]) == ("not-tested", "no TURN server was given")
 
 

@@ -22,7 +22,7 @@ SILENT_6 = replace(SILENT, version=6)
 
 
 def test_where_all_is_well_there_is_nothing_to_do() -> None:
-    assert advise(GOOD) == ("A direct path to most peers can be expected: there is nothing to do.",)
+    assert advise(GOOD) == ("There is nothing to do.",)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,10 @@ def test_where_all_is_well_there_is_nothing_to_do() -> None:
         (replace(GOOD, interfaces=(HOME_4,)), "This host has no global IPv6 address"),
         (replace(GOOD, interfaces=(ULA,)), "This host has no global IPv6 address"),
         (replace(GOOD, interfaces=(replace(HOME_ROW, mtu=1279),)), "The MTU of eth0 is 1279 bytes"),
-        (replace(GOOD, is_embedded=True, servers=(ANSWERED,)), "Only this host was looked at, with our own STUN"),
+        (
+            replace(GOOD, is_embedded=True, servers=(ANSWERED,)),
+            "Only this host was looked at, with our own STUN and TURN",
+        ),
         (replace(GOOD, is_embedded=True, servers=()), "Nothing could be tried: our own server has no loopback address"),
         (
             replace(GOOD, nat=HARD, relays=(NO_RELAY, RELAY)),
@@ -115,6 +118,16 @@ def test_one_thing_is_wrong_and_one_sentence_says_what_to_do(report: Report, beg
 )
 def test_what_is_no_problem_is_not_mentioned(report: Report) -> None:
     assert advise(report) == advise(GOOD)
+
+
+def test_what_hinders_our_own_server_is_named_and_nothing_is_said_about_mending_it() -> None:
+    silent = replace(SILENT, uri="stun:127.0.0.1:9", is_outside=False)
+    report = replace(GOOD, is_embedded=True, servers=(silent,), relays=(RELAY, replace(NO_RELAY, reason="no answer")))
+    first, second = advise(report)
+    assert first.startswith(
+        f"This host hinders our own server on loopback (stun:127.0.0.1:9: no response, {TURN} over TCP: no answer): "
+    )
+    assert second.startswith("Only this host was looked at")
 
 
 def test_the_most_pressing_comes_first() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import random
 from collections.abc import Callable, Sequence
@@ -11,12 +12,23 @@ import pytest
 
 from iceagent.config import Config, IceServer
 from iceagent.nat.kinds import Filtering, Mapping
-from iceagent.net.host import Host
+from iceagent.net.address import TransportAddress
+from iceagent.net.host import (
+    DatagramReceiver,
+    DatagramSocket,
+    Host,
+    Listener,
+    Proxy,
+    SocketOptions,
+    Stream,
+    StreamListener,
+)
 from iceagent.probe.measure import ProbeOptions, measure
-from iceagent.probe.report import Allocation, NotTested, Report, ServerStatus
+from iceagent.probe.report import Allocation, NotTested, RelayRow, RelayStatus, Report, ServerStatus
 from iceagent.probe.verdict import Outlook, outlook
 from iceagent.testing import MemoryHost, MemoryInternet, Network, add_stun_server, box_of_kind, run
 from iceagent.testing.nat import Middlebox
+from relay.stun import USERHASH, parse
 
 HOME = "192.168.1.2"
 NAT = "30.0.0.1"
@@ -26,6 +38,31 @@ DEAD = "20.0.9.9"
 SERVERS = {"full": [FULL, FULL_2], "plain": [PLAIN], "other": [OTHER], "six": ["2001:db8:5::1"]}
 # No longer than this after the last answer: a probe does not wait for nothing.
 SLACK_MS = 100
+
+
+class Wrapped:
+    """A host or a socket but for what a test changes."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+
+def refuse(stream: Stream) -> StreamListener:
+    raise AssertionError("nobody comes")
+
+
+class Deaf:
+    """Receives nothing."""
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        raise AssertionError("nobody sends here")
+
+    def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
+        raise AssertionError("it sends nothing")
+
 
 Prepare = Callable[[MemoryInternet, MemoryHost], None]
 
@@ -64,6 +101,11 @@ def probe(
         return await measure(options, host, system_rng=random.Random(3), tell=tell)
 
     return run(main())
+
+
+def relays(report: Report) -> tuple[RelayRow, ...]:
+    assert isinstance(report.relays, tuple), report.relays
+    return report.relays
 
 
 @pytest.mark.parametrize(
@@ -241,19 +283,134 @@ def test_without_a_server_it_asks_its_own_and_nobody_else() -> None:
     assert report.duration_ms < SLACK_MS
 
 
-def test_without_a_server_and_without_ipv6() -> None:
-    report = probe([], config=Config(ipv6=False))
-    assert [row.address.host for row in report.reflexive] == ["127.0.0.1"]
+def test_our_own_server_relays_over_every_transport_and_ip_version() -> None:
+    report = probe([], box="port-restricted")
+    rows = relays(report)
+    assert [(row.server.rpartition(":")[0], row.transport) for row in rows] == [
+        ("turn:127.0.0.1", "udp"),
+        ("turn:127.0.0.1", "tcp"),
+        ("turn:[::1]", "udp"),
+        ("turn:[::1]", "tcp"),
+    ]
+    for row in rows:
+        assert (row.status, row.reason, row.mobility) == (RelayStatus.OK, "", True)
+        assert [address.host for address in row.relayed] == ["127.0.0.1", "::1"]
+        assert row.rtt_ms is not None and row.data_rtt_ms is not None
+    # It relays on this host alone: it is no server to reach a peer by, and gives no candidate.
+    assert {line.split()[7] for line in report.candidates} == {"host"}
+    assert [row.uri[:5] for row in report.servers] == ["stun:"] * 2
 
 
-class WithoutTcp:
+@pytest.mark.parametrize(("config", "host"), [(Config(ipv6=False), "127.0.0.1"), (Config(ipv4=False), "::1")])
+def test_without_a_server_and_without_an_ip_version(config: Config, host: str) -> None:
+    report = probe([], config=config)
+    assert [row.address.host for row in report.reflexive] == [host]
+    assert [row.transport for row in relays(report)] == ["udp", "tcp"]
+    assert {address.host for row in relays(report) for address in row.relayed} == {host}
+    assert outlook(report) is Outlook.DIRECT
+
+
+def test_our_own_server_is_not_asked_through_a_proxy() -> None:
+    report = probe([], config=Config(proxy=Proxy.parse("http://20.0.9.9:3128")))
+    assert [row.status for row in relays(report)] == [RelayStatus.OK] * 4
+
+
+def test_our_own_server_lets_in_nobody_but_this_probe() -> None:
+    """Whoever comes from this host meanwhile has no password, and the next probe has another one."""
+    asked: list[bytes] = []
+
+    class Overhearing(Wrapped):
+        def socket(self, local: TransportAddress, receiver: DatagramReceiver, options: SocketOptions) -> DatagramSocket:
+            class Ear(Wrapped):
+                def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+                    asked.append(data)
+                    self._inner.datagram_received(socket, data, source)
+
+            opened: DatagramSocket = self._inner.socket(local, cast(DatagramReceiver, Ear(receiver)), options)
+            return opened
+
+    async def users() -> set[bytes | None]:
+        asked.clear()
+        host = MemoryInternet(Network(random.Random(1))).host("me", [HOME])
+        await measure(ProbeOptions(), cast(Host, Overhearing(host)))
+        messages = [parse(data) for data in asked if data[:2] == b"\0\3"]
+        # Two over UDP, each first without and then with credentials.
+        assert len(messages) == 4
+        return {message.get(USERHASH) for message in messages}
+
+    first, second = run(users()), run(users())
+    assert (len(first), len(second), first & second) == (2, 2, {None})
+
+
+def test_our_own_relay_that_this_host_silences_is_told() -> None:
+    """A firewall rule against it, say: it gives addresses, and nothing gets from one to the other."""
+
+    class Silent(Wrapped):
+        def socket(self, local: TransportAddress, receiver: DatagramReceiver, options: SocketOptions) -> DatagramSocket:
+            return cast(DatagramSocket, Mute(self._inner.socket(local, receiver, options)))
+
+    class Mute(Wrapped):
+        def send(self, data: bytes, destination: tuple[str, int], ttl: int | None = None) -> int:
+            return 0 if destination == self._inner.address else self._inner.send(data, destination, ttl)
+
+    async def main() -> Report:
+        host = MemoryInternet(Network(random.Random(1))).host("me", [HOME])
+        return await measure(ProbeOptions(), cast(Host, Silent(host)))
+
+    report = run(main())
+    assert {row.status for row in relays(report)} == {RelayStatus.NO_ANSWER}
+    assert outlook(report) is Outlook.NOTHING
+    assert report.advice[0].startswith("This host hinders our own server on loopback (turn:127.0.0.1:")
+    assert "does not come back" in report.advice[0]
+
+
+def test_nothing_of_our_own_server_is_left_also_after_an_interruption() -> None:
+    """Every socket that was opened is closed, within a second."""
+
+    class Counting(Wrapped):
+        def __init__(self, inner: MemoryHost) -> None:
+            super().__init__(inner)
+            self.sockets: list[TransportAddress] = []
+            self.listeners: list[TransportAddress] = []
+
+        def socket(self, local: TransportAddress, receiver: DatagramReceiver, options: SocketOptions) -> DatagramSocket:
+            opened: DatagramSocket = self._inner.socket(local, receiver, options)
+            self.sockets.append(opened.address)
+            return opened
+
+        async def listen_tcp(self, *arguments: Any, **options: Any) -> Listener:
+            opened: Listener = await self._inner.listen_tcp(*arguments, **options)
+            self.listeners.append(opened.address)
+            return opened
+
+    async def interrupt(steps: int, after_s: float) -> tuple[int, bool]:
+        inner = MemoryInternet(Network(random.Random(1))).host("me", [HOME])
+        host = Counting(inner)
+        task = asyncio.ensure_future(measure(ProbeOptions(), cast(Host, host)))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        await asyncio.sleep(after_s)
+        began, was_done = inner.now(), task.done()
+        task.cancel()
+        await asyncio.wait([task])
+        assert inner.now() - began < 0.8
+        for address in host.sockets:
+            # It is free again.
+            inner.socket(address, Deaf(), SocketOptions()).close()
+        for address in host.listeners:
+            (await inner.listen_tcp(address, refuse)).close()
+        return len(host.sockets) + len(host.listeners), was_done
+
+    found = [run(interrupt(steps, 0.0)) for steps in range(60)]
+    found += [run(interrupt(0, after_ms / 1000)) for after_ms in range(1, 120)]
+    # From the first sockets to all of them: the server's four, what asks it, what is relayed, and the agent's.
+    counts = [count for count, _ in found]
+    assert min(counts) < 12 and max(counts) >= 4 + 4 + 8 + 1
+    assert {was_done for _, was_done in found} == {False, True}
+
+
+class WithoutTcp(Wrapped):
     """A host whose sandbox refuses listening TCP sockets."""
-
-    def __init__(self, host: MemoryHost) -> None:
-        self._host = host
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._host, name)
 
     async def listen_tcp(self, *_: object, **__: object) -> NoReturn:
         raise PermissionError(errno.EPERM, "Operation not permitted")
@@ -269,6 +426,8 @@ def test_a_server_of_ours_that_cannot_start_is_told_and_nothing_else_fails() -> 
     assert (row.uri, row.status, outlook(report)) == ("our own server", ServerStatus.FAILED, Outlook.NOTHING)
     assert report.nat.evidence[-1] == f"our own server: {row.reason}"
     assert "Operation not permitted" in row.reason
+    assert report.relays == NotTested(reason="our own server does not run")
+    assert report.advice[0].startswith("This host hinders our own server on loopback (our own server: ")
     assert [line.split()[4] for line in report.candidates] == [HOME]
 
 

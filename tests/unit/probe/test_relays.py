@@ -25,6 +25,8 @@ HOME, NAT = "192.168.1.2", "30.0.0.1"
 HOST, OTHER, DEAD = "20.0.1.1", "20.0.2.1", "20.0.9.9"
 URL = f"turn:{HOST}:3478"
 USER = {"user": "secret"}
+# Base, destination, datagram.
+Outgoing = list[tuple[TransportAddress, TransportAddress, bytes]]
 OK, REFUSED, NO_ANSWER, NOT_TESTED = RelayStatus.OK, RelayStatus.REFUSED, RelayStatus.NO_ANSWER, RelayStatus.NOT_TESTED
 
 
@@ -125,9 +127,13 @@ def rows(report: Report) -> list[tuple[str, RelayStatus, str]]:
     return [(row.transport, row.status, row.reason) for row in report.relays]
 
 
-def relay(report: Report, index: int = 0) -> RelayRow:
+def found_rows(report: Report) -> tuple[RelayRow, ...]:
     assert isinstance(report.relays, tuple)
-    return report.relays[index]
+    return report.relays
+
+
+def relay(report: Report, index: int = 0) -> RelayRow:
+    return found_rows(report)[index]
 
 
 def test_a_url_without_a_transport_is_tried_over_udp_and_tcp() -> None:
@@ -315,7 +321,108 @@ def test_the_same_way_is_tried_once() -> None:
 def test_what_is_done_is_json() -> None:
     report = replace(probe(URL, f"turn:{DEAD}?transport=tcp"), duration_ms=0.0)
     first, _, last = report.as_json()["relays"]
-    assert set(first) == {"server", "transport", "status", "rtt_ms", "relayed", "reason"}
+    keys = {"server", "transport", "status", "rtt_ms", "relayed", "reason", "data_rtt_ms", "mobility"}
+    assert set(first) == keys
     assert (first["server"], first["transport"], first["status"], first["reason"]) == (URL, "udp", "ok", None)
     assert first["relayed"] == str(relay(report).relayed[0])
+    assert (first["mobility"], first["data_rtt_ms"]) == (False, None)
     assert (last["status"], last["rtt_ms"], last["relayed"]) == ("no-answer", None, None)
+    assert (last["mobility"], last["data_rtt_ms"]) == (None, None)
+
+
+# --- mobility ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [(True, True), (False, False), (None, False)], ids=["a ticket", "ignored", "405"]
+)
+def test_whether_the_server_gives_a_ticket(given: bool | None, expected: bool) -> None:
+    """RFC 8016, 3.1: it gives one, ignores the attribute, or forbids it (405), and is asked again without."""
+    report = probe(URL, options=Options(users=USER, mobility=given))
+    assert [(row.status, row.mobility) for row in found_rows(report)] == [(OK, expected)] * 2
+
+
+def test_of_a_relay_that_there_is_not_nothing_is_known() -> None:
+    report = probe(URL, options=Options(users=USER, mobility=True), password="guessed")
+    assert [row.mobility for row in found_rows(report)] == [None, None]
+
+
+def test_what_is_no_answer_of_the_servers_is_no_ticket() -> None:
+    """Noise, and a message of another kind, before the answer; neither harms."""
+
+    def prepare(world: World) -> None:
+        take = world.turn.by_udp.from_client
+
+        def noisy(client: TransportAddress, data: bytes, now: float) -> Outgoing:
+            here = TransportAddress(HOST, 3478)
+            noise = [(here, client, b""), (here, client, b"\1\3\0"), (here, client, b"\x40\0\0\1x")]
+            return noise + take(client, data, now)
+
+        world.turn.by_udp.from_client = noisy  # type: ignore[method-assign]
+
+    report = probe(f"{URL}?transport=udp", options=Options(users=USER, mobility=True), prepare=prepare)
+    assert [(row.status, row.mobility) for row in found_rows(report)] == [(OK, True)]
+
+
+# --- data --------------------------------------------------------------------------------------------------------
+
+
+def test_a_named_server_is_not_sent_data() -> None:
+    """Where its relayed address is behind a NAT of its own, it may not reach itself, and is none the worse."""
+    sent: list[int] = []
+
+    def prepare(world: World) -> None:
+        take = world.turn.by_udp.from_client
+
+        def note(client: TransportAddress, data: bytes, now: float) -> Outgoing:
+            sent.append(int.from_bytes(data[:2], "big"))
+            return take(client, data, now)
+
+        world.turn.by_udp.from_client = note  # type: ignore[method-assign]
+
+    probe(f"{URL}?transport=udp", prepare=prepare)
+    # Binding, Allocate, Refresh: no CreatePermission, no Send.
+    assert set(sent) == {0x001, 0x003, 0x004}
+
+
+def ask_as_ours(options: Options, *, timeout_s: float = 3.0, seconds: float | None = None) -> tuple[RelayRow, ...]:
+    """As if the server at HOST were ours; it drops what it should relay."""
+
+    async def main() -> tuple[RelayRow, ...]:
+        world = World("port-restricted", options)
+        await world.turn.listen()
+        inquiry = RelayInquiry(
+            world.client,
+            await world.client.interfaces(),
+            Config(),
+            timeout_s=timeout_s,
+            rng=random.Random(4),
+            system_rng=random.Random(3),
+            tell=lambda _: None,
+        )
+        began = world.client.now()
+        async with inquiry:
+            await inquiry.run([IceServer(urls=(URL,), username="user", credential="secret")], are_ours=True)
+        assert seconds is None or world.client.now() - began == pytest.approx(seconds, abs=0.3)
+        assert inquiry.observations == []
+        world.turn.assert_nothing_is_left()
+        return inquiry.rows
+
+    return run(main())
+
+
+def test_a_relay_that_drops_data_is_no_answer() -> None:
+    for row in ask_as_ours(Options(users=USER), seconds=1.5):
+        assert (row.status, row.rtt_ms is not None, row.data_rtt_ms) == (NO_ANSWER, True, None)
+        assert row.reason == f"a datagram through {row.relayed[0]} does not come back"
+
+
+def test_a_relay_that_refuses_the_peer_is_refused() -> None:
+    forbidden = Options(users=USER, forbidden=frozenset({"198.51.100.1"}))
+    for row in ask_as_ours(forbidden, seconds=0.2):
+        assert (row.status, row.reason) == (REFUSED, f"{row.relayed[0]} may not send (403 Forbidden)")
+
+
+def test_what_does_not_come_through_before_the_timeout_says_so() -> None:
+    for row in ask_as_ours(Options(users=USER), timeout_s=0.6, seconds=0.7):
+        assert (row.status, row.reason, len(row.relayed)) == (NO_ANSWER, "no datagram came through in time", 2)

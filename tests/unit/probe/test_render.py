@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import pytest
 from rich.console import Console
 
-from iceagent.nat.kinds import Mapping
+from iceagent.nat.kinds import Filtering, Mapping
+from iceagent.net.address import TransportAddress
 from iceagent.probe.changes import changes
 from iceagent.probe.render import lines, tables
-from iceagent.probe.report import NotTested, Report
+from iceagent.probe.report import NotTested, RelayStatus, Report
 from tests.unit.probe.samples import ANSWERED, GOOD, HOME_ROW, LOOPBACK_ROW, NAT, NO_RELAY, RELAY, SILENT, TURN, URI
 
 REPORT = replace(GOOD, advice=("Do this.",))
@@ -32,8 +34,8 @@ def test_plain_text() -> None:
         "NAT",
         "  UDP over IPv4        yes",
         "  UDP over IPv6        not tested: no server has an IPv6 address",
-        "  mapping              EIM",
-        "  filtering            APDF",
+        "  mapping              EIM (one outside address towards everybody)",
+        "  filtering            APDF (lets in addresses and ports that we have sent to)",
         "  port preserved       yes",
         "  port allocation      preserved",
         "  NATs in front of us  1",
@@ -43,6 +45,8 @@ def test_plain_text() -> None:
         "  port mapping  port mapping is not part of this version",
         "  relays        no TURN server was given",
         "  NAT64         NAT64 discovery is not part of this version",
+        "Outlook",
+        "  A direct path to most peers can be expected.",
         "Advice",
         "  Do this.",
         "Took 2850 ms",
@@ -52,7 +56,7 @@ def test_plain_text() -> None:
 def test_empty_parts_are_left_out() -> None:
     bare = replace(REPORT, candidates=(), reflexive=(), servers=(), interfaces=(), nat=replace(REPORT.nat, evidence=()))
     titles = [line for line in lines(bare) if not line.startswith(" ")]
-    assert titles == ["NAT", "Not tested", "Advice", "Took 2850 ms"]
+    assert titles == ["NAT", "Not tested", "Outlook", "Advice", "Took 2850 ms"]
 
 
 def test_interfaces_that_are_down_and_servers_that_are_silent_are_shown() -> None:
@@ -72,6 +76,33 @@ def test_relays_have_rows_of_their_own() -> None:
         f"  {TURN}  tcp        refused  -        {'-':39}  486 Allocation Quota Reached",
     ]
     assert "no TURN server was given" not in "".join(text)
+
+
+def test_relays_show_mobility_and_data_where_something_is_known_of_them() -> None:
+    here = (TransportAddress("127.0.0.1", 49152),)
+    through = replace(RELAY, server="turn:127.0.0.1:9", relayed=here, data_rtt_ms=0.31, mobility=True)
+    text = lines(replace(REPORT, relays=(through, replace(through, transport="tcp", data_rtt_ms=None, mobility=False))))
+    start = text.index("Relays")
+    assert text[start + 1 : start + 4] == [
+        "  server            transport  status  rtt      through it  mobility  relayed",
+        "  turn:127.0.0.1:9  udp        ok      20.1 ms  0.3 ms      yes       127.0.0.1:49152",
+        "  turn:127.0.0.1:9  tcp        ok      20.1 ms  -           no        127.0.0.1:49152",
+    ]
+
+
+def test_with_our_own_server_alone_nothing_is_said_about_peers_and_nats() -> None:
+    text = lines(replace(REPORT, is_embedded=True))
+    assert "NAT" not in text
+    assert "  UDP and NAT   no server outside this host was asked" in text
+    assert text[text.index("Outlook") + 1] == "  Everything that was tried on this host works."
+    failed = lines(replace(REPORT, is_embedded=True, relays=(NO_RELAY,)))
+    assert failed[failed.index("Outlook") + 1] == "  Not everything that was tried on this host works."
+
+
+@pytest.mark.parametrize("kind", [each for kinds in (Mapping, Filtering) for each in kinds if each.value != "unknown"])
+def test_the_words_of_rfc_4787_are_explained(kind: Mapping | Filtering) -> None:
+    nat = replace(REPORT.nat, mapping=kind) if isinstance(kind, Mapping) else replace(REPORT.nat, filtering=kind)
+    assert any(line.split()[1:2] == [kind.value] and "(" in line for line in lines(replace(REPORT, nat=nat)))
 
 
 def test_a_terminal_gets_the_same_words_in_tables() -> None:
@@ -119,9 +150,21 @@ def test_our_own_server_is_the_same_on_another_port() -> None:
     def embedded(port: int) -> Report:
         uri = f"stun:127.0.0.1:{port}"
         row = replace(REPORT.reflexive[0], server=uri)
-        return replace(REPORT, is_embedded=True, servers=(replace(ANSWERED, uri=uri),), reflexive=(row,))
+        relays = tuple(replace(RELAY, server=f"turn:{host}:{port}") for host in ("127.0.0.1", "[::1]"))
+        servers = (replace(ANSWERED, uri=uri),)
+        return replace(REPORT, is_embedded=True, servers=servers, reflexive=(row,), relays=relays)
 
-    assert changes(embedded(40000), embedded(50000)) == ()
+    before, after = embedded(40000), embedded(50000)
+    assert changes(before, after) == ()
+    assert isinstance(after.relays, tuple)
+    silent = replace(after.relays[1], status=RelayStatus.NO_ANSWER, relayed=(), reason="no answer")
+    assert changes(before, replace(after, relays=(after.relays[0], silent))) == (
+        "relay ours at [::1] over UDP: ok 198.51.100.9 2001:db8::9 → no-answer no answer",
+    )
+    assert changes(before, replace(after, servers=(replace(SILENT, uri="our own server", version=None),))) == (
+        "- server ours at 127.0.0.1 ipv4 answered",
+        "+ server ours ipv? failed no response",
+    )
 
 
 def test_changes_are_told_fact_by_fact() -> None:

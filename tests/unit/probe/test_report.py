@@ -76,10 +76,11 @@ def test_values_are_json_as_the_contract_writes_them() -> None:
 
 
 def test_relays_are_rows_with_all_keys() -> None:
-    keys = {"server", "transport", "status", "rtt_ms", "relayed", "reason"}
+    keys = {"server", "transport", "status", "rtt_ms", "relayed", "reason", "data_rtt_ms", "mobility"}
     (nobody,) = EMPTY.as_json()["relays"]
     assert set(nobody) == keys
-    assert replace(GOOD, relays=(RELAY, NO_RELAY)).as_json()["relays"] == [
+    mobile = replace(RELAY, data_rtt_ms=1.2345, mobility=True)
+    assert replace(GOOD, relays=(mobile, NO_RELAY)).as_json()["relays"] == [
         {
             "server": TURN,
             "transport": "udp",
@@ -87,6 +88,8 @@ def test_relays_are_rows_with_all_keys() -> None:
             "rtt_ms": 20.123,
             "relayed": "198.51.100.9:49152",
             "reason": None,
+            "data_rtt_ms": 1.234,
+            "mobility": True,
         },
         {
             "server": TURN,
@@ -95,6 +98,8 @@ def test_relays_are_rows_with_all_keys() -> None:
             "rtt_ms": None,
             "relayed": None,
             "reason": "486 Allocation Quota Reached",
+            "data_rtt_ms": None,
+            "mobility": None,
         },
     ]
 

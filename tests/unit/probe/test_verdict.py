@@ -305,3 +305,19 @@ def test_with_our_own_server_alone_all_that_was_tried_must_work() -> None:
     assert outlook(replace(GOOD, is_embedded=True, servers=(NOT_ASKED,))) is Outlook.NOTHING
     assert outlook(replace(GOOD, is_embedded=True, servers=(silent,))) is Outlook.NOTHING
     assert outlook(replace(GOOD, is_embedded=True, servers=(INSIDE, replace(silent, version=6)))) is Outlook.NOTHING
+
+
+@pytest.mark.parametrize(
+    ("relays", "expected"),
+    [
+        ((RELAY, RELAY), Outlook.DIRECT),
+        # What was not tried did not fail.
+        ((RELAY, replace(NO_RELAY, status=RelayStatus.NOT_TESTED)), Outlook.DIRECT),
+        ((RELAY, NO_RELAY), Outlook.NOTHING),
+        ((replace(NO_RELAY, status=RelayStatus.NO_ANSWER),), Outlook.NOTHING),
+    ],
+)
+def test_our_own_relays_are_tried_too_and_are_no_way_to_a_peer(relays: tuple[RelayRow, ...], expected: Outlook) -> None:
+    report = replace(GOOD, is_embedded=True, servers=(INSIDE,), relays=relays)
+    assert outlook(report) is expected
+    assert outlook(replace(report, candidates=())) is expected
