@@ -1,6 +1,7 @@
 """How are the streams of a STUN and TURN server read?
 
-Each is cut into messages; whoever speaks something else is cut off. A stream is not read while something of it waits,
+Each is cut into messages; whoever speaks something else is cut off, unless it has become a client's data connection
+(RFC 6062), whose bytes are passed on as they are. A stream is not read while something of it waits,
 and all streams together have so many messages in a turn of the loop, in turns: clients that send requests without end
 slow each other down, and nobody who asks over UDP.
 """
@@ -14,11 +15,11 @@ from typing import Protocol, runtime_checkable
 
 from iceagent.net.address import TransportAddress
 from iceagent.net.driver import Driver
-from iceagent.net.host import Stream
+from iceagent.net.host import Stream, StreamListener
 from relay.stun import HEADER_LENGTH, BadMessage, StreamFramer, is_stun
 from relay.stun_server import StreamServer
 
-__all__ = ["Connection", "Turns"]
+__all__ = ["Connection", "Pausable", "RawListener", "Turns"]
 
 MESSAGES_PER_TURN = 64
 """Messages taken from all streams together before UDP and the timers get their turn."""
@@ -28,12 +29,22 @@ MAX_UNREAD = 1 << 20
 
 
 @runtime_checkable
-class _Pausable(Protocol):
+class Pausable(Protocol):
     """A stream that can be told to wait, as those of this machine can."""
 
     def pause_reading(self) -> None: ...
 
     def resume_reading(self) -> None: ...
+
+
+class RawListener(StreamListener, Protocol):
+    """Who hears a stream that is no longer cut into messages; see ``iceagent/net/streams.py``."""
+
+    def eof_received(self, stream: Stream) -> bool: ...
+
+    def writing_paused(self, stream: Stream) -> None: ...
+
+    def writing_resumed(self, stream: Stream) -> None: ...
 
 
 class Turns:
@@ -89,7 +100,8 @@ class Connection:
         self._register = register
         self._key = (stream.local_address, stream.remote_address)
         self._turns = turns
-        self._pausable = stream if isinstance(stream, _Pausable) else None
+        self._pausable = stream if isinstance(stream, Pausable) else None
+        self._raw: RawListener | None = None
         self._unread = b""
         self._position = 0
         self._framer = StreamFramer()
@@ -106,6 +118,12 @@ class Connection:
             self.stream.close()
             self._on_closed(self._key)
 
+    def become(self, raw: RawListener) -> None:
+        """No more messages: from now on this one hears what comes, and closes the stream."""
+        self._raw = raw
+        self._register.pop(self._key, None)
+        self._driver.command(self._core.close, *self._key)
+
     @property
     def has_unread(self) -> bool:
         """Whether something waits for its turn."""
@@ -114,6 +132,9 @@ class Connection:
     def data_received(self, stream: Stream, data: bytes) -> None:
         """Keep it for its turn, and read no more until then."""
         if self._is_closed or not data:
+            return
+        if self._raw is not None:
+            self._raw.data_received(stream, data)
             return
         if self._unread:
             self._unread = self._unread[self._position :] + data
@@ -131,6 +152,13 @@ class Connection:
         data = self._unread[self._position : self._position + limit]
         self._position += len(data)
         self._feed(data)
+        if self._raw is not None:
+            # Whoever did not wait for the answer has sent what is not ours.
+            early = self._framer.take_rest() + self._unread[self._position :]
+            self._unread = b""
+            if early:
+                self._raw.data_received(self.stream, early)
+            return len(data)
         if self._position >= len(self._unread):
             self._unread = b""
             if self._pausable is not None:
@@ -142,17 +170,33 @@ class Connection:
         if self._is_closed or not self._begins_like_stun(data):
             self._end()
             return
+        self._framer.add(data)
         try:
-            messages = self._framer.feed(data)
+            while self._raw is None and (message := self._framer.next_message()) is not None:
+                self._take(message)
         except BadMessage:
             self._end()
-            return
-        for message in messages:
-            self._take(message)
 
     def connection_lost(self, stream: Stream, errno: int) -> None:
         """The other side ended it."""
-        self._end()
+        if self._raw is not None:
+            self._raw.connection_lost(stream, errno)
+        else:
+            self._end()
+
+    def eof_received(self, stream: Stream) -> bool:
+        """The other side will send no more: of messages, it wants no answers either."""
+        return self._raw is not None and self._raw.eof_received(stream)
+
+    def writing_paused(self, stream: Stream) -> None:
+        """Much waits to be written."""
+        if self._raw is not None:
+            self._raw.writing_paused(stream)
+
+    def writing_resumed(self, stream: Stream) -> None:
+        """Little does."""
+        if self._raw is not None:
+            self._raw.writing_resumed(stream)
 
     def _take(self, message: bytes) -> None:
         if self._is_closed:

@@ -22,9 +22,10 @@ from typing import Any
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.host import DatagramSocket, Host, SocketOptions
 from iceagent.net.trains import MAX_TRAIN
+from relay.stun import Icmp
 from relay.turn.server import ServedAllocation, TurnOptions, TurnServer
 
-__all__ = ["Batches", "RelaySockets", "Relaying", "send_all"]
+__all__ = ["Batches", "Places", "RelaySockets", "Relaying", "send_all"]
 
 # RFC 8656, 7.2: ports "in the Dynamic and/or Private Port range".
 DEFAULT_PORTS = (49152, 65535)
@@ -51,6 +52,35 @@ class Relaying:
     ports: tuple[int, int] = DEFAULT_PORTS
     allow: tuple[str, ...] = ()
     deny: tuple[str, ...] = ()
+
+
+class Places:
+    """Where relayed addresses are.
+
+    Args:
+        relaying: says it, if the operator does.
+        listened: hosts of the server itself, where it does not.
+    """
+
+    def __init__(self, relaying: Relaying, listened: Callable[[], Sequence[str]]) -> None:
+        self._hosts = relaying.hosts
+        self._listened = listened
+        self.ports = relaying.ports
+
+    def host_of(self, version: int, near: str) -> str:
+        """The host for a client that speaks to the host ``near``.
+
+        Raises:
+            LookupError: there is none of this IP version.
+        """
+        hosts = self._hosts or (near, *sorted(self._listened(), key=_is_narrow))
+        is_fitting = (
+            (6 if ":" in host else 4) == version and (not _is_narrow(host) or _is_narrow(near)) for host in hosts
+        )
+        found = next(compress(hosts, is_fitting), None)
+        if found is None:
+            raise LookupError(f"there are no relayed addresses of IPv{version}")
+        return found
 
 
 class Batches:
@@ -98,6 +128,7 @@ class RelaySockets:
         to_client: called with (allocation, messages): what a peer sent.
 
     Attributes:
+        places: where they are.
         counters: ``network errors``, ``dropped: <reason>``.
     """
 
@@ -110,8 +141,7 @@ class RelaySockets:
         to_client: Callable[[ServedAllocation, Sequence[bytes]], None],
     ) -> None:
         self._host = host
-        self._relaying = relaying
-        self._listened = listened
+        self.places = Places(relaying, listened)
         self._rng = system_rng
         self._to_client = to_client
         self._batches = Batches(self._leave)
@@ -123,8 +153,8 @@ class RelaySockets:
 
     def open(self, version: int, near: str, *, even: bool = False, pair: bool = False) -> list[TransportAddress]:
         """See :class:`relay.turn.server.RelayPorts`."""
-        host = self._host_of(version, near)
-        low, high = self._relaying.ports
+        host = self.places.host_of(version, near)
+        low, high = self.places.ports
         for _ in range(MAX_TRIES):
             port = self._rng.randint(low, high)
             if even or pair:
@@ -196,8 +226,20 @@ class RelaySockets:
             self._to_client(allocation, messages)
 
     def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
-        """A peer is not there; its client finds out by itself."""
+        """A peer is not there."""
         self.counters["network errors"] += 1
+
+    def icmp_received(
+        self, socket: DatagramSocket, destination: TransportAddress, icmp_type: int, code: int, info: int
+    ) -> None:
+        """The same, with what ICMP said, which the client is told."""
+        owner = self._owners.get(socket.address)
+        if owner is not None:
+            server, allocation = owner
+            icmp = Icmp(icmp_type, code, info)
+            message = server.icmp_from_peer(allocation, destination, icmp, self._host.now())
+            if message is not None:
+                self._to_client(allocation, (message,))
 
     # --- inside --------------------------------------------------------------------------------------------------
 
@@ -206,18 +248,6 @@ class RelaySockets:
         socket = self._sockets.get(relayed)
         if socket is not None:
             send_all(socket, datagrams, peer)
-
-    # --- ports --------------------------------------------------------------------------------------------------
-
-    def _host_of(self, version: int, near: str) -> str:
-        hosts = self._relaying.hosts or (near, *sorted(self._listened(), key=_is_narrow))
-        is_fitting = (
-            (6 if ":" in host else 4) == version and (not _is_narrow(host) or _is_narrow(near)) for host in hosts
-        )
-        found = next(compress(hosts, is_fitting), None)
-        if found is None:
-            raise LookupError(f"there are no relayed addresses of IPv{version}")
-        return found
 
     def _try(self, wanted: Sequence[TransportAddress]) -> bool:
         opened: list[DatagramSocket] = []

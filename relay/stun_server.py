@@ -37,6 +37,7 @@ from relay.stun import (
     UNKNOWN_ATTRIBUTES,
     XOR_MAPPED_ADDRESS,
     Attribute,
+    BadAttribute,
     BadMessage,
     ChangeRequest,
     Message,
@@ -122,8 +123,8 @@ def discovery_table(pairs: Iterable[tuple[TransportAddress, TransportAddress]]) 
 class Extension(Protocol):
     """A core beside the STUN server: takes messages of other methods, and answers on the same sockets."""
 
-    def handle_message(self, message: Message, datagram: Datagram, now: float) -> bool:
-        """Take it; false: it is none of ours."""
+    def handle_message(self, message: Message, datagram: Datagram, now: float, *, is_whole: bool) -> bool:
+        """Take it, or what could be read of it; false: it is none of ours."""
 
     def handle_timeout(self, now: float) -> None: ...
 
@@ -172,15 +173,20 @@ class StunServer:
         if not is_stun(datagram.data):
             self._on_other(datagram)
             return
+        is_whole = True
         try:
             message = parse(datagram.data)
+        except BadAttribute as error:
+            message, is_whole = error.message, False
         except BadMessage:
             self._drop(datagram, "malformed")
             return
         if message.method != Method.BINDING:
-            is_answerable = self._turn is not None and self._may_send_to(datagram.source)
-            if not is_answerable or self._turn is None or not self._turn.handle_message(message, datagram, now):
-                self._drop(datagram, "method not supported")
+            turn = self._turn if self._may_send_to(datagram.source) else None
+            if turn is None or not turn.handle_message(message, datagram, now, is_whole=is_whole):
+                self._drop(datagram, "method not supported" if is_whole else "malformed")
+        elif not is_whole:
+            self._drop(datagram, "malformed")
         elif message.is_indication:
             # 6.3.2: "The mere receipt of the message by the agent has refreshed the bindings".
             self.counters["indications"] += 1

@@ -240,7 +240,8 @@ class DatagramReceiver(Protocol):
     """Who is told what a :class:`DatagramSocket` receives. Neither method may raise.
 
     A receiver may have a method ``train_received(socket, datagrams, source)`` as well: several datagrams of one source
-    that arrived together go there.
+    that arrived together go there. And a method ``icmp_received(socket, destination, type, code, info)``: what an ICMP
+    error, which is told by :meth:`error_received` as well, said; ``info`` is the MTU, where it is about that.
     """
 
     def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:

@@ -68,6 +68,8 @@ IP_UNICAST_IF = 50
 SO_BINDTOIFINDEX = 62
 MSG_ERRQUEUE = 0x2000
 SO_EE_ORIGIN_LOCAL = 1
+SO_EE_ORIGIN_ICMP = 2
+SO_EE_ORIGIN_ICMP6 = 3
 EXTENDED_ERROR = struct.Struct("=IBBBBII")
 
 # What the kernel says when a datagram did not fit into a queue; with IP_RECVERR also the device's queue (ENOBUFS).
@@ -207,6 +209,7 @@ class UdpSocket:
         "_scope_id",
         "_sendto",
         "_socket",
+        "_take_icmp",
         "_take_train",
         "_trains_again_in",
         "_used_up",
@@ -230,6 +233,10 @@ class UdpSocket:
         # A receiver that can do with a train what it would do with each of its datagrams.
         self._take_train: Callable[[DatagramSocket, Sequence[bytes], tuple[str, int]], None] | None = getattr(
             receiver, "train_received", None
+        )
+        # One that passes on what an ICMP message said.
+        self._take_icmp: Callable[[DatagramSocket, TransportAddress, int, int, int], None] | None = getattr(
+            receiver, "icmp_received", None
         )
         self._loop = loop
         # Looked up once: these two are called for every datagram.
@@ -437,12 +444,16 @@ class UdpSocket:
                 _, ancillary, _, name = self._socket.recvmsg(1, ERROR_CONTROL_SIZE, MSG_ERRQUEUE)
             except OSError:
                 break
-            number = _errno_of(ancillary)
-            if number is None:
+            found = _error_of(ancillary)
+            if found is None:
                 continue
             self.errors += 1
+            number, is_icmp, kind, code, info = found
+            destination = _destination_of(name)
             try:
-                self._receiver.error_received(self, _destination_of(name), number)
+                self._receiver.error_received(self, destination, number)
+                if is_icmp and destination is not None and self._take_icmp is not None:
+                    self._take_icmp(self, destination, kind, code, info)
             except (Exception, asyncio.CancelledError) as error:  # As above.
                 self._report(error)
             if self._is_closed:
@@ -473,12 +484,15 @@ def _without_scope(source: tuple[str, int, int, int]) -> tuple[str, int]:
     return (canonical_host(host) if "." in host else host), source[1]
 
 
-def _errno_of(ancillary: list[tuple[int, int, bytes]]) -> int | None:
-    """The errno of a queued error; ``None`` for one of our own making, which the send has told already."""
+def _error_of(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, bool, int, int, int] | None:
+    """A queued error: its errno, whether it was ICMP, and type, code and the kernel's further number (the MTU, where
+    that is what it is about); ``None`` for one of our own making, which the send has told already.
+    """
     for level, kind, data in ancillary:
         if (level, kind) in ((socket.IPPROTO_IP, IP_RECVERR), (socket.IPPROTO_IPV6, IPV6_RECVERR)):
-            number, origin, *_ = EXTENDED_ERROR.unpack_from(data)
-            return None if origin == SO_EE_ORIGIN_LOCAL else int(number)
+            number, origin, icmp_type, code, _, info, _ = EXTENDED_ERROR.unpack_from(data)
+            is_icmp = origin in (SO_EE_ORIGIN_ICMP, SO_EE_ORIGIN_ICMP6)
+            return None if origin == SO_EE_ORIGIN_LOCAL else (number, is_icmp, icmp_type, code, info)
     return None
 
 

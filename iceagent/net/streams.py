@@ -9,7 +9,10 @@ descriptors stay free for the rest of the process, and where there are none at a
 
 Through an HTTP proxy, the same socket gets a tunnel (``iceagent.net.proxy``) before TLS or the first byte.
 
-No framing: whoever listens cuts the bytes into messages.
+No framing: whoever listens cuts the bytes into messages. Whoever passes them on as they are needs more than a
+:class:`iceagent.net.host.StreamListener` hears: one that has the methods ``writing_paused(stream)`` and
+``writing_resumed(stream)`` is told when much waits to be sent (64 KiB) and when little does, and one that has
+``eof_received(stream)`` when the other end will send no more; if that returns true, we may go on sending, but over TLS.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import asyncio
 import contextlib
 import errno
 import functools
+import select
 import socket
 import ssl
 import sys
@@ -132,6 +136,10 @@ async def _connected(
         # Also to connect.
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
         if local is not None:
+            if local.port:
+                # From where a listener of ours may be (RFC 6062, 5.2), see TcpListener.share_address.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             sock.bind((local.host, local.port))
         await asyncio.get_running_loop().sock_connect(sock, (remote.host, remote.port))
     except BaseException:
@@ -270,6 +278,10 @@ class TcpListener:
         while self._arriving:
             self._give_up_oldest()
 
+    def share_address(self) -> None:
+        """Let :func:`connect_tcp` connect from this address, too. It was bound alone: nobody else listens there."""
+        self._listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+
     def _on_readable(self) -> None:
         for _ in range(ACCEPT_BATCH):
             try:
@@ -391,6 +403,36 @@ class TcpStream(asyncio.Protocol):
         if self._listener is not None and not self._transport.is_closing():
             self._transport.resume_reading()
 
+    def write_eof(self) -> bool:
+        """Say that nothing more will be written, once what is queued is out; false: it cannot be said (over TLS)."""
+        if self._listener is None or self._transport.is_closing() or not self._transport.can_write_eof():
+            return False
+        self._transport.write_eof()
+        return True
+
+    def tell_when_empty(self) -> None:
+        """From now on writing is paused as long as more than a byte waits to be sent."""
+        if self._listener is not None and not self._transport.is_closing():
+            # With a limit of 0, TLS takes an empty queue for a long one.
+            self._transport.set_write_buffer_limits(1, 0)
+
+    @property
+    def is_flushed(self) -> bool:
+        """Whether the kernel has, or is about to have, all that was written."""
+        if self._transport.is_closing() or self._transport.get_extra_info("ssl_object") is None:
+            return self._transport.get_write_buffer_size() == 0
+        # Below TLS is a second queue, which cannot be asked. It is as good as empty when the kernel would take more.
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket").fileno(), select.POLLOUT)
+        return self._transport.get_write_buffer_size() == 0 and bool(poll.poll(0))
+
+    def be_patient(self) -> None:
+        """Do not give the other end up as soon as :func:`connect_tcp` would, but when the system does."""
+        sock = self._transport.get_extra_info("socket")
+        if sock is not None:
+            with contextlib.suppress(OSError):  # It may be gone again.
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 0)
+
     def close(self) -> None:
         """Close once what is queued is out (a second at most); idempotent. The listener hears nothing afterwards."""
         if self._listener is None:
@@ -417,6 +459,22 @@ class TcpStream(asyncio.Protocol):
         """Called by asyncio."""
         if self._listener is not None:
             self._listener.data_received(self, data)
+
+    def pause_writing(self) -> None:
+        """Called by asyncio: the queue is long."""
+        self._tell("writing_paused")
+
+    def resume_writing(self) -> None:
+        """Called by asyncio: it is short again."""
+        self._tell("writing_resumed")
+
+    def eof_received(self) -> bool:
+        """Called by asyncio: the other end will send no more; false: the transport closes."""
+        return self._transport.can_write_eof() and self._tell("eof_received")
+
+    def _tell(self, name: str) -> bool:
+        method = getattr(self._listener, name, None)
+        return method is not None and bool(method(self))
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio, once."""

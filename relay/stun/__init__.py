@@ -58,7 +58,7 @@ from relay.stun.attributes import (
     Attribute,
 )
 from relay.stun.classic import classic_response
-from relay.stun.errors import BadMessage
+from relay.stun.errors import BadAttribute, BadMessage
 from relay.stun.framing import MAX_MESSAGE_LENGTH, StreamFramer
 from relay.stun.integrity import (
     IntegrityKey,
@@ -143,6 +143,7 @@ __all__ = [
     "AddressFamily",
     "AlgorithmParameters",
     "Attribute",
+    "BadAttribute",
     "BadMessage",
     "ChangeRequest",
     "ErrorCode",

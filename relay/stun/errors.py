@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-__all__ = ["BadMessage"]
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from relay.stun.message import Message
+
+__all__ = ["BadAttribute", "BadMessage"]
 
 
 class BadMessage(ValueError):
@@ -10,3 +15,15 @@ class BadMessage(ValueError):
 
     The only exception that parsing raises, whatever the bytes are. The text says what is wrong.
     """
+
+
+class BadAttribute(BadMessage):
+    """The value of an attribute is malformed, but where the message and its attributes begin and end is clear.
+
+    Attributes:
+        message: without that attribute, and without any other that is malformed: a server can see who asks, and refuse.
+    """
+
+    def __init__(self, text: str, message: Message) -> None:
+        super().__init__(text)
+        self.message = message

@@ -24,10 +24,11 @@ _HEAD = struct.Struct(">HH")
 class StreamFramer:
     """Cuts a stream into messages. Never holds more than one incomplete message, :data:`MAX_MESSAGE_LENGTH` bytes."""
 
-    __slots__ = ("_buffer", "_failure", "_needed")
+    __slots__ = ("_buffer", "_failure", "_needed", "_position")
 
     def __init__(self) -> None:
         self._buffer = bytearray()
+        self._position = 0
         self._needed = _CHANNEL_HEADER_LENGTH
         self._failure: str | None = None
 
@@ -41,31 +42,50 @@ class StreamFramer:
             BadMessage: if what follows is neither. The stream is lost then, with the messages that this call had found:
                 every further call raises.
         """
+        self.add(data)
+        messages = []
+        while (message := self.next_message()) is not None:
+            messages.append(message)
+        return messages
+
+    def add(self, data: bytes) -> None:
+        """Take what arrived, for :meth:`next_message`."""
+        if self._failure is None:
+            self._buffer += data
+
+    def next_message(self) -> bytes | None:
+        """The next message, as in :meth:`feed`; ``None``: it is not complete.
+
+        Raises:
+            BadMessage: what follows is none; every further call raises.
+        """
         if self._failure is not None:
             raise BadMessage(self._failure)
-        buffer = self._buffer
-        buffer += data
-        if len(buffer) < self._needed:
-            return []
+        buffer, position = self._buffer, self._position
+        if not position and len(buffer) < self._needed:
+            return None
         try:
-            return self._cut()
+            needed, length = _measure(buffer, position)
         except BadMessage as error:
             self._failure = str(error)
             buffer.clear()
+            self._position = 0
             raise
+        if len(buffer) - position < needed:
+            del buffer[:position]
+            self._position = 0
+            self._needed = needed
+            return None
+        self._position = position + needed
+        return bytes(buffer[position : position + length])
 
-    def _cut(self) -> list[bytes]:
-        messages: list[bytes] = []
-        buffer, position = self._buffer, 0
-        while True:
-            needed, length = _measure(buffer, position)
-            if len(buffer) - position < needed:
-                break
-            messages.append(bytes(buffer[position : position + length]))
-            position += needed
-        del buffer[:position]
-        self._needed = needed
-        return messages
+    def take_rest(self) -> bytes:
+        """What came behind the last message: no more messages follow, but something else."""
+        rest = bytes(self._buffer[self._position :])
+        self._buffer.clear()
+        self._position = 0
+        self._needed = _CHANNEL_HEADER_LENGTH
+        return rest
 
 
 def _measure(buffer: bytearray, position: int) -> tuple[int, int]:

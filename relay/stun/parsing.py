@@ -17,7 +17,7 @@ from typing import Any
 from zlib import crc32
 
 from relay.stun.attributes import ATTRIBUTES
-from relay.stun.errors import BadMessage
+from relay.stun.errors import BadAttribute, BadMessage
 from relay.stun.layout import LAYOUTS, Envelope
 from relay.stun.message import Message, attribute_name
 from relay.stun.wire import (
@@ -63,7 +63,8 @@ def parse(data: bytes) -> Message:
 
     Raises:
         BadMessage: if the bytes are not a well-formed message, a known attribute has a malformed value, or FINGERPRINT
-            is wrong or not the last attribute. Nothing else is raised, whatever the bytes are.
+            is wrong or not the last attribute. Nothing else is raised, whatever the bytes are. If it is the value of
+            an attribute alone, it is a BadAttribute.
     """
     layout = LAYOUTS.get(data[:4])
     if layout is None:
@@ -102,11 +103,16 @@ def _parse(data: bytes) -> Message:
         raise BadMessage(f"length {length} in a message of {size} bytes")
     method, message_class = split_type(bits)
     message = Message(method, message_class, transaction_id)
-    message._raw, message._envelope = data, _parse_attributes(message.attributes, data, transaction_id)
+    malformed: list[str] = []
+    message._raw, message._envelope = data, _parse_attributes(message.attributes, data, transaction_id, malformed)
+    if malformed:
+        raise BadAttribute(malformed[0], message)
     return message
 
 
-def _parse_attributes(attributes: list[tuple[int, Any]], data: bytes, transaction_id: bytes) -> Envelope:
+def _parse_attributes(
+    attributes: list[tuple[int, Any]], data: bytes, transaction_id: bytes, malformed: list[str]
+) -> Envelope:
     # Every attribute starts on a multiple of four and the length is one, so a head of four bytes is always there.
     unknown: list[int] = []
     integrity_at = sha256_at = code = 0
@@ -121,7 +127,10 @@ def _parse_attributes(attributes: list[tuple[int, Any]], data: bytes, transactio
                 raise BadMessage(f"{length} bytes announced, {end - start} there")
             if code in ATTRIBUTES:
                 if not integrity_at and not sha256_at:
-                    attributes.append((code, ATTRIBUTES[code].decode(data[start:stop], transaction_id)))
+                    try:
+                        attributes.append((code, ATTRIBUTES[code].decode(data[start:stop], transaction_id)))
+                    except BadMessage as error:
+                        malformed.append(f"{attribute_name(code)}: {error}")
             elif code == FINGERPRINT:
                 has_fingerprint = _check_fingerprint(data, position, length)
             elif code == MESSAGE_INTEGRITY_SHA256:

@@ -89,6 +89,26 @@ async def test_coturns_client_over_tls(natlab: Lab, tmp_path: Path) -> None:
         assert received == sent > 0
 
 
+@pytest.mark.natlab_needs("turnutils_uclient")
+@pytest.mark.parametrize(
+    "words",
+    [("-T",), ("-T", "-m", "4"), ("-T", "-l", "1200"), ("-T", "-x"), ("-T", "-S", "-p", "5349")],
+    ids=["TCP", "four", "long", "v6", "TLS"],
+)
+async def test_all_of_coturns_client_comes_back_over_tcp_relays(
+    natlab: Lab, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    """RFC 6062: clients connect to each other's relayed addresses."""
+    server, client = natlab.machine("server"), natlab.machine("client")
+    certificate, key = make_certificate(tmp_path, "server.lab")
+    options = ServerOptions(tls=server_ssl_context(str(certificate), str(key)))
+    async with on(server, options=options) as running:
+        sent, received = await uclient(client, *words, "-n", "40", server.address)
+        assert received == sent > 0
+        (packets, octets), (_, back) = running.relayed()
+        assert packets > 0 and octets == back > 0
+
+
 # --- aioice's, and ours ----------------------------------------------------------------------------------------------
 
 

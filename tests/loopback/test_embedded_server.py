@@ -3,10 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
 from iceagent import Agent, Config, IceServer, RelayRefused, TransportAddress, serve
+from iceagent.net.host import SocketOptions
+from iceagent.net.local import local_host
+from relay.stun import (
+    DATA,
+    ICMP,
+    NONCE,
+    REALM,
+    REQUESTED_TRANSPORT,
+    USERNAME,
+    XOR_PEER_ADDRESS,
+    Icmp,
+    Message,
+    MessageClass,
+    Method,
+    build,
+    long_term_key,
+    parse,
+)
+from relay.turn.credentials import Pair
+from tests.loopback.loops import Inbox
 
 LOOPBACK = TransportAddress("127.0.0.1", 0)
 
@@ -55,3 +76,35 @@ async def test_values_that_cannot_be(options: dict[str, object]) -> None:
     with pytest.raises(ValueError):
         async with serve([LOOPBACK], **options):  # type: ignore[arg-type]
             raise AssertionError("it runs")
+
+
+async def test_a_client_is_told_that_a_port_of_its_peer_is_closed() -> None:
+    """RFC 8656, 11.5: the ICMP error that came back for what was relayed, with its type and code."""
+    async with serve([LOOPBACK], users={"me": "secret"}, allow_peers=["127.0.0.0/8"]) as server:
+        to = server.listeners[0].address
+        inbox = Inbox()
+        client = local_host().socket(LOOPBACK, inbox, SocketOptions())
+
+        async def ask(method: int, *pairs: Pair) -> Message:
+            nonce = ""
+            while True:
+                who: list[Pair] = [(USERNAME, "me"), (REALM, "iceagent"), (NONCE, nonce)]
+                inbox.received.clear()
+                message = build(method, MessageClass.REQUEST, os.urandom(12), *pairs, *who)
+                client.send(message.encode(long_term_key("me", "iceagent", "secret")), to)
+                await inbox.until(lambda: bool(inbox.received))
+                answer = parse(inbox.received.pop()[0])
+                if answer.error is None:
+                    return answer
+                assert answer.error.code == 438
+                nonce = answer.get(NONCE) or ""
+
+        await ask(Method.ALLOCATE, (REQUESTED_TRANSPORT, 17))
+        peer = TransportAddress("127.0.0.2", 9)
+        await ask(Method.CREATE_PERMISSION, (XOR_PEER_ADDRESS, peer))
+        send = build(Method.SEND, MessageClass.INDICATION, os.urandom(12), (XOR_PEER_ADDRESS, peer), (DATA, b"x"))
+        client.send(send.encode(fingerprint=False), to)
+        await inbox.until(lambda: bool(inbox.received))
+        told = parse(inbox.received[0][0])
+        assert (told.method, told.get(XOR_PEER_ADDRESS), told.get(ICMP)) == (Method.DATA, peer, Icmp(3, 3, 0))
+        client.close()

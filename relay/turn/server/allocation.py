@@ -48,6 +48,12 @@ class TokenMeter:
         self._tokens = tokens - size if is_admitted else tokens
         return is_admitted
 
+    def delay(self, size: int, now: float) -> float:
+        """Count bytes of a stream, which are not dropped; seconds until it may go on."""
+        self._tokens = min(self._rate, self._tokens + (now - self._at) * self._rate) - size
+        self._at = now
+        return max(0.0, -self._tokens / self._rate)
+
 
 @dataclass(slots=True, eq=False, kw_only=True)
 class ServedAllocation:
@@ -66,10 +72,13 @@ class ServedAllocation:
         channels: number → peer and until when.
         numbers: peer → number.
         meter: what may pass; ``None``: everything.
+        icmp_meter: how many ICMP errors may be told; ``None``: there were none yet.
         ticket: moves it (RFC 8016); ``None``: none was asked for.
         answers: transaction id → when, and the response, for repeated requests.
         packets: relayed to peers, and from them.
         octets: the same.
+        is_tcp: its relayed addresses take connections (RFC 6062, ``tcp.py``); it has no channels then, and what was
+            read of a connection at once is a packet.
     """
 
     base: TransportAddress
@@ -81,6 +90,7 @@ class ServedAllocation:
     account: str = ""
     scheduled_at: float = math.inf
     meter: TokenMeter | None = field(default=None, repr=False)
+    icmp_meter: TokenMeter | None = field(default=None, repr=False)
     ticket: bytes | None = field(default=None, repr=False)
     permissions: dict[str, float] = field(default_factory=dict, repr=False)
     channels: dict[int, tuple[TransportAddress, float]] = field(default_factory=dict, repr=False)
@@ -88,6 +98,7 @@ class ServedAllocation:
     answers: OrderedDict[bytes, tuple[float, bytes]] = field(default_factory=OrderedDict, repr=False)
     packets: list[int] = field(default_factory=lambda: [0, 0])
     octets: list[int] = field(default_factory=lambda: [0, 0])
+    is_tcp: bool = False
 
     @property
     def expires_at(self) -> float:

@@ -42,7 +42,7 @@ from relay.stun import (
 )
 from relay.turn.credentials import Pair
 
-__all__ = ["Accounts", "Attempts", "Gate", "Identity", "Refused"]
+__all__ = ["Accounts", "Attempts", "Challenge", "Gate", "Identity", "Refused"]
 
 NONCE_S = 600
 """RFC 8656, 5: "SHOULD expire the nonce at least once every hour"."""
@@ -69,6 +69,10 @@ class Refused(Exception):
     def __init__(self, code: int, reason: str, *pairs: Pair) -> None:
         super().__init__(f"{code} {reason}")
         self.code, self.reason, self.pairs = code, reason, pairs
+
+
+class Challenge(Refused):
+    """The request is answered with a question for credentials: with :meth:`Gate.challenge`, if at all."""
 
 
 class Silence(Exception):
@@ -177,7 +181,14 @@ class Gate:
         self.attempts = Attempts()
 
     def authenticate(
-        self, request: Message, client: TransportAddress, now: float, wall_now: float, *, is_known: bool = False
+        self,
+        request: Message,
+        client: TransportAddress,
+        now: float,
+        wall_now: float,
+        *,
+        is_known: bool = False,
+        sibling: TransportAddress | None = None,
     ) -> Identity:
         """RFC 8489, 9.2.4.
 
@@ -187,32 +198,45 @@ class Gate:
             now: seconds, monotonic.
             wall_now: seconds since 1970.
             is_known: this five-tuple has an allocation: somebody's wrong passwords in its network are not its fault.
+            sibling: where the client's control connection is: the nonce may be that one's, from the same host. RFC
+                6062, 4.3 wants "the same method and credentials", and coturn's client knows no other nonce there.
 
         Raises:
-            Refused: with 400, 401 or 438.
+            Refused: with 400; :class:`Challenge` with 401 or 438.
             Silence: this source has tried too many passwords.
         """
         if not (request.has_integrity or request.has_integrity_sha256):
-            raise self._challenge(401, "Unauthorized", client, now)
+            raise Challenge(401, "Unauthorized")
         realm, nonce = request.get(REALM), request.get(NONCE)
         username = self._username(request)
         if realm is None or nonce is None or username is None:
             raise Refused(400, "Bad Request")
         if not is_known and self.attempts.are_used_up(client.host, now):
             raise Silence
-        if not self._is_fresh(nonce, client, now):
-            raise self._challenge(438, "Stale Nonce", client, now)
+        is_fresh = self._is_fresh(nonce, client, now)
+        if not is_fresh and sibling is not None and sibling.host == client.host:
+            is_fresh = self._is_fresh(nonce, sibling, now)
+        if not is_fresh:
+            raise Challenge(438, "Stale Nonce")
         algorithm = self._algorithm(request)
         identity = self._verify(request, username, algorithm, wall_now) if realm == self._accounts.realm else None
         if identity is None:
             self.attempts.note(client.host, now)
-            raise self._challenge(401, "Unauthorized", client, now)
+            raise Challenge(401, "Unauthorized")
         return identity
 
     def make_nonce(self, client: TransportAddress, now: float) -> str:
         """Good for ten minutes, from this address."""
         stamp = f"{int(now) & 0xFFFFFFFF:08x}"
         return f"{self._cookie}{stamp}{self._mac(stamp, client)}"
+
+    def challenge(self, client: TransportAddress, now: float) -> tuple[Pair, ...]:
+        """What a 401 and a 438 carry (RFC 8489, 9.2.4)."""
+        return (
+            (REALM, self._accounts.realm),
+            (NONCE, self.make_nonce(client, now)),
+            (PASSWORD_ALGORITHMS, ALGORITHMS),
+        )
 
     def _is_fresh(self, nonce: str, client: TransportAddress, now: float) -> bool:
         start = len(self._cookie)
@@ -226,14 +250,6 @@ class Gate:
     def _mac(self, stamp: str, client: TransportAddress) -> str:
         text = f"{stamp} {client.host} {client.port}".encode()
         return hmac.new(self._nonce_key, text, hashlib.sha256).hexdigest()[:_MAC_LENGTH]
-
-    def _challenge(self, code: int, reason: str, client: TransportAddress, now: float) -> Refused:
-        pairs: tuple[Pair, ...] = (
-            (REALM, self._accounts.realm),
-            (NONCE, self.make_nonce(client, now)),
-            (PASSWORD_ALGORITHMS, ALGORITHMS),
-        )
-        return Refused(code, reason, *pairs)
 
     def _username(self, request: Message) -> str | None:
         hashed = request.get(USERHASH)

@@ -9,7 +9,7 @@ changed between versions.
 
 Exceptions are the operator's: ``allow`` and ``deny``, of which the latter counts more. A relayed address of this same
 server is a peer like any other while it lives, since two clients behind firewalls need it; every other address of ours
-is not. Pure.
+is not; and a TCP one (RFC 6062) over TCP only, since another service of ours may have the same port over UDP. Pure.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class PeerPolicy:
 
     Attributes:
         own: hosts of ours: only live relayed addresses there are peers.
-        relayed: our relayed addresses that live.
+        relayed: our relayed addresses that live, over UDP.
+        relayed_tcp: the same, over TCP.
     """
 
     def __init__(self, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> None:
@@ -69,16 +70,17 @@ class PeerPolicy:
         self._deny = _networks(deny)
         self.own: set[str] = set()
         self.relayed: set[TransportAddress] = set()
+        self.relayed_tcp: set[TransportAddress] = set()
         self._admits_host = lru_cache(maxsize=CACHE_SIZE)(self._judge)
 
     def admits_host(self, host: str) -> bool:
         """Whether a permission for this IP address may be given; of a host of ours, :meth:`admits` decides the rest."""
         return host in self.own or self._admits_host(host)
 
-    def admits(self, peer: TransportAddress) -> bool:
-        """Whether anything may be sent there."""
+    def admits(self, peer: TransportAddress, *, is_tcp: bool = False) -> bool:
+        """Whether anything may be sent there, over UDP or TCP."""
         if peer.host in self.own:
-            return peer in self.relayed and not self._is_denied(peer.host)
+            return peer in (self.relayed_tcp if is_tcp else self.relayed) and not self._is_denied(peer.host)
         return peer.port != 0 and self._admits_host(peer.host)
 
     def _is_denied(self, host: str) -> bool:

@@ -45,6 +45,17 @@ def test_messages_of_one_read_come_out_in_order_without_padding() -> None:
     assert framer.feed(STREAM) == MESSAGES
 
 
+def test_what_follows_a_message_can_be_taken_as_it_is() -> None:
+    """RFC 6062, 5.4: behind a ConnectionBind there is data, which may look like anything."""
+    framer, rest = StreamFramer(), b"\xff\xff no message " + STREAM
+    framer.add(on_stream(MESSAGES[2]) + MESSAGES[0] + rest)
+    assert framer.next_message() == MESSAGES[2] and framer.next_message() == MESSAGES[0]
+    assert framer.take_rest() == rest
+    assert framer.take_rest() == b"" and framer.next_message() is None
+    framer.add(MESSAGES[0] + b"x")
+    assert framer.next_message() == MESSAGES[0] and framer.next_message() is None and framer.take_rest() == b"x"
+
+
 def test_messages_come_out_of_single_bytes() -> None:
     framer = StreamFramer()
     found = [message for index in range(len(STREAM)) for message in framer.feed(STREAM[index : index + 1])]

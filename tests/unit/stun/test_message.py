@@ -23,6 +23,7 @@ from relay.stun import (
     XOR_MAPPED_ADDRESS,
     XOR_PEER_ADDRESS,
     Attribute,
+    BadAttribute,
     BadMessage,
     ErrorCode,
     IntegrityKey,
@@ -423,3 +424,40 @@ def test_message_shows_its_attributes_by_name() -> None:
     assert repr(parse(append(data, attribute(0x7001, b"x")))) == (
         "<<Method.BINDING: 1> REQUEST 000102030405060708090a0b PRIORITY=5, attribute 0x7001=b'x'>"
     )
+
+
+def test_a_message_with_a_malformed_value_is_known_but_for_that_value() -> None:
+    """RFC 8656, 7.2: such a request is refused, not dropped; so whose it is must be known."""
+    pairs = attribute(0x000D, b"abc") + attribute(0x0006, b"me") + attribute(0x0024, b"") + attribute(0x7FFF, b"?")
+    body = pairs + attribute(0x0008, bytes(20))
+    signed = message(pairs, length=len(body))
+    data = message(pairs + attribute(0x0008, KEY.sign(signed)))
+    for whole in (data, with_fingerprint(data)):
+        with pytest.raises(BadAttribute, match=r"^LIFETIME: length 3, not 4$") as caught:
+            parse(whole)
+        found = caught.value.message
+        assert found.attributes == [(USERNAME, "me"), (0x7FFF, b"?")] and found.unknown_required == (0x7FFF,)
+        assert (found.is_request, found.transaction_id) == (True, ID)
+        assert found.verify(KEY) and not found.verify(IntegrityKey(b"another"))
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        attribute(0x0006, b"\xff") + b"\0\x06\0\x05user",
+        attribute(0x0006, b"\xff") + attribute(0x0008, bytes(16)),
+        attribute(0x0006, b"\xff") + attribute(0x8028, bytes(4)),
+    ],
+    ids=["longer than the rest", "integrity of 16 bytes", "wrong fingerprint"],
+)
+def test_what_is_malformed_as_a_whole_is_no_message_at_all(body: bytes) -> None:
+    with pytest.raises(BadMessage) as caught:
+        parse(message(body))
+    assert not isinstance(caught.value, BadAttribute)
+
+
+def test_malformed_values_behind_the_integrity_are_ignored() -> None:
+    """RFC 8489, 9: as everything is that follows it."""
+    signed = message(attribute(0x0006, b"me"), length=8 + 24)
+    whole = message(attribute(0x0006, b"me") + attribute(0x0008, KEY.sign(signed)) + attribute(0x000D, b"abc"))
+    assert parse(whole).get(LIFETIME) is None and parse(whole).verify(KEY)

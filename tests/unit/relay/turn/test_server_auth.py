@@ -41,6 +41,7 @@ from relay.stun_server import StunServer
 from relay.turn.credentials import Pair
 from relay.turn.server import Accounts, AllocationEnded, AllocationMade, TurnOptions, TurnServer, TurnService
 from relay.turn.server.auth import ATTEMPTS, ATTEMPTS_PER_S, MAX_NETWORKS, Attempts
+from relay.turn.server.service import MAX_RESERVATIONS_OF_USER, RESERVATION_S
 from tests.unit.relay.turn.server_kit import CLIENT, OTHER, REALM_NAME, USERS, WALL, Client, Court, code
 
 ID = bytes(range(12))
@@ -393,6 +394,8 @@ def test_no_ticket_token_or_nonce_comes_twice() -> None:
     for number in range(500):
         client = Client(court, TransportAddress(f"11.0.{number // 250}.{number % 250}", 5000))
         client.nonce = court.service.gate.make_nonce(client.source, court.now)
+        if number % MAX_RESERVATIONS_OF_USER == 0:
+            court.pass_time(RESERVATION_S)
         answer = client.allocate((MOBILITY_TICKET, b""), (EVEN_PORT, True))
         tickets.add(answer.get(MOBILITY_TICKET))
         tokens.add(answer.get(RESERVATION_TOKEN))

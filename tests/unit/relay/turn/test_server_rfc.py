@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
@@ -144,15 +144,19 @@ def credentials(client: Client) -> list[Pair]:
 
 def ask_raw(client: Client, method: int, number: int, value: bytes, *others: Pair) -> list[bytes]:
     """A signed request with one more attribute, whose bytes are as they are; the answers."""
-    court, identity = client.court, client.court.transaction_id()
-    pairs: Sequence[Pair] = [*others, *credentials(client)]
+    identity = client.court.transaction_id()
+    signed = raw(message_type(method, MessageClass.REQUEST), identity, number, value, *others, *credentials(client))
+    signed = signed[:2] + (len(signed) + 4).to_bytes(2, "big") + signed[4:]
+    return client.court.deliver(signed + b"\0\x08\0\x14" + client.key.sign(signed), client.source)
+
+
+def raw(bits: int, identity: bytes, number: int, value: bytes, *others: Pair) -> bytes:
+    """A message with an attribute whose bytes are as they are in front of the others."""
     body = number.to_bytes(2, "big") + len(value).to_bytes(2, "big") + value + bytes(-len(value) & 3)
-    for kind, each in pairs:
+    for kind, each in others:
         data = kind.encode(each, identity)
         body += int(kind).to_bytes(2, "big") + len(data).to_bytes(2, "big") + data + bytes(-len(data) & 3)
-    bits = message_type(method, MessageClass.REQUEST)
-    head = bits.to_bytes(2, "big") + (len(body) + 24).to_bytes(2, "big") + MAGIC_COOKIE.to_bytes(4, "big") + identity
-    return court.deliver(head + body + b"\0\x08\0\x14" + client.key.sign(head + body), client.source)
+    return bits.to_bytes(2, "big") + len(body).to_bytes(2, "big") + MAGIC_COOKIE.to_bytes(4, "big") + identity + body
 
 
 def hears(court: Court, peer: TransportAddress, data: bytes = b"x", client: TransportAddress = CLIENT) -> bytes | None:
@@ -222,23 +226,58 @@ def test_a_five_tuple_has_one_allocation(pairs: tuple[Pair, ...], username: str,
     assert court.allocation() is allocation and court.ports.open_now == relayed
 
 
-@pytest.mark.parametrize(("transport", "expected"), [(None, 400), (6, 442), (0, 442), (255, 442)])
-def test_only_udp_is_relayed(transport: int | None, expected: int) -> None:
-    """RFC 8656, 7.2, 3: 400 without REQUESTED-TRANSPORT, 442 with another one."""
+@pytest.mark.parametrize(("transport", "expected"), [(None, 400), (6, 400), (0, 442), (255, 442)])
+def test_only_udp_is_relayed_for_who_asks_over_udp(transport: int | None, expected: int) -> None:
+    """RFC 8656, 7.2, 3: 400 without REQUESTED-TRANSPORT, 442 with another one; RFC 6062, 5.1, 2: 400 with TCP."""
     court = Court()
     pairs: list[Pair] = [] if transport is None else [(REQUESTED_TRANSPORT, transport)]
     assert code(Client(court).ask(Method.ALLOCATE, *pairs)) == expected
     assert not court.turn.allocations and not court.ports.open_now
 
 
-def test_a_malformed_attribute_is_not_answered() -> None:
-    """RFC 8656, 7.2, 3 and 10.2 ask for a 400, of a message that could not be read, and hence not be authenticated."""
+def test_a_malformed_attribute_is_a_bad_request() -> None:
+    """RFC 8656, 7.2, 3, "or is malformed", and 10.2, "any of these attributes are invalid": 400, signed like others."""
+    court = Court()
+    client, newcomer = allocated(court), Client(court, OTHER)
+    wrong: list[tuple[Client, Method, Attribute[Any], bytes, tuple[Pair, ...]]] = [
+        (newcomer, Method.ALLOCATE, REQUESTED_TRANSPORT, b"\x11", ()),
+        (newcomer, Method.ALLOCATE, LIFETIME, bytes(5), (UDP,)),
+        (newcomer, Method.ALLOCATE, RESERVATION_TOKEN, bytes(7), (UDP,)),
+        (client, Method.REFRESH, LIFETIME, b"", ()),
+        (client, Method.CHANNEL_BIND, CHANNEL_NUMBER, b"\x40\x01", (AT_PEER,)),
+    ]
+    for value in (b"\0\x03" + bytes(6), b"\0\x02" + bytes(6), b""):
+        # A good one beside it does not help: "all or none".
+        wrong.append((client, Method.CREATE_PERMISSION, XOR_PEER_ADDRESS, value, (AT_PEER,)))
+    for who, method, kind, value, more in wrong:
+        (answer,) = ask_raw(who, method, kind, value, *more)
+        assert code(parse(answer)) == 400 and parse(answer).verify(who.key)
+    allocation = court.allocation()
+    assert not allocation.permissions and not allocation.channels and allocation.until[4] == court.now + 600
+    assert len(court.turn.allocations) == 1
+
+
+def test_who_sends_malformed_attributes_is_asked_for_credentials_first() -> None:
+    """RFC 8489, 9.2.4: 401 and 438, which are limited, as for any other request; nothing else is told to strangers."""
+    court = Court()
+    bits = message_type(Method.ALLOCATE, MessageClass.REQUEST)
+    unsigned = raw(bits, bytes(12), REQUESTED_TRANSPORT, b"\x11")
+    codes = [code(parse(answer)) for _ in range(50) for answer in court.deliver(unsigned)]
+    assert codes == [401] * 10
+    court.pass_time(2.0)
+    (answer,) = ask_raw(Client(court, OTHER, password="guess"), Method.ALLOCATE, REQUESTED_TRANSPORT, b"\x11")
+    assert code(parse(answer)) == 401
+
+
+def test_malformed_indications_and_other_methods_are_not_answered() -> None:
+    """RFC 8489, 6.3: what is no request of TURN's is "silently discarded"."""
     court = Court()
     client = allocated(court)
-    assert ask_raw(Client(court, OTHER), Method.ALLOCATE, REQUESTED_TRANSPORT, b"\x11") == []
-    for value in (b"\0\x03" + bytes(6), b"\0\x02" + bytes(6), b""):
-        assert ask_raw(client, Method.CREATE_PERMISSION, XOR_PEER_ADDRESS, value) == []
-    assert court.stun.counters["dropped: malformed"] == 4
+    client.ask(Method.CREATE_PERMISSION, AT_PEER)
+    for method, message_class in ((Method.SEND, MessageClass.INDICATION), (Method.BINDING, MessageClass.REQUEST)):
+        bits = message_type(method, message_class)
+        assert court.deliver(raw(bits, bytes(12), REQUESTED_TRANSPORT, b"\x11", AT_PEER, (DATA, b"x"))) == []
+    assert court.to_peers == [] and court.stun.counters["dropped: malformed"] == 2
 
 
 def test_reserved_bits_are_ignored() -> None:

@@ -46,7 +46,8 @@ from relay.stun_server import ERRORS_PER_SECOND, SOURCE_LIMIT
 from relay.turn.credentials import Pair
 from relay.turn.server import Accounts
 from relay.turn.server.allocation import MAX_ANSWERS
-from relay.turn.server.core import MAX_PERMISSIONS, MAX_RESERVATIONS, RESERVATION_S
+from relay.turn.server.core import MAX_PERMISSIONS
+from relay.turn.server.service import MAX_RESERVATIONS, MAX_RESERVATIONS_OF_USER, RESERVATION_S
 from tests.unit.relay.turn.server_kit import (
     CLIENT,
     OTHER,
@@ -163,6 +164,21 @@ MALFORMED = {
     "attribute that wraps to 0": resized(_HEAD + b"\0\x06\xff\xfc" + bytes(8)),
     "attribute that wraps to itself": resized(_HEAD + b"\0\x06\xff\xe8" + bytes(20)),
     "unknown attribute longer than the rest": resized(_HEAD + b"\x7f\xff\0\x01"),
+    "MESSAGE-INTEGRITY of 16 bytes": resized(_HEAD + attribute(0x0008, bytes(16))),
+    "MESSAGE-INTEGRITY of no bytes": resized(_HEAD + attribute(0x0008, b"")),
+    "MESSAGE-INTEGRITY-SHA256 of 12 bytes": resized(_HEAD + attribute(0x001C, bytes(12))),
+    "MESSAGE-INTEGRITY-SHA256 of 36 bytes": resized(_HEAD + attribute(0x001C, bytes(36))),
+    "wrong FINGERPRINT": resized(_HEAD + attribute(0x8028, bytes(4))),
+    "something after FINGERPRINT": resized(fingerprinted(_HEAD) + attribute(LIFETIME, bytes(4))),
+    "the two top bits": b"\xc0" + _HEAD[1:],
+    "another cookie": _HEAD[:4] + b"\x21\x12\xa4\x43" + _HEAD[8:],
+    "ChannelData from nowhere": b"\x40\x00\x00\x04data",
+    "HTTP": b"POST /turn HTTP/1.1\r\nContent-Length: 4294967295\r\n\r\n",
+}
+
+
+# Malformed, too, but of one value alone.
+WRONG_VALUES = {
     "empty XOR-PEER-ADDRESS": resized(_HEAD + attribute(XOR_PEER_ADDRESS, b"")),
     "XOR-PEER-ADDRESS of family 3": resized(_HEAD + attribute(XOR_PEER_ADDRESS, b"\0\x03" + bytes(6))),
     "XOR-PEER-ADDRESS of IPv6 in 8 bytes": resized(_HEAD + attribute(XOR_PEER_ADDRESS, b"\0\x02" + bytes(6))),
@@ -175,16 +191,6 @@ MALFORMED = {
     "REQUESTED-TRANSPORT of 1 byte": resized(_HEAD + attribute(REQUESTED_TRANSPORT, b"\x11")),
     "USERNAME that is no UTF-8": resized(_HEAD + attribute(USERNAME, b"\xff\xfe\xfd\xfc")),
     "USERNAME of 764 bytes": resized(_HEAD + attribute(USERNAME, b"u" * 764)),
-    "MESSAGE-INTEGRITY of 16 bytes": resized(_HEAD + attribute(0x0008, bytes(16))),
-    "MESSAGE-INTEGRITY of no bytes": resized(_HEAD + attribute(0x0008, b"")),
-    "MESSAGE-INTEGRITY-SHA256 of 12 bytes": resized(_HEAD + attribute(0x001C, bytes(12))),
-    "MESSAGE-INTEGRITY-SHA256 of 36 bytes": resized(_HEAD + attribute(0x001C, bytes(36))),
-    "wrong FINGERPRINT": resized(_HEAD + attribute(0x8028, bytes(4))),
-    "something after FINGERPRINT": resized(fingerprinted(_HEAD) + attribute(LIFETIME, bytes(4))),
-    "the two top bits": b"\xc0" + _HEAD[1:],
-    "another cookie": _HEAD[:4] + b"\x21\x12\xa4\x43" + _HEAD[8:],
-    "ChannelData from nowhere": b"\x40\x00\x00\x04data",
-    "HTTP": b"POST /turn HTTP/1.1\r\nContent-Length: 4294967295\r\n\r\n",
 }
 
 
@@ -203,6 +209,22 @@ def test_what_is_malformed_is_dropped(data: bytes, is_known: bool) -> None:
     assert held(court) <= before + 1  # the counter of its kind
     if is_known:
         assert code(client.ask(Method.REFRESH)) == 0
+
+
+@pytest.mark.parametrize("data", WRONG_VALUES.values(), ids=WRONG_VALUES)
+def test_a_stranger_hears_no_more_of_a_wrong_value_than_of_a_right_one(data: bytes) -> None:
+    """A question for credentials, no longer than to the shortest request, so often, and nothing is kept."""
+    court = Court()
+    (usual,) = court.deliver(allocate_request(), source(2))
+    court.pass_time(2.0)
+    answers = [answer for _ in range(50) for answer in court.deliver(data, source(1))]
+    assert len(answers) == ERRORS_PER_SECOND
+    assert {code(parse(answer)) for answer in answers} == {401} and {len(answer) for answer in answers} == {len(usual)}
+    assert not court.turn.allocations
+    court.pass_time(2.0)
+    before = held(court)
+    court.deliver(data, source(1))
+    assert held(court) == before
 
 
 @pytest.mark.parametrize(
@@ -258,7 +280,7 @@ def test_only_requests_and_send_indications_are_taken() -> None:
     for method in (*Method, 0, 2, 5, 0xFFF):
         for message_class in MessageClass:
             wanted = (Method.SEND, MessageClass.INDICATION), (Method.BINDING, MessageClass.REQUEST)
-            is_ours = message_class == MessageClass.REQUEST and method in (3, 4, 8, 9)
+            is_ours = message_class == MessageClass.REQUEST and method in (3, 4, 8, 9, 10, 11)
             if is_ours or (method, message_class) in wanted:
                 continue
             message = build(method, message_class, bytes(12), (XOR_PEER_ADDRESS, PEER), (DATA, b"x"), UDP)
@@ -379,6 +401,7 @@ def ask_everything(court: Court) -> None:
         court.deliver(data, source(11))
         ask(one, Method.ALLOCATE, UDP, more=unknown[: 8 * count])
     ask(one, Method.ALLOCATE, (REQUESTED_TRANSPORT, 6))
+    ask(one, Method.ALLOCATE, (REQUESTED_TRANSPORT, 7))
     ask(one, Method.ALLOCATE)
     ask(one, Method.ALLOCATE, UDP, (REQUESTED_ADDRESS_FAMILY, 7))
     ask(one, Method.ALLOCATE, UDP, (RESERVATION_TOKEN, bytes(8)))
@@ -451,19 +474,32 @@ def forged() -> bytes:
     return client.request(Method.ALLOCATE, UDP, nonce="obMatJos2gAAA00000000" + "0" * 16)
 
 
-@pytest.mark.parametrize("request_of", [allocate_request, forged])
-def test_spoofed_allocates_leave_nothing_behind(request_of: Any) -> None:
-    court, request = Court(), request_of()
-    flood(court, request, [1] * 20)
+def test_a_million_spoofed_allocates_leave_nothing_behind() -> None:
+    """coturn #1999: unsigned ones and such with a forged signature, in ten seconds, each from a /24 of its own."""
+    court, requests = Court(), (allocate_request(), forged())
+    for request in requests:
+        flood(court, request, [1] * 20)
     court.pass_time(2.0)
-    flood(court, request, [2])
-    before = held(court)
-    assert flood(court, request, range(100_000)) <= SOURCE_LIMIT
-    assert len(court.limiter) <= SOURCE_LIMIT
-    assert not court.turn.allocations and not court.ports.open_now
-    assert court.turn.poll_timeout() is None
+    flood(court, requests[0], [2])
+    before, buckets = held(court), len(court.limiter)
+    answers = 0
+    for second in range(10):
+        first = second * 100_000
+        for number, request in enumerate(requests):
+            answers += flood(court, request, range(first + number, first + 100_000, len(requests)))
+        # That is all there is, however many they are: who was answered in the last second.
+        assert len(court.limiter) == SOURCE_LIMIT
+        assert held(court) - before == SOURCE_LIMIT - buckets
+        assert len(court.service.gate.attempts._buckets) == len(court.service.gate._keys) == 0
+        court.pass_time(1.0)
+    # Each network was answered at most once, of all networks together so many in a second; nobody else was.
+    assert answers == 10 * SOURCE_LIMIT
+    assert court.turn.counters["requests"] == 1_000_000 + 41
+    assert court.turn.counters["dropped: too many errors"] == 1_000_000 - answers + 40 - ERRORS_PER_SECOND
+    assert not court.turn.allocations and not court.ports.open_now and not court.service.by_user
+    assert court.turn.poll_timeout() is None and court.turn.poll_transmit() is None
     court.pass_time(2.0)
-    assert flood(court, request, [2]) == 1
+    assert flood(court, requests[0], [2]) == 1
     assert held(court) == before
 
 
@@ -540,7 +576,7 @@ def test_even_ports_are_given_back(reserves: bool) -> None:
     # Of somebody else, and not among those that are given out next.
     court.ports.open_now.add(PEER)
     for number in range(10_000):
-        if number % 500 == 0:
+        if number % MAX_RESERVATIONS_OF_USER == 0:
             court.pass_time(RESERVATION_S)
             assert court.ports.open_now == {PEER}
             client = client_at(court, CLIENT)
@@ -549,23 +585,52 @@ def test_even_ports_are_given_back(reserves: bool) -> None:
         assert relayed is not None and relayed.port % 2 == 0
         assert (answer.get(RESERVATION_TOKEN) is not None) == reserves
         assert code(client.ask(Method.REFRESH, (LIFETIME, 0))) == 0
-    assert len(court.ports.open_now) == (501 if reserves else 1)
+    assert len(court.ports.open_now) == (1 + MAX_RESERVATIONS_OF_USER if reserves else 1)
     court.pass_time(RESERVATION_S)
     assert court.ports.open_now == {PEER}
     assert court.service.reserves_until is None and not court.service.by_user
 
 
 def test_reservations_are_limited() -> None:
-    court = Court(ports=Ports(limit=100_000))
-    client = Client(court)
+    users = {f"user{number}": "secret" for number in range(MAX_RESERVATIONS // MAX_RESERVATIONS_OF_USER + 1)}
+    court = Court(ports=Ports(limit=100_000), accounts=Accounts(realm=REALM_NAME, users=users))
     codes: Counter[int] = Counter()
-    for _ in range(MAX_RESERVATIONS + 10):
-        codes[code(client.allocate((EVEN_PORT, True)))] += 1
-        client.ask(Method.REFRESH, (LIFETIME, 0))
-    assert codes == {0: MAX_RESERVATIONS, 508: 10}
+    for name in users:
+        client = Client(court, username=name)
+        client.nonce = court.service.gate.make_nonce(CLIENT, court.now)
+        for _ in range(MAX_RESERVATIONS_OF_USER):
+            codes[code(client.allocate((EVEN_PORT, True)))] += 1
+            client.ask(Method.REFRESH, (LIFETIME, 0))
+    assert codes == {0: MAX_RESERVATIONS, 508: MAX_RESERVATIONS_OF_USER}
+    # What could not be reserved was not opened either.
     assert len(court.ports.open_now) == MAX_RESERVATIONS
     court.pass_time(RESERVATION_S)
     assert not court.ports.open_now and code(client.allocate((EVEN_PORT, True))) == 0
+
+
+def test_one_user_reserves_no_more_than_some() -> None:
+    """A reservation counts for no quota of allocations: it has one of its own, and leaves others theirs."""
+    court = Court(user_quota=1)
+    mine, theirs = Client(court), Client(court, OTHER, "other", "password")
+    tokens = []
+    for _ in range(MAX_RESERVATIONS_OF_USER):
+        tokens.append(mine.allocate((EVEN_PORT, True)).get(RESERVATION_TOKEN))
+        mine.ask(Method.REFRESH, (LIFETIME, 0))
+    before = len(court.ports.open_now)
+    assert code(mine.allocate((EVEN_PORT, True))) == 486
+    assert len(court.ports.open_now) == before == MAX_RESERVATIONS_OF_USER
+    # Without one it may allocate, and others may reserve.
+    assert code(mine.allocate((EVEN_PORT, False))) == 0
+    mine.ask(Method.REFRESH, (LIFETIME, 0))
+    assert code(theirs.allocate((EVEN_PORT, True))) == 0
+    # One that is claimed, whoever does so, or that ends, makes room.
+    theirs.ask(Method.REFRESH, (LIFETIME, 0))
+    assert code(theirs.allocate((RESERVATION_TOKEN, tokens[0]))) == 0
+    assert code(mine.allocate((EVEN_PORT, True))) == 0
+    mine.ask(Method.REFRESH, (LIFETIME, 0))
+    assert code(mine.allocate((EVEN_PORT, True))) == 486
+    court.pass_time(RESERVATION_S)
+    assert code(mine.allocate((EVEN_PORT, True))) == 0
 
 
 def test_a_reservation_is_claimed_once_and_in_time() -> None:
