@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +18,7 @@ __all__ = [
     "Mapped",
     "MappingLost",
     "MappingRefused",
+    "NoMapping",
     "NotFound",
     "ProtocolClient",
     "Unmapped",
@@ -102,6 +105,21 @@ class MappingLost(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class NoMapping(Event):
+    """No protocol of this gateway gives a mapping (``session.py``).
+
+    Attributes:
+        key: of the mapping.
+        reasons: what each protocol said, or why it was not asked.
+        retry_s: when all are asked again, in seconds.
+    """
+
+    key: int
+    reasons: Mapping[str, str]
+    retry_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Unmapped(Event):
     """``unmap`` has ended.
 
@@ -163,6 +181,10 @@ class ProtocolClient(Core, Protocol):
     @property
     def name(self) -> ProtocolName:
         """Which protocol."""
+
+    @property
+    def counters(self) -> Counter[str]:
+        """``dropped: <reason>``."""
 
     def discover(self, now: float) -> None:
         """Ask, without any effect on the gateway, whether it speaks this: :class:`Discovered` or :class:`NotFound`

@@ -19,7 +19,7 @@ PACKAGES = {
     # Real NATs, and what stands beside them.
     "lab": (
         *("nftables", "conntrack", "iproute2", "iputils-ping"),
-        *("coturn", "miniupnpd-nftables", "miniupnpc", "tayga", "unbound", "tinyproxy-bin", "redis-server"),
+        *("coturn", "miniupnpd-nftables", "miniupnpc", "natpmpc", "tayga", "unbound", "tinyproxy-bin", "redis-server"),
     ),
 }
 

@@ -19,6 +19,7 @@ CASES = {
     "datagrams": "bench.cases.datagrams",
     "relay": "bench.cases.relay",
     "turn-server": "bench.cases.turn_server",
+    "portmap": "bench.cases.portmap",
     "codec": "bench.cases.stun_codec",
     "idle": "bench.cases.idle",
 }
