@@ -39,6 +39,9 @@ __all__ = [
     "PacketDropped",
     "Path",
     "PeerError",
+    "PortMapped",
+    "PortMappingLost",
+    "PortMappingUnavailable",
     "Proxy",
     "RelayLost",
     "RelayMoved",
@@ -57,6 +60,7 @@ __all__ = [
     "UsageError",
     "__version__",
     "create_datagram_endpoint",
+    "parse_ice_servers",
     "serve",
 ]
 
@@ -86,6 +90,9 @@ _MODULES = {
     "NoPath": "iceagent.errors",
     "PacketDropped": "iceagent.events",
     "Path": "iceagent.events",
+    "PortMapped": "iceagent.events",
+    "PortMappingLost": "iceagent.events",
+    "PortMappingUnavailable": "iceagent.events",
     "PeerError": "iceagent.errors",
     "Proxy": "iceagent.net.host",
     "RelayLost": "iceagent.events",
@@ -104,6 +111,7 @@ _MODULES = {
     "UnsupportedPlatform": "iceagent.errors",
     "UsageError": "iceagent.errors",
     "create_datagram_endpoint": "iceagent.endpoint",
+    "parse_ice_servers": "iceagent.ice_servers",
     "serve": "iceagent.serving",
 }
 
@@ -137,6 +145,9 @@ if TYPE_CHECKING:
         NetworkChanged,
         PacketDropped,
         Path,
+        PortMapped,
+        PortMappingLost,
+        PortMappingUnavailable,
         RelayLost,
         RelayMoved,
         RelayRefused,
@@ -147,6 +158,7 @@ if TYPE_CHECKING:
         ServerFailed,
         StateChanged,
     )
+    from iceagent.ice_servers import parse_ice_servers
     from iceagent.net.address import TransportAddress
     from iceagent.net.host import Proxy
     from iceagent.serving import serve

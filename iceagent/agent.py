@@ -61,8 +61,8 @@ from iceagent.net.address import TransportAddress
 from iceagent.net.core import Transmit
 from iceagent.net.driver import Driver
 from iceagent.net.host import Host
-from iceagent.net.netlink import preload
 from iceagent.net.local import local_host
+from iceagent.net.netlink import preload
 from iceagent.statistics import AgentStatistics, PairStatistics
 
 __all__ = ["Agent"]
@@ -134,6 +134,7 @@ class Agent(DataPath):
                 peers_of=self._session.peers,
                 found=self._on_candidate,
                 lost=self._on_base_lost,
+                withdrawn=self._on_withdrawn,
                 tell=self._tell,
                 ceiling=ceiling,
             )
@@ -483,6 +484,10 @@ class Agent(DataPath):
         self._late = [candidate for candidate in self._late if candidate.base != base.address]
         reason = "its relay is gone" if base.is_relayed else "its local address is gone"
         self._driver.command(self._session.remove_base, base.address, reason)
+
+    def _on_withdrawn(self, base: TransportAddress, address: TransportAddress) -> None:
+        self._late = [each for each in self._late if (each.base, each.address) != (base, address)]
+        self._driver.command(self._session.withdraw, base, address)
 
     def _signalled(self, candidate: Candidate) -> Candidate:
         """What the peer is told: with the generation's fragment, and names for addresses where so configured."""

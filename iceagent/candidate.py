@@ -52,6 +52,7 @@ class Candidate:
         extensions: (name, value) in order, among them ``ufrag``, ``generation``, ``tcptype``, ``network-cost``.
         base: our own candidates only: the socket (or relayed address) that checks leave from (RFC 8445, 5.1.1.2).
         origin: our own candidates only: who found it, e.g. ``interface eth0``, the server's URI.
+        is_mapped: our own candidates only: a router maps it for us (:mod:`portmap`).
     """
 
     foundation: str
@@ -64,6 +65,7 @@ class Candidate:
     extensions: tuple[tuple[str, str], ...] = ()
     base: TransportAddress | None = None
     origin: str = ""
+    is_mapped: bool = False
 
     @classmethod
     def parse(cls, line: str) -> Candidate:

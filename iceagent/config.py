@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.errors import UsageError
 from iceagent.net.address import IPAddress, canonical_host
 from iceagent.net.host import Interface, Proxy
 from relay.account import TurnCredentials
+from relay.uri import BadUri, ServerUri
 
 if TYPE_CHECKING:
     import ssl
@@ -42,11 +43,18 @@ class IceServer:
 
     Attributes:
         urls: ``stun:`` URIs (RFC 7064), all of which are asked; ``turn:`` and ``turns:`` URIs (RFC 7065), ways
-            to one service: one allocation is made, by the first of them that gives one.
-        username: for TURN.
-        credential: for TURN, the password.
+            to one service: one allocation is made, by the first of them that gives one. One text alone is taken for
+            one URI.
+        username: for TURN; 1 to 508 bytes of UTF-8 (RFC 8489, 14.3).
+        credential: for TURN, the password; not empty (RFC 8265, 4.2).
         credentials: gives both, instead; called at the beginning and again before the lifetime ends that it gave.
-            Where they are refused, or it raises, the agent goes on without that server, and says so.
+            Where they are refused, or it raises, or takes more than 10 s, the agent goes on without that server, and
+            says so.
+
+    Raises:
+        UsageError: a URI is none, a TURN server has neither user name and credential nor ``credentials``, or both;
+            no message quotes a credential. RFC 8656, 7.2 lets a server do without them; none that relays for
+            strangers does.
     """
 
     urls: tuple[str, ...]
@@ -54,13 +62,35 @@ class IceServer:
     credential: str | None = field(default=None, repr=False)
     credentials: Callable[[], Awaitable[TurnCredentials]] | None = None
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "urls", _texts("urls", self.urls, '("turn:host",)'))
+        uris = [_uri(url) for url in self.urls]
+        for name, text in (("username", self.username), ("credential", self.credential)):
+            _check_account(name, text)
+        if self.credentials is not None and not callable(self.credentials):
+            raise UsageError(f'"credentials" is no async function, but of type {_type_of(self.credentials)}')
+        given = [name for name in ("username", "credential") if getattr(self, name) is not None]
+        if given and self.credentials is not None:
+            raise UsageError(f'"credentials" gives user name and password: leave "{given[0]}" out, or it')
+        if len(given) == 1:
+            raise UsageError(f'"{given[0]}" is given alone: username and credential belong together')
+        needs_account = next((url for url, uri in zip(self.urls, uris, strict=True) if uri.is_turn), None)
+        if needs_account is not None and not given and self.credentials is None:
+            raise UsageError(f"{needs_account} has no username and credential, and a TURN server asks for them")
+
+    @property
+    def is_turn(self) -> bool:
+        """Whether one of its URIs is a TURN server's."""
+        return any(ServerUri.parse(url).is_turn for url in self.urls)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """Everything that can be set about an agent.
 
     Raises:
-        UsageError: a value is out of its range; the message has the value and the limit.
+        UsageError: a value is out of its range (the message has the value and the limit), of another type, or
+            contradicts another one.
     """
 
     # --- gathering -----------------------------------------------------------------------------------------------
@@ -79,6 +109,10 @@ class Config:
     """First and last local port; ``None``: the system's ephemeral ports."""
     external_addresses: Mapping[str, str | None] = field(default_factory=dict)
     """Public address → local address (``None``: every base of that family), for hosts behind 1:1 NAT."""
+    portmap: bool = True
+    """Have routers map our ports (PCP, NAT-PMP, UPnP), where an address is not a global one: such a candidate works
+    whatever the peer's NAT does. Never with ``relay_only`` or ``lite``.
+    """
     mdns: bool = False
     """Publish ``.local`` names in place of host addresses, and hide related addresses
     (draft-ietf-mmusic-mdns-ice-candidates).
@@ -87,8 +121,8 @@ class Config:
     """Resolve the peer's ``.local`` candidates; without it they are refused with that reason."""
     relay_only: bool = False
     """Connect through relays and no other way, and tell nobody our addresses: no socket but to TURN servers (and name
-    servers) is opened, related addresses are 0.0.0.0:9 (RFC 8445, 5.1.1.2 leaves it to policy, RFC 8839, 5.1 has the
-    form).
+    servers) is opened, related addresses are 0.0.0.0:9, or [::]:9 with IPv6 (RFC 8445, 5.1.1.2 leaves it to policy, RFC
+    8839, 5.1 has the form). Needs a TURN server.
     """
     proxy: Proxy | None = None
     """For TURN over TCP and TLS, by HTTP CONNECT; ``None``: what ``https_proxy``, ``all_proxy`` and ``no_proxy`` in the
@@ -191,6 +225,7 @@ class Config:
     """
 
     def __post_init__(self) -> None:
+        self._check_servers()
         _between("components", self.components, 1, 256)
         _between("ta_s", self.ta_s, 0.005, 60.0)
         _between("burst", self.burst, 1, 5)
@@ -217,6 +252,60 @@ class Config:
                 canonical_host(host)
             except ValueError:
                 raise UsageError(f"{host!r} is not an IP address") from None
+
+    def _check_servers(self) -> None:
+        servers: Any = self.servers
+        if isinstance(servers, IceServer):
+            raise UsageError("servers is one IceServer, a tuple of them is expected: servers=(server,)")
+        if not isinstance(servers, tuple | list):
+            raise UsageError(f"servers is of type {_type_of(servers)}, a tuple of IceServer is expected")
+        for number, server in enumerate(servers, 1):
+            if not isinstance(server, IceServer):
+                hint = f"IceServer(urls=({server!r},))" if isinstance(server, str) else "see parse_ice_servers"
+                raise UsageError(f"servers, entry {number}: of type {_type_of(server)}, no IceServer; {hint}")
+        object.__setattr__(self, "servers", tuple(servers))
+        if self.relay_only and self.lite:
+            raise UsageError("relay_only and lite contradict each other: a lite agent has host candidates only")
+        if self.relay_only and not any(server.is_turn for server in servers):
+            raise UsageError("relay_only needs a TURN server: servers has none")
+        if self.proxy is not None and not isinstance(self.proxy, Proxy):
+            raise UsageError(f"proxy is of type {_type_of(self.proxy)}; Proxy.parse(text) reads a URL")
+        # An SSLContext, without loading ssl for it.
+        if self.ssl_context is not None and not hasattr(self.ssl_context, "wrap_bio"):
+            raise UsageError(f"ssl_context is of type {_type_of(self.ssl_context)}, an ssl.SSLContext is expected")
+
+
+def _texts(name: str, value: Any, example: str) -> tuple[str, ...]:
+    """Several texts; one is taken for one of them, as W3C's ``urls`` are."""
+    found = (value,) if isinstance(value, str) else value
+    if not isinstance(found, tuple | list):
+        raise UsageError(f'"{name}" is of type {_type_of(value)}, a tuple of texts is expected, such as {example}')
+    for text in found:
+        if not isinstance(text, str):
+            raise UsageError(f'"{name}" has something of type {_type_of(text)} in it, texts are expected: {example}')
+    if not found:
+        raise UsageError(f'"{name}" is empty: one text at least is expected, such as {example}')
+    return tuple(found)
+
+
+def _uri(url: str) -> ServerUri:
+    try:
+        return ServerUri.parse(url)
+    except BadUri as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_account(name: str, text: Any) -> None:
+    if text is None:
+        return
+    if not isinstance(text, str):
+        raise UsageError(f'"{name}" is no text (str), but of type {_type_of(text)}')
+    if not text:
+        raise UsageError(f'"{name}" is empty')
+
+
+def _type_of(value: object) -> str:
+    return type(value).__name__
 
 
 def _between(name: str, value: float, low: float, high: float) -> None:

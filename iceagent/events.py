@@ -6,6 +6,7 @@ command line makes JSON of them. ``reason`` is always a short sentence for a per
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -24,6 +25,9 @@ __all__ = [
     "NetworkChanged",
     "PacketDropped",
     "Path",
+    "PortMapped",
+    "PortMappingLost",
+    "PortMappingUnavailable",
     "RelayLost",
     "RelayMoved",
     "RelayRefused",
@@ -254,6 +258,56 @@ class NetworkChanged(Event):
 
     added: tuple[str, ...]
     removed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortMapped(Event):
+    """A router maps a port of ours (``portmap/``): for the first time, again, or with another external address.
+
+    Attributes:
+        internal: our socket.
+        external: where it is reached from outside, as far as the router knows.
+        protocol: ``pcp``, ``nat-pmp`` or ``upnp``.
+        gateway: the router.
+        lifetime_s: seconds it lasts unless it is renewed, which happens by itself; 0: until it is deleted.
+        trust: ``global``; else there is no candidate of it: ``private`` and ``carrier`` mean another NAT in front of
+            the router, ``unknown`` that it does not know its own address.
+    """
+
+    internal: TransportAddress
+    external: TransportAddress
+    protocol: str
+    gateway: str
+    lifetime_s: int
+    trust: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortMappingLost(Event):
+    """A router does not map a port of ours any more; another mapping is tried for.
+
+    Attributes:
+        internal: our socket.
+        external: where it was reached.
+        reason: why.
+    """
+
+    internal: TransportAddress
+    external: TransportAddress
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PortMappingUnavailable(Event):
+    """No router maps a port of ours; they are asked again later.
+
+    Attributes:
+        internal: our socket.
+        reasons: what each protocol said.
+    """
+
+    internal: TransportAddress
+    reasons: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,14 +28,16 @@ _MAX_ENTRIES = 64
 _EXPECTED = 'a list like [{"urls": "stun:host:3478"}] is expected'
 
 
-def parse_ice_servers(value: str | list[Any] | Mapping[str, Any]) -> tuple[IceServer, ...]:
-    """Read a list of servers: JSON text, or what it says.
+def parse_ice_servers(value: str | bytes | bytearray | list[Any] | Mapping[str, Any]) -> tuple[IceServer, ...]:
+    """Read a list of servers: JSON text, also as it comes out of an HTTP response, or what it says.
+
+    What an entry without TURN URLs says of a user is left out: nobody is asked for it there.
 
     Raises:
-        UsageError: it is something else, a URL is wrong, or a TURN server has no credentials. The message quotes no
-            credential.
+        UsageError: it is something else, a URL is wrong, or a TURN server has no credentials. The message says which
+            entry, and quotes no credential.
     """
-    if isinstance(value, str):
+    if isinstance(value, str | bytes | bytearray):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
@@ -43,29 +45,37 @@ def parse_ice_servers(value: str | list[Any] | Mapping[str, Any]) -> tuple[IceSe
     if isinstance(value, Mapping):
         value = value.get("iceServers", value.get("ice_servers", value))
     entries = [value] if isinstance(value, Mapping) else value
-    if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+    if not isinstance(entries, list | tuple):
         raise UsageError(_EXPECTED)
     if len(entries) > _MAX_ENTRIES:
         raise UsageError(f"{len(entries)} servers, at most {_MAX_ENTRIES} are taken")
-    return tuple(_server(entry) for entry in entries)
+    found: list[IceServer] = []
+    for number, entry in enumerate(entries, 1):
+        try:
+            found.append(_server(entry))
+        except UsageError as error:
+            raise UsageError(str(error) if len(entries) == 1 else f"entry {number}: {error}") from error
+    return tuple(found)
 
 
-def _server(entry: Mapping[str, Any]) -> IceServer:
+def _server(entry: Any) -> IceServer:
+    if not isinstance(entry, Mapping):
+        raise UsageError(_EXPECTED)
     urls = next((entry[key] for key in ("urls", "url", "uris") if key in entry), None)
     found = [urls] if isinstance(urls, str) else urls
-    if not isinstance(found, list) or not found or not all(isinstance(url, str) for url in found):
+    if not isinstance(found, list | tuple) or not found or not all(isinstance(url, str) for url in found):
         raise UsageError('an entry has no "urls": a text or a list of texts is expected')
     if len(found) > _MAX_ENTRIES:
         raise UsageError(f"{len(found)} urls, at most {_MAX_ENTRIES} are taken")
-    username, credential = entry.get("username"), entry.get("credential", entry.get("password"))
-    for name, text in (("username", username), ("credential", credential)):
-        if text is not None and not isinstance(text, str):
-            raise UsageError(f'"{name}" is no text')
+    if not any(_is_turn(url) for url in found):
+        return IceServer(urls=tuple(found))
+    return IceServer(
+        urls=tuple(found), username=entry.get("username"), credential=entry.get("credential", entry.get("password"))
+    )
+
+
+def _is_turn(url: str) -> bool:
     try:
-        uris = [ServerUri.parse(url) for url in found]
+        return ServerUri.parse(url).is_turn
     except BadUri as error:
         raise UsageError(str(error)) from error
-    needs_name = next((url for url, uri in zip(found, uris, strict=True) if uri.is_turn), None)
-    if needs_name is not None and (username is None or credential is None):
-        raise UsageError(f"{needs_name} has no username and credential")
-    return IceServer(urls=tuple(found), username=username, credential=credential)

@@ -25,6 +25,9 @@ from iceagent.events import (
     NetworkChanged,
     PacketDropped,
     Path,
+    PortMapped,
+    PortMappingLost,
+    PortMappingUnavailable,
     RelayLost,
     RelayMoved,
     RelayRefused,
@@ -160,6 +163,24 @@ _TABLE: dict[type, Describer] = {
     ),
     IceRestarted: lambda e: Line("info", "ice.restarted", {"by_peer": e.by_peer}),
     RerollDue: lambda e: Line("info", "base.rerolled", {"component": e.component, "base": str(e.base)}),
+    PortMapped: lambda e: Line(
+        "info",
+        "portmap.mapped",
+        {
+            "protocol": e.protocol,
+            "internal": str(e.internal),
+            "external": str(e.external),
+            "lifetime_s": e.lifetime_s,
+            "gateway": e.gateway,
+            "trust": e.trust,
+        },
+    ),
+    PortMappingLost: lambda e: Line(
+        "info", "portmap.lost", {"internal": str(e.internal), "external": str(e.external), "reason": e.reason}
+    ),
+    PortMappingUnavailable: lambda e: Line(
+        "debug", "portmap.unavailable", {"internal": str(e.internal), "reasons": dict(e.reasons)}
+    ),
     NetworkChanged: lambda e: Line("info", "network.changed", {"added": list(e.added), "removed": list(e.removed)}),
     PacketDropped: _dropped,
     DataReceived: _data,

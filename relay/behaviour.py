@@ -32,6 +32,7 @@ from enum import Enum
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.behaviour import Filtering, Mapping
 from iceagent.net.core import Datagram, Event, PacketDropped, Transmit
+from iceagent.net.errno_words import errno_in_words
 from relay.stun import (
     CHANGE_REQUEST,
     MAPPED_ADDRESS,
@@ -223,7 +224,7 @@ class BehaviourProbe:
         """The network refuses to carry a question: it is not asked again."""
         questions: list[_Question] = [each.context for each in self._table.pending(base, destination)]
         for question in dict.fromkeys(questions):
-            self._settle(question, _Outcome(failure=f"network error {errno}"), now)
+            self._settle(question, _Outcome(failure=errno_in_words(errno)), now)
 
     def handle_timeout(self, now: float) -> None:
         """Send again what is unanswered; believe in silence when it is time."""

@@ -64,7 +64,7 @@ class ServerUri:
         if not colon or scheme not in _DEFAULT_PORTS:
             raise BadUri(f"{quoted(text)}: a server begins with stun:, stuns:, turn: or turns:")
         if rest.startswith("//"):
-            raise BadUri(f"{quoted(text)}: no // after {scheme}: (RFC 7064, 3.1)")
+            raise BadUri(f"{quoted(text)}: no // after {scheme}: (RFC {7065 if 'turn' in scheme else 7064}, 3.1)")
         rest, question, query = rest.partition("?")
         host, port = _host_and_port(text, rest)
         return cls(scheme=scheme, host=host, port=port, transport=_transport(text, scheme, query if question else None))

@@ -42,6 +42,9 @@ PUBLIC = [
     "PacketDropped",
     "Path",
     "PeerError",
+    "PortMapped",
+    "PortMappingLost",
+    "PortMappingUnavailable",
     "Proxy",
     "RelayLost",
     "RelayMoved",
@@ -60,6 +63,7 @@ PUBLIC = [
     "UsageError",
     "__version__",
     "create_datagram_endpoint",
+    "parse_ice_servers",
     "serve",
 ]
 

@@ -55,6 +55,7 @@ _MAX_REFUSAL = 600
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "connect": ("iceagent.cli.connect:connect", "Connect two hosts, and keep them connected."),
     "lab": ("iceagent.cli.lab:lab", "Real NATs, to test what runs behind them."),
+    "map": ("iceagent.cli.map:map_command", "Have a router map a port of this host."),
     "probe": ("iceagent.cli.probe:probe", "What can reach this host, and what can it reach?"),
     "serve": ("iceagent.cli.serve:serve", "Run a STUN and TURN server."),
 }

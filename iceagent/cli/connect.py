@@ -24,7 +24,7 @@ from iceagent.cli.options import (
 from iceagent.cli.output import Output
 from iceagent.cli.run import run
 from iceagent.config import Config, IceServer
-from iceagent.events import AgentState, DataReceived, Event, GatheringDone, PacketDropped
+from iceagent.events import AgentState, DataReceived, Event, GatheringDone, PacketDropped, ServerFailed
 from iceagent.logs import Line, describe, log_event, register
 from iceagent.net.local import local_host
 from iceagent.rendezvous.exchange import Inbox, Outbox, Refusal
@@ -36,19 +36,25 @@ from iceagent.rendezvous.peer_session import PeerSession, Plan, Summary
 if TYPE_CHECKING:
     from rich.text import Text
 
-__all__ = ["connect", "exit_code", "summary_fields"]
+__all__ = ["Teller", "connect", "exit_code", "summary_fields"]
 
 _PASTE = "-"
+# What servers said, in one sentence.
+_MAX_FAILURES = 8
+
+
+_NO_ADDRESS = "no address to gather on: bring an interface up, or add --loopback for tests on one machine"
 
 
 @dataclass(frozen=True, slots=True)
 class NothingGathered(Event):
-    """Gathering is done, and there is no candidate."""
+    """Gathering is done, and there is no candidate.
 
+    Attributes:
+        reason: why, and what to do.
+    """
 
-def _nothing_gathered(_: NothingGathered) -> Line:
-    reason = "no address to gather on: bring an interface up, or add --loopback for tests on one machine"
-    return Line("warning", "gathering.empty", {"reason": reason})
+    reason: str
 
 
 def _echoed(event: PingEchoed) -> Line:
@@ -57,7 +63,7 @@ def _echoed(event: PingEchoed) -> Line:
 
 register(
     {
-        NothingGathered: _nothing_gathered,
+        NothingGathered: lambda e: Line("warning", "gathering.empty", {"reason": e.reason}),
         PingEchoed: _echoed,
         Refusal: lambda e: Line("warning", "description.refused", {"reason": e.reason}),
     }
@@ -110,9 +116,9 @@ def connect(
         raise click.UsageError("--count counts pings: add --ping S")
     if _PASTE not in (mine, theirs) and _is_same_file(mine, theirs):
         raise click.UsageError("--out and --in are the same file: each end writes one and reads the other's")
-    wanted = replace(config, servers=servers, relay_only=policy == "relay")
-    if wanted.relay_only and not any(server.username for server in servers):
+    if policy == "relay" and not any(server.is_turn for server in servers):
         raise click.UsageError("--policy relay needs a TURN server: add --server turn:…, or --servers-file")
+    wanted = replace(config, servers=servers, relay_only=policy == "relay")
     inbox: Inbox = PasteInbox() if theirs == _PASTE else FileInbox(theirs, time.monotonic)
     outbox: Outbox = PasteOutbox(lambda text: _show_block(output, text, inbox)) if mine == _PASTE else FileOutbox(mine)
     plan = Plan(ping_s=ping_s, count=count, duration_s=duration_s)
@@ -130,7 +136,7 @@ def connect(
             inbox=inbox,
             payload=payload,
             plan=plan,
-            tell=lambda event: _show(output, event),
+            tell=Teller(output, is_relay_only=wanted.relay_only),
             now=time.monotonic,
         )
         return await _run_session(session, output, is_pasted=theirs == _PASTE)
@@ -178,18 +184,43 @@ def exit_code(summary: Summary) -> int:
     return EXIT_RELAY if summary.kind == "relay" else EXIT_DIRECT
 
 
-def _show(output: Output, event: Event) -> None:
-    """A line of results for everything but single packets; a log line for everything."""
-    log_event(event)
-    if isinstance(event, GatheringDone) and not event.count:
-        log_event(NothingGathered())
-    if isinstance(event, (PacketDropped, DataReceived)):
-        return
-    if isinstance(event, PingEchoed) and output.is_terminal:
-        # The status line says it.
-        return
-    line = describe(event)
-    output.event(line.name, **line.fields)
+class Teller:
+    """Shows what happens: a line of results for everything but single packets, and log lines.
+
+    Where both are for one terminal, what is a result is no log line as well: it would stand there twice.
+
+    Args:
+        output: the results.
+        is_relay_only: there are relayed candidates or none.
+    """
+
+    def __init__(self, output: Output, *, is_relay_only: bool) -> None:
+        self._output = output
+        self._is_relay_only = is_relay_only
+        # What servers said until gathering was done: it may be why there is no candidate.
+        self._failures: dict[str, None] = {}
+        self._is_gathering = True
+
+    def __call__(self, event: Event) -> None:
+        if self._is_gathering and isinstance(event, ServerFailed) and len(self._failures) < _MAX_FAILURES:
+            self._failures[f"{event.server}: {event.reason}"] = None
+        # Of pings, a terminal has the status line.
+        is_ping = isinstance(event, PingEchoed) and self._output.is_terminal
+        is_shown = not (is_ping or isinstance(event, PacketDropped | DataReceived))
+        if not (is_shown and self._output.shares_terminal):
+            log_event(event)
+        if isinstance(event, GatheringDone):
+            self._is_gathering = False
+            if not event.count:
+                log_event(NothingGathered(self._why_nothing()))
+        if is_shown:
+            line = describe(event)
+            self._output.event(line.name, **line.fields)
+
+    def _why_nothing(self) -> str:
+        if not self._is_relay_only:
+            return _NO_ADDRESS
+        return f"no server gave a relayed address: {'; '.join(self._failures) or 'none has answered so far'}"
 
 
 def _show_block(output: Output, text: str, inbox: Inbox) -> None:

@@ -154,7 +154,10 @@ def _named_servers(uris: tuple[str, ...], username: str | None, credential: str 
     if turn and username is None:
         raise click.UsageError(f"--server {shortened(turn[0])}: add --username and --credential")
     if turn:
-        found.append(IceServer(urls=turn, username=username, credential=credential))
+        try:
+            found.append(IceServer(urls=turn, username=username, credential=credential))
+        except UsageError as error:
+            raise click.UsageError(f"--server {shortened(turn[0])}: {error}") from error
     elif username is not None:
         raise click.UsageError("--username and --credential are for turn: servers, and there is none")
     return tuple(found)
@@ -213,6 +216,7 @@ def listen_options(command: Command) -> Command:
     @click.option("--port-range", metavar="LO-HI", help="Local ports, e.g. 40000-40100.")
     @click.option("--no-ipv4", is_flag=True, help="No IPv4.")
     @click.option("--no-ipv6", is_flag=True, help="No IPv6.")
+    @click.option("--no-portmap", is_flag=True, help="Have no router map our ports.")
     @click.option("--loopback", is_flag=True, help="Use loopback addresses too, to reach peers on this machine.")
     @click.option(
         "--external-address",
@@ -229,6 +233,7 @@ def listen_options(command: Command) -> Command:
         port_range: str | None,
         no_ipv4: bool,
         no_ipv6: bool,
+        no_portmap: bool,
         loopback: bool,
         externals: tuple[str, ...],
         **kwargs: Any,
@@ -239,6 +244,7 @@ def listen_options(command: Command) -> Command:
         config = Config(
             ipv4=not no_ipv4,
             ipv6=not no_ipv6,
+            portmap=not no_portmap,
             # Who binds to a loopback address by name wants it.
             loopback=loopback or any(ip_address(host).is_loopback for host in hosts),
             bind_hosts=hosts,

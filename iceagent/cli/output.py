@@ -37,7 +37,17 @@ __all__ = ["Output", "Redactor", "configure_logs", "plain"]
 _MAYBE_ADDRESS = re.compile(
     r"(?<![\w.:])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{1,4})?|(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w])"
 )
-_COLOURS = {"candidate": "dim", "gathering": "dim", "ping": "dim", "path": "green", "state": "cyan", "summary": "bold"}
+_COLOURS = {
+    "base": "yellow",
+    "candidate": "dim",
+    "gathering": "dim",
+    "path": "green",
+    "ping": "dim",
+    "relay": "yellow",
+    "server": "yellow",
+    "state": "cyan",
+    "summary": "bold",
+}
 
 
 class Redactor:
@@ -94,6 +104,11 @@ class Output:
         self._started = clock()
         self._console: Console | None = None
         self._start_live: Callable[[], None] | None = None
+
+    @property
+    def shares_terminal(self) -> bool:
+        """Whether one person sees results and log lines below each other, as text."""
+        return self.is_terminal and not self.logs_as_json and sys.stderr.isatty()
 
     @property
     def console(self) -> Console:

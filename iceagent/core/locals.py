@@ -60,6 +60,10 @@ class Locals:
         if base in self._mapped:
             self._mapped -= {base}
 
+    def remove(self, base: TransportAddress, address: TransportAddress) -> None:
+        """One candidate of a socket is gone, but the socket is not."""
+        self._candidates = [c for c in self._candidates if (c.base, c.address) != (base, address)]
+
     def find(self, component: int, base: TransportAddress, address: TransportAddress) -> Candidate | None:
         """The candidate at an address, on a base."""
         return next(

@@ -234,6 +234,10 @@ class IceSession:
             self._selection.on_lost(pair, reason, now)
         self._decide(now)
 
+    def withdraw(self, base: TransportAddress, address: TransportAddress, now: float) -> None:
+        """A candidate of ours is none any more, though its base stays: it is not signalled again."""
+        self._locals.remove(base, address)
+
     def doubt_base(self, base: TransportAddress, now: float) -> None:
         """What is in use there has moved: it is checked at once."""
         for pair in self._selection.currents():

@@ -15,6 +15,7 @@ from iceagent.core.context import Context
 from iceagent.core.pair import CandidatePair, PairState
 from iceagent.core.selection import Selection
 from iceagent.events import AgentState, StateChanged
+from iceagent.net.errno_words import errno_in_words
 
 __all__ = ["TRANSITIONS", "Status"]
 
@@ -76,7 +77,7 @@ class Status:
 
     def note_failure(self, pair: CandidatePair, reason: str) -> None:
         """Remember why the last pair failed, for the message."""
-        error = f", last network error: errno {pair.last_error}" if pair.last_error else ""
+        error = f", last network error: {errno_in_words(pair.last_error)}" if pair.last_error else ""
         self._last_failure = f"{pair.base} → {pair.destination}: {reason}{error}"
 
     def update(

@@ -102,6 +102,8 @@ class Base:
         origin: str,
         server: TransportAddress | None = None,
         related: TransportAddress | None = None,
+        *,
+        is_mapped: bool = False,
     ) -> Candidate:
         """A candidate of this base; the same for the same address, whoever found it.
 
@@ -111,29 +113,45 @@ class Base:
             origin: who found it, for people.
             server: which STUN or TURN server.
             related: the related address (RFC 8839, 5.1), where it is not the base.
+            is_mapped: a router maps it for us.
         """
         is_host = candidate_type is CandidateType.HOST
+        preference = self._preference(candidate_type, address, is_mapped)
         return Candidate(
-            foundation=foundation(candidate_type, self.address.host, server, again=self.again),
+            foundation=foundation(candidate_type, self.address.host, server, again=self.again, is_mapped=is_mapped),
             component=self.component,
-            priority=candidate_priority(candidate_type, self.component, self._preference(candidate_type, address)),
+            priority=candidate_priority(candidate_type, self.component, preference),
             address=address,
             type=candidate_type,
             related_address=None if is_host else related or self.address,
             base=self.address,
             origin=origin,
+            is_mapped=is_mapped,
         )
 
-    def _preference(self, candidate_type: CandidateType, address: TransportAddress) -> int:
-        """RFC 8445, 5.1.2: unique; but from the sixteenth on, they share one."""
+    def _preference(self, candidate_type: CandidateType, address: TransportAddress, is_mapped: bool) -> int:
+        """RFC 8445, 5.1.2: unique; but from the fifteenth on, they share one.
+
+        The first place is kept for what a router maps, whenever it comes: once for all, for a new one takes the place
+        of the old.
+        """
+        if is_mapped:
+            return self.local_preference
         found = self._found.setdefault(candidate_type, [])
-        if address not in found and len(found) < CANDIDATES_PER_BASE - 1:
+        last = CANDIDATES_PER_BASE - 2
+        if address not in found and len(found) < last:
             found.append(address)
-        return self.local_preference - (found.index(address) if address in found else CANDIDATES_PER_BASE - 1)
+        place = found.index(address) if address in found else last
+        return self.local_preference - place - (candidate_type is CandidateType.SERVER_REFLEXIVE)
 
 
 def foundation(
-    candidate_type: CandidateType, base_host: str, server: TransportAddress | None = None, *, again: int = 0
+    candidate_type: CandidateType,
+    base_host: str,
+    server: TransportAddress | None = None,
+    *,
+    again: int = 0,
+    is_mapped: bool = False,
 ) -> str:
     """RFC 8445, 5.1.1.3: the same for candidates of the same type, base IP, protocol and server; 8 characters.
 
@@ -142,7 +160,8 @@ def foundation(
     test_a_rerolled_base_has_a_foundation_of_its_own.
     """
     # Any function of the four will do; this one is stable across components, restarts and processes.
-    text = f"{candidate_type.value} {base_host} udp {server.host if server else ''}{f' {again}' if again else ''}"
+    whose = "router" if is_mapped else server.host if server else ""
+    text = f"{candidate_type.value} {base_host} udp {whose}{f' {again}' if again else ''}"
     value = 0xCBF29CE484222325
     for byte in text.encode():
         value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF

@@ -25,6 +25,7 @@ from iceagent.gather import Gatherer
 from iceagent.gather.bases import Base, BaseListener, open_base
 from iceagent.gather.external import External
 from iceagent.gather.host import HostAddress, select_addresses
+from iceagent.gather.mapped import Mapped
 from iceagent.gather.relayed import Relayed, RelayedAddress
 from iceagent.gather.servers import is_asked_over_udp
 from iceagent.gather.srflx import ServerReflexive
@@ -35,8 +36,10 @@ from relay.uri import ServerUri
 
 __all__ = ["Gathering"]
 
-NOWHERE = TransportAddress("0.0.0.0", 9)
-"""RFC 8839, 5.1: the related address of who does not want to tell."""
+NOWHERE = {4: TransportAddress("0.0.0.0", 9), 6: TransportAddress("::", 9)}
+"""The related address of who does not want to tell, by family of the candidate. RFC 8839, 5.1: "the address MUST be
+set to "0.0.0.0" (for IPv4 candidates) or "::" (for IPv6 candidates) and the port to "9"".
+"""
 
 
 class Gathering:
@@ -48,6 +51,7 @@ class Gathering:
         peers_of: the session's table of authenticated addresses for a base.
         found: called with every candidate; false: it adds nothing to those there are.
         lost: called with a base whose address is gone.
+        withdrawn: called with a base's address and the address of a candidate there that is none any more.
         tell: called with events for the application.
         ceiling: what all transactions of the process share (RFC 8445, 14.2).
 
@@ -65,6 +69,7 @@ class Gathering:
         "_is_ready",
         "_listener",
         "_lost",
+        "_mapped",
         "_peers_of",
         "_preferences",
         "_reflexive",
@@ -92,6 +97,7 @@ class Gathering:
         peers_of: Callable[[TransportAddress], dict[TransportAddress, Traffic]],
         found: Callable[[Candidate], bool],
         lost: Callable[[Base], None],
+        withdrawn: Callable[[TransportAddress, TransportAddress], None],
         tell: Callable[[Event], None],
         ceiling: TokenBucket | None = None,
     ) -> None:
@@ -123,6 +129,10 @@ class Gathering:
                 config, host, system_rng, found=self._on_found, tell=tell, changed=self._check_done, ceiling=ceiling
             )
             gatherers.append(self._reflexive)
+        self._mapped: Mapped | None = None
+        if config.portmap and not (config.relay_only or config.lite):
+            self._mapped = Mapped(host, found=self._on_found, lost=withdrawn, tell=tell)
+            gatherers.append(self._mapped)
         self._gatherers = tuple(gatherers)
         self._relayed: Relayed | None = None
         if not config.lite and any(uri.is_turn for uri in uris):
@@ -142,6 +152,22 @@ class Gathering:
 
     def close(self) -> None:
         """Close every socket; idempotent."""
+        self._stop()
+        if self._mapped is not None:
+            self._mapped.close()
+        if self._relayed is not None:
+            self._relayed.close()
+        for base in self.bases.values():
+            base.socket.close()
+
+    async def give_back(self) -> None:
+        """Release what servers and routers hold for us; a second at most. Then :meth:`close`."""
+        self._stop()
+        holders = [holder for holder in (self._relayed, self._mapped) if holder is not None]
+        await asyncio.gather(*(holder.give_back() for holder in holders))
+
+    def _stop(self) -> None:
+        """Find nothing more; idempotent."""
         if self._task is not None:
             self._task.cancel()
         if self._timer is not None:
@@ -149,16 +175,8 @@ class Gathering:
         if self._subscription is not None:
             self._subscription.close()
         for gatherer in self._gatherers:
-            gatherer.close()
-        if self._relayed is not None:
-            self._relayed.close()
-        for base in self.bases.values():
-            base.socket.close()
-
-    async def give_back(self) -> None:
-        """Release what servers hold for us; half a second at most. Then :meth:`close`."""
-        if self._relayed is not None:
-            await self._relayed.give_back()
+            if gatherer is not self._mapped:
+                gatherer.close()
 
     def permit(self, remotes: Sequence[Candidate]) -> None:
         """These are the peer's candidates: relays let them in."""
@@ -323,7 +341,7 @@ class Gathering:
         base.socket = address.socket
         base.peers = self._peers_of(base.address)
         self.bases[base.address] = base
-        related = NOWHERE if self._config.relay_only else address.mapped
+        related = NOWHERE[base.address.version] if self._config.relay_only else address.mapped
         relayed = CandidateType.RELAYED
         self._on_found(base.candidate(relayed, base.address, address.url, address.server, related))
         return base
@@ -357,5 +375,7 @@ class Gathering:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._relayed is not None:
+            self._relayed.tell_silent()
         elapsed_ms = (self._host.now() - self._started_at) * 1000
         self._tell(GatheringDone(count=self._count, elapsed_ms=elapsed_ms))

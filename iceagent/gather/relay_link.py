@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from random import Random
 from typing import Protocol, cast
 
@@ -22,13 +22,20 @@ from iceagent.gather.relay_race import Target, Transport
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Event, Transmit
 from iceagent.net.driver import Driver
+from iceagent.net.errno_words import errno_in_words
 from iceagent.net.host import DatagramReceiver, DatagramSocket, Host, Stream
-from iceagent.net.proxy import ProxyRefused
 from relay.account import TurnCredentials
 from relay.stun import BadMessage, StreamFramer
 from relay.turn import CHANNEL_HEAD, Allocation, AllocationOptions, AllocationRefused, is_channel_data
 
-__all__ = ["RelayLink", "RelayedBase", "RelayedSocket"]
+__all__ = ["NO_ANSWER", "RelayLink", "RelayedBase", "RelayedSocket"]
+
+NO_ANSWER = "no answer"
+"""The reason where a server was silent to the end: 39.5 s over UDP (RFC 8489, 6.2.1), 10 s to connect."""
+
+# RFC 8446, 5.1: the first byte of a TLS record is its type, 20 … 23, the next one 3.
+_TLS_TYPES = range(20, 24)
+_TLS_MAJOR = 3
 
 
 class RelayedBase(Protocol):
@@ -56,6 +63,7 @@ class RelayLink:
     Attributes:
         bases: relayed address → who gets what is sent to it.
         allocation: ``None`` while a stream is being connected.
+        is_heard: something came from the server.
     """
 
     def __init__(
@@ -83,12 +91,15 @@ class RelayLink:
         self._options = options
         self._on_event = on_event
         self._on_heard = on_heard
-        self._is_heard = False
+        self.is_heard = False
         self._is_closed = False
         self._driver: Driver | None = None
         self._socket: DatagramSocket | None = None
         self._stream: Stream | None = None
         self._framer = StreamFramer()
+        # The first two bytes that came over the stream, and what the end of the connection may mean.
+        self._first = b""
+        self._hint = ""
         self._task: asyncio.Task[None] | None = None
         self._connect_stream = connect
 
@@ -218,6 +229,7 @@ class RelayLink:
     def data_received(self, stream: Stream, data: bytes) -> None:
         """From the stream."""
         self._note(self.target.address)
+        self._first += data[: 2 - len(self._first)]
         allocation, driver = self.allocation, self._driver
         if allocation is None or driver is None:
             return
@@ -237,6 +249,7 @@ class RelayLink:
 
     def connection_lost(self, stream: Stream, errno: int) -> None:
         """From the stream: it is over."""
+        self._hint = self._what_it_may_mean(errno)
         if self.allocation is not None and self._driver is not None:
             self._driver.error(self.allocation.base, self.target.address, errno)
 
@@ -258,7 +271,7 @@ class RelayLink:
         try:
             self._stream = await self._connect_stream(self)
         except (OSError, ValueError) as error:
-            self._on_event(self, AllocationRefused(code=None, reason=_in_words(error)))
+            self._on_event(self, AllocationRefused(code=None, reason=_in_words(error, self.target.transport)))
             return
         if self._is_closed:
             self._stream.close()
@@ -295,8 +308,8 @@ class RelayLink:
         base.datagram_received(cast(DatagramSocket, self), data, peer)
 
     def _note(self, source: tuple[str, int]) -> None:
-        if not self._is_heard and source == self.target.address:
-            self._is_heard = True
+        if not self.is_heard and source == self.target.address:
+            self.is_heard = True
             self._on_heard(self)
 
     def _transmit(self, transmit: Transmit) -> int:
@@ -311,7 +324,19 @@ class RelayLink:
         return errno.ENOTCONN
 
     def _tell(self, event: Event) -> None:
+        if self._hint and isinstance(event, AllocationRefused) and event.code is None:
+            event = replace(event, reason=self._hint)
         self._on_event(self, event)
+
+    def _what_it_may_mean(self, number: int) -> str:
+        """Of the end of a stream over which no message came; empty: what it says."""
+        if self.target.transport is not Transport.TCP:
+            return ""
+        if len(self._first) == 2 and self._first[0] in _TLS_TYPES and self._first[1] == _TLS_MAJOR:
+            return "it speaks TLS: turns: is the scheme for that"
+        if not self._first and number in (0, errno.ECONNRESET, errno.EPIPE):
+            return "it closed the connection at once: is this a TLS port? turns: is the scheme for that"
+        return ""
 
 
 class RelayedSocket:
@@ -340,9 +365,20 @@ class RelayedSocket:
         """The allocation is given back by who made it."""
 
 
-def _in_words(error: Exception) -> str:
+def _in_words(error: Exception, transport: Transport) -> str:
+    """Why there is no stream."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"the server's certificate is not valid: {error.verify_message}"
-    if isinstance(error, OSError) and error.errno and not isinstance(error, ProxyRefused):
-        return os.strerror(error.errno)
-    return str(error) or type(error).__name__
+    if isinstance(error, TimeoutError) and not error.errno:
+        return NO_ANSWER
+    if transport is Transport.TLS and isinstance(error, ConnectionResetError):
+        # asyncio raises it without a word where the other end closes during the handshake.
+        return "it closed the connection during the TLS handshake: is this a port for plain TCP?"
+    if isinstance(error, ssl.SSLError):
+        words = (error.reason or str(error)).replace("_", " ").lower()
+        return f"there is no TLS ({words}): is this a port for plain TCP?"
+    text = (error.strerror or "") if isinstance(error, OSError) else ""
+    if isinstance(error, OSError) and error.errno and error.errno > 0 and not text.startswith("the proxy"):
+        # The text may be asyncio's: "Connect call failed ('192.0.2.1', 3478)".
+        return errno_in_words(error.errno)
+    return text or str(error) or type(error).__name__

@@ -23,9 +23,9 @@ from iceagent.config import Config, IceServer
 from iceagent.events import RelayLost, RelayMoved, RelayRefused, ServerFailed
 from iceagent.gather.bases import open_socket
 from iceagent.gather.host import HostAddress
-from iceagent.gather.relay_link import RelayedBase, RelayedSocket, RelayLink
+from iceagent.gather.relay_account import NoCredentials, credentials_of, targets_of
+from iceagent.gather.relay_link import NO_ANSWER, RelayedBase, RelayedSocket, RelayLink
 from iceagent.gather.relay_race import Abandon, Attempt, GaveUp, RelayRace, RenewCredentials, Target, Transport
-from iceagent.gather.servers import resolve_server
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.core import Event
 from iceagent.net.driver import Driver
@@ -157,6 +157,11 @@ class Relayed:
         for relay in self._relays:
             relay.permit()
 
+    def tell_silent(self) -> None:
+        """Gathering ends: name those that are still waited for. An answer may come later."""
+        for relay in self._relays:
+            relay.tell_silent()
+
     def begin_again(self) -> None:
         """ICE restarts: servers that gave nothing are asked anew."""
         for relay in self._relays:
@@ -222,6 +227,9 @@ class _Relay:
         self._tasks: set[asyncio.Task[None]] = set()
         # How many there were, by host of the relayed address and server.
         self._made: dict[tuple[str, TransportAddress], int] = {}
+        # What is waited for before anybody can be asked; and attempts of which it was said that nothing came.
+        self._missing = ""
+        self._silent: set[int] = set()
         self._has_begun = False
         self._is_stopped = False
         self._emptied: asyncio.Event | None = None
@@ -242,6 +250,17 @@ class _Relay:
             if now is None or now.index != place.index:
                 self._leave(self._links[number])
         self.begin_again()
+
+    def tell_silent(self) -> None:
+        """Whoever has not answered so far."""
+        if not self.is_pending:
+            return
+        if self._tasks:
+            self._owner.tell(ServerFailed(server=self._uris[0][0], base=None, reason=self._missing))
+        for link in self._links.values():
+            self._silent.add(link.number)
+            words = "no relayed address so far" if link.is_heard else "no response so far"
+            self._owner.tell(ServerFailed(server=link.target.url, base=link.base, reason=_of(link.target, words)))
 
     def begin_again(self) -> None:
         """Ask anew, if nothing is there."""
@@ -277,27 +296,27 @@ class _Relay:
     # --- who is asked --------------------------------------------------------------------------------------------
 
     async def _begin(self) -> None:
+        self._missing = "the application has given no credentials so far"
         if not await self._ask_for_credentials():
             return
-        targets = await asyncio.gather(*(self._resolve(url, uri) for url, uri in self._uris))
+        self._missing = "its name has not resolved so far"
+        owner = self._owner
+        targets = await asyncio.gather(
+            *(targets_of(url, uri, owner.host, owner.config, owner.tell) for url, uri in self._uris)
+        )
         # In one go, and in the order of the configuration.
         self._tell_race(self._race.add_targets, [target for found in targets for target in found])
         self._tell_race(self._race.begin)
 
     async def _ask_for_credentials(self) -> bool:
-        server = self._server
-        if server.credentials is None:
-            if server.username is not None and server.credential is not None:
-                self._credentials = TurnCredentials(username=server.username, password=server.credential)
-            return True
         try:
-            self._credentials = await server.credentials()
-        except Exception as error:  # The application's, whatever it raises: the server cannot be used without.
-            reason = f"the application gave no credentials: {type(error).__name__}: {error}"
-            self._owner.tell(ServerFailed(server=self._uris[0][0], base=None, reason=reason))
+            self._credentials = await credentials_of(self._server)
+        except NoCredentials as error:
+            self._owner.tell(ServerFailed(server=self._uris[0][0], base=None, reason=str(error)))
             self._tell_race(self._race.given_credentials, CREDENTIALS_RETRY_S)
             return False
-        self._tell_race(self._race.given_credentials, self._credentials.lifetime_s)
+        if self._server.credentials is not None and self._credentials is not None:
+            self._tell_race(self._race.given_credentials, self._credentials.lifetime_s)
         return True
 
     async def _renew_credentials(self) -> None:
@@ -308,32 +327,6 @@ class _Relay:
                 if link.allocation is not None:
                     link.command(link.allocation.use, self._credentials)
             self._tell_race(self._race.begin)
-
-    async def _resolve(self, url: str, uri: ServerUri) -> list[Target]:
-        if uri.is_secure and uri.transport == "udp":
-            self._owner.tell(ServerFailed(server=url, base=None, reason="TURN over DTLS is not supported"))
-            return []
-        if uri.is_secure:
-            transports = [Transport.TLS]
-        elif uri.transport is None:
-            transports = [Transport.UDP, Transport.TCP]
-        else:
-            transports = [Transport(uri.transport)]
-        found: list[Target] = []
-        for transport in transports:
-            protocol = "udp" if transport is Transport.UDP else "tcp"
-            try:
-                addresses = await resolve_server(self._owner.host, uri, protocol)
-            except OSError as error:
-                reason = f"{uri.host} does not resolve: {error}"
-                self._owner.tell(ServerFailed(server=url, base=None, reason=reason))
-                return found
-            found += [
-                Target(url=url, transport=transport, address=address, name=uri.host)
-                for address in addresses
-                if (self._owner.config.ipv4 if address.version == 4 else self._owner.config.ipv6)
-            ]
-        return found
 
     def _on_race(self, event: Event) -> None:
         if isinstance(event, Attempt):
@@ -367,8 +360,11 @@ class _Relay:
         try:
             self._places[number] = self._owner.place_for(target.address)
             link.start()
-        except (OSError, ValueError) as error:
-            self._on_event(link, AllocationRefused(code=None, reason=str(error)))
+        except OSError as error:
+            self._on_event(link, AllocationRefused(code=None, reason=error.strerror or str(error)))
+        except ValueError as error:
+            # Credentials that cannot be sent do not become better by themselves.
+            self._on_event(link, AllocationRefused(code=None, reason=str(error), wait_s=None))
 
     def _open_socket(self, number: int, receiver: DatagramReceiver) -> DatagramSocket:
         owner = self._owner
@@ -407,8 +403,9 @@ class _Relay:
         elif isinstance(event, Allocated):
             self._on_allocated(link, event)
         elif isinstance(event, AllocationRefused):
+            is_silent = link.number in self._silent
             self._forget(link)
-            self._refuse(link.number, link.target, link.base, event)
+            self._refuse(link, event, is_silent=is_silent)
         elif isinstance(event, AllocationLost):
             self._on_lost(link, event)
         elif isinstance(event, AllocationMoved):
@@ -452,12 +449,13 @@ class _Relay:
         self._made[host, server] = count + 1
         return count
 
-    def _refuse(self, number: int, target: Target, base: TransportAddress | None, event: AllocationRefused) -> None:
+    def _refuse(self, link: RelayLink, event: AllocationRefused, *, is_silent: bool) -> None:
+        target, base = link.target, link.base
         code = "" if event.code is None else f"{event.code} "
-        reason = f"{target.transport.value} {target.address}: {code}{event.reason}"
-        if event.code != 300:
+        if event.code != 300 and not (is_silent and event.reason == NO_ANSWER):
+            reason = _of(target, f"{code}{event.reason}")
             self._owner.tell(ServerFailed(server=target.url, base=base, reason=reason))
-        self._tell_race(self._race.refused, number, event)
+        self._tell_race(self._race.refused, link.number, event)
         self._owner.changed()
 
     def _on_lost(self, link: RelayLink, event: AllocationLost) -> None:
@@ -493,6 +491,7 @@ class _Relay:
         self._links.pop(link.number, None)
         self._places.pop(link.number, None)
         self._relayed.pop(link.number, None)
+        self._silent.discard(link.number)
         link.close()
         if self._emptied is not None:
             self._emptied.set()
@@ -520,3 +519,8 @@ class _Relay:
         for task in self._tasks:
             task.cancel()
         self._driver.close()
+
+
+def _of(target: Target, words: str) -> str:
+    """A reason: which way, and what about it."""
+    return f"{target.transport.value} {target.address}: {words}"

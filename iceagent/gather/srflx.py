@@ -141,7 +141,7 @@ class ServerReflexive:
             for address in await resolve_server(self._host, uri):
                 self._add(url, address)
         except OSError as error:
-            self._fail(url, None, f"{uri.host} does not resolve: {error}")
+            self._fail(url, None, f"{uri.host} does not resolve: {error.strerror or error}")
 
     def _on_resolved(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

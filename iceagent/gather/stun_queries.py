@@ -23,6 +23,7 @@ from random import Random
 from iceagent.core.pacing import TokenBucket
 from iceagent.net.address import TransportAddress, is_reserved
 from iceagent.net.core import Datagram, Event, PacketDropped, Transmit
+from iceagent.net.errno_words import errno_in_words
 from relay.stun import (
     DEFAULT_RC,
     DEFAULT_RM,
@@ -225,7 +226,7 @@ class StunQueries:
         if errno == EHOSTUNREACH:
             return
         if query is not None and self._end(query):
-            self._fail(query, f"network error, errno {errno}", now)
+            self._fail(query, errno_in_words(errno), now)
 
     def handle_timeout(self, now: float) -> None:
         """Repeat, give up, refresh."""

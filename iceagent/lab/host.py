@@ -13,8 +13,8 @@ from iceagent.net.host import (
     SocketOptions,
     SrvRecord,
 )
-from iceagent.net.netlink import open_netlink
 from iceagent.net.local import LocalHost
+from iceagent.net.netlink import open_netlink
 
 __all__ = ["LabHost"]
 

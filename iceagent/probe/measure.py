@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field, replace
 
 from iceagent.agent import Agent
+from iceagent.candidate import Candidate, CandidateType
 from iceagent.config import Config, IceServer
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.host import Host, Interface
@@ -22,7 +23,7 @@ from iceagent.probe import verdict
 from iceagent.probe.advice import advise
 from iceagent.probe.inquiry import Inquiry
 from iceagent.probe.relays import RelayInquiry
-from iceagent.probe.report import NotTested, Report
+from iceagent.probe.report import NotTested, Report, ServerStatus
 from iceagent.serving import serve
 from relay.uri import ServerUri
 
@@ -95,8 +96,7 @@ async def measure(
         tell=tell,
     )
     is_embedded = not options.servers
-    # The agent gives its relayed address back while the goodbyes of the other ones are on their way; a server of ours
-    # is there until they have been answered.
+    # A server of ours is there until the goodbyes of the others have been answered.
     async with (
         _servers(host, interfaces, options, inquiry, system_rng) as asked,
         relays,
@@ -104,9 +104,11 @@ async def measure(
     ):
         await asyncio.gather(inquiry.run(asked.uris), relays.run(asked.relays, are_ours=is_embedded))
         lines = await candidates()
+        await relays.run_again(have_others=any(Candidate.parse(line).type is CandidateType.RELAYED for line in lines))
     for seen in relays.observations:
         inquiry.note_sight(seen)
     findings = inquiry.findings(is_embedded=is_embedded)
+    relays.note_stun({row.uri for row in findings.servers if row.status is ServerStatus.ANSWERED})
     return _report(findings, relays, lines, (host.now() - started) * 1000)
 
 
@@ -201,7 +203,9 @@ def _loopback_addresses(interfaces: Sequence[Interface], config: Config) -> list
 async def _candidates(
     host: Host, options: ProbeOptions, rng: random.Random | None
 ) -> AsyncIterator[Callable[[], Awaitable[tuple[str, ...]]]]:
-    """Gather while the block lasts; what it gives waits a moment for the end, and returns SDP lines."""
+    """Gather until what it gives is called, or to the end of the block: that waits a moment for the end of gathering,
+    gives back what the agent holds, and returns SDP lines.
+    """
     config = replace(options.config, servers=options.servers, gather_timeout_s=options.timeout_s)
     async with Agent(config, controlling=True, host=host, rng=rng) as agent:
         gathering = asyncio.ensure_future(agent.gather())
@@ -210,7 +214,9 @@ async def _candidates(
             await asyncio.wait([gathering], timeout=GATHERING_GRACE_S)
             if gathering.done():
                 gathering.result()
-            return tuple(candidate.to_sdp() for candidate in agent.local_candidates)
+            found = tuple(candidate.to_sdp() for candidate in agent.local_candidates)
+            await agent.aclose()
+            return found
 
         try:
             yield lines

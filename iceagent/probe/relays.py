@@ -4,6 +4,9 @@ Every URL is tried over every transport that it names (``turn:`` without one: UD
 address of each IP version. The first address that allocates is the row's; it is given back at once. A server that
 sends us to another one (300) is followed. Through our own server on loopback a datagram is sent, too (``echo.py``).
 
+Ways to one service hold an allocation each for a moment, and so does the agent that gathers beside: whoever is told
+that this is too many (486, 508) is asked again, one after the other, when all the others have been given back.
+
 The end comes with the deadline. Whoever was heard gets a goodbye then, and half a second to answer it, also after
 Ctrl-C: a server that is asked every minute would else hold ten minutes of allocations.
 """
@@ -13,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from random import Random
 from types import TracebackType
@@ -21,7 +24,7 @@ from types import TracebackType
 from iceagent.config import Config, IceServer
 from iceagent.gather.bases import open_socket
 from iceagent.gather.host import HostAddress
-from iceagent.gather.relay_link import RelayLink
+from iceagent.gather.relay_link import NO_ANSWER, RelayLink
 from iceagent.gather.relay_race import Target, Transport
 from iceagent.gather.servers import resolve_server
 from iceagent.net.address import TransportAddress
@@ -51,6 +54,11 @@ GOODBYE_S = 0.5
 MAX_REDIRECTIONS = 4
 ALPN = "stun.turn"
 """RFC 7443."""
+STUN_ONLY = "it answers STUN, but not TURN: does it relay at all?"
+# Before one that has too many allocations is asked again: coturn counts what was given back for a second more.
+PAUSES_S = (0.0, 1.2)
+CROWDED = frozenset({486, 508})
+"""RFC 8656, 19: Allocation Quota Reached, Insufficient Capacity."""
 
 # Of a row's attempts, the one that says most.
 _WEIGHTS = {RelayStatus.NOT_TESTED: 0, RelayStatus.NO_ANSWER: 0, RelayStatus.REFUSED: 1, RelayStatus.OK: 2}
@@ -108,6 +116,7 @@ class RelayInquiry:
         self._is_ours = False
         self._tell = tell
         self._rows: dict[_Way, RelayRow] = {}
+        self._refusals: dict[_Way, int | None] = {}
         self._attempts: set[_Attempt] = set()
         self._changed = asyncio.Event()
         self._goodbye_ends_at = 0.0
@@ -118,17 +127,7 @@ class RelayInquiry:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        self._say_goodbye()
-        try:
-            async with asyncio.timeout_at(self._goodbye_ends_at):
-                while self._attempts:
-                    self._changed.clear()
-                    await self._changed.wait()
-        except TimeoutError:
-            pass
-        finally:
-            for attempt in list(self._attempts):
-                attempt.close()
+        await self._end_goodbye()
 
     async def run(self, servers: Sequence[IceServer], *, are_ours: bool = False) -> None:
         """Ask all that are TURN servers; :attr:`rows` has the results, also where this was cancelled.
@@ -150,10 +149,54 @@ class RelayInquiry:
         finally:
             self._say_goodbye()
 
+    async def run_again(self, *, have_others: bool) -> None:
+        """Ask those once more that were refused because there were too many allocations, where one of them was ours:
+        one after the other, and each has given its own back before the next one is asked. Whoever is silent until the
+        timeout keeps its refusal.
+
+        Args:
+            have_others: this host had other allocations of theirs, which have been given back by now.
+        """
+        working = {way.server for way, row in self._rows.items() if row.status is RelayStatus.OK}
+        crowded = [way for way in self._rows if self._is_crowded(way) and (have_others or way.server in working)]
+        if not crowded:
+            return
+        await self._end_goodbye()
+        deadline = asyncio.get_running_loop().time() + self._timeout_s
+        for way in crowded:
+            for pause_s in PAUSES_S:
+                if self._is_crowded(way):
+                    await self._ask_again(way, pause_s, deadline)
+
+    def _is_crowded(self, way: _Way) -> bool:
+        return self._rows[way].status is RelayStatus.REFUSED and self._refusals.get(way) in CROWDED
+
+    async def _ask_again(self, way: _Way, pause_s: float, deadline: float) -> None:
+        refused = self._rows[way]
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.sleep(pause_s)
+                await self._examine(way)
+        except TimeoutError:
+            pass
+        finally:
+            # A second silence says less than the refusal.
+            if self._rows[way].status is RelayStatus.NO_ANSWER:
+                self._rows[way] = refused
+            self._goodbye_ends_at = 0.0
+            self._say_goodbye()
+        await self._end_goodbye()
+
     @property
     def rows(self) -> tuple[RelayRow, ...]:
         """One for each URL and transport, in the order of the servers; empty: there is no TURN server."""
         return tuple(self._rows.values())
+
+    def note_stun(self, urls: Collection[str]) -> None:
+        """These servers answered over UDP as STUN servers do: one that is silent as a TURN server may be none."""
+        for way, row in self._rows.items():
+            if row.status is RelayStatus.NO_ANSWER and row.reason == NO_ANSWER and way.transport is Transport.UDP:
+                self._rows[way] = replace(row, reason=STUN_ONLY) if way.url in urls else row
 
     def forget(self, attempt: _Attempt) -> None:
         """Nothing more comes of it."""
@@ -166,6 +209,20 @@ class RelayInquiry:
             self._goodbye_ends_at = asyncio.get_running_loop().time() + GOODBYE_S
         for attempt in list(self._attempts):
             attempt.release()
+
+    async def _end_goodbye(self) -> None:
+        """Wait for the answers to the goodbyes, and close what is left."""
+        self._say_goodbye()
+        try:
+            async with asyncio.timeout_at(self._goodbye_ends_at):
+                while self._attempts:
+                    self._changed.clear()
+                    await self._changed.wait()
+        except TimeoutError:
+            pass
+        finally:
+            for attempt in list(self._attempts):
+                attempt.close()
 
     # --- one row -------------------------------------------------------------------------------------------------
 
@@ -192,7 +249,7 @@ class RelayInquiry:
         attempts = [attempt for attempt in found if attempt is not None]
         if attempts:
             self._tell(f"asking {way.url} over {way.transport.value.upper()}")
-            self._rows[way] = way.row(RelayStatus.NO_ANSWER, "no answer")
+            self._rows[way] = way.row(RelayStatus.NO_ANSWER, NO_ANSWER)
             await self._race(way, attempts)
 
     def _proxy_for(self, way: _Way, uri: ServerUri) -> Proxy | None:
@@ -240,6 +297,7 @@ class RelayInquiry:
         visited = {attempt.target.address}
         while True:
             row, answer = await self._ask(way, attempt)
+            self._refusals[way] = answer.code if isinstance(answer, AllocationRefused) else None
             if _WEIGHTS[row.status] >= _WEIGHTS[self._rows[way].status]:
                 self._rows[way] = row
             alternate = answer.alternate if isinstance(answer, AllocationRefused) else None
@@ -371,11 +429,8 @@ class _Attempt:
 
     def refusal(self, way: _Way, answer: AllocationRefused) -> RelayRow:
         """Who refused what, if anybody did?"""
-        error = self._error
-        if answer.code is not None or self._is_heard or isinstance(error, ssl.SSLError | ProxyRefused):
-            return way.row(RelayStatus.REFUSED, _words(answer))
-        reason = os.strerror(error.errno) if error is not None and error.errno else _words(answer)
-        return way.row(RelayStatus.NO_ANSWER, reason)
+        is_answered = answer.code is not None or self._is_heard or isinstance(self._error, ssl.SSLError | ProxyRefused)
+        return way.row(RelayStatus.REFUSED if is_answered else RelayStatus.NO_ANSWER, _words(answer))
 
     @property
     def base(self) -> TransportAddress | None:

@@ -189,6 +189,7 @@ class RelayRow:
             "rtt_ms": _rounded(self.rtt_ms),
             # Of two, IPv4's: it comes first.
             "relayed": str(self.relayed[0]) if self.relayed else None,
+            "relayed_all": [str(address) for address in self.relayed],
             "reason": self.reason or None,
             "data_rtt_ms": _rounded(self.data_rtt_ms),
             "mobility": self.mobility,

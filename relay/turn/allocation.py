@@ -27,11 +27,12 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import Enum
-from errno import EACCES, EHOSTUNREACH, ENOTCONN, errorcode
+from errno import EACCES, EHOSTUNREACH, ENOTCONN
 from random import Random
 
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Event, PacketDropped, Transmit
+from iceagent.net.errno_words import errno_in_words
 from relay.account import TurnCredentials
 from relay.stun import (
     ADDITIONAL_ADDRESS_FAMILY,
@@ -367,9 +368,8 @@ class Allocation:
         """The network said no: over a stream that is the end; ICMP may be forged, and is a reason to ask."""
         if destination != self.server or base != self.base:
             return
-        reason = f"the server cannot be reached ({errorcode.get(errno, errno)})"
         if self.state is AllocationState.ALLOCATING and errno != EHOSTUNREACH:
-            self._end(AllocationRefused(code=None, reason=reason))
+            self._end(AllocationRefused(code=None, reason=errno_in_words(errno)))
         elif self.state is AllocationState.RELEASING and errno != EHOSTUNREACH:
             self._end(AllocationReleased())
         elif self.state is AllocationState.READY and self._is_stream:
@@ -560,12 +560,13 @@ class Allocation:
             self._is_moving = False
             if answer.is_error:
                 code, reason = error_of(answer)
-                self._end(AllocationLost(reason=f"{why}, and the server does not follow ({code} {reason})"))
+                self._end(AllocationLost(reason=f"{why}, and the server does not take it along: {code} {reason}"))
             else:
                 self._on_moved(answer, rtt_s, then)
 
         def failed(reason: str, is_refused: bool, then: float) -> None:
-            self._end(AllocationLost(reason=f"{why}, and the server does not follow ({reason})", is_refused=is_refused))
+            reason = f"{why}, and the server does not take it along: {reason}"
+            self._end(AllocationLost(reason=reason, is_refused=is_refused))
 
         pairs: tuple[Pair, ...] = ((MOBILITY_TICKET, ticket), *self._lifetime())
         self.ask(Method.REFRESH, pairs, answered, failed, now, rc=MOVE_RC, rm=MOVE_RM)

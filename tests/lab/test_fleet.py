@@ -22,6 +22,8 @@ pytestmark = pytest.mark.natlab_needs("turnserver", "redis-server", "redis-cli")
 
 REALM = "lab"
 SECRETS = ("north", "south")
+# To be replaced by those of the fleet.
+NOBODY = ("turn:192.0.2.1",)
 # Three seconds, and what two busy cores may add.
 LOST_WITHIN_S = 4.0
 
@@ -64,7 +66,7 @@ def with_users(lab: Lab) -> tuple[Fleet, IceServer]:
     fleet = Fleet(lab)
     key = hashlib.md5(f"u:{REALM}:pw".encode(), usedforsecurity=False).hexdigest()
     fleet.store("set", f"turn/realm/{REALM}/user/u/key", key)
-    return fleet, IceServer(urls=(), username="u", credential="pw")
+    return fleet, IceServer(urls=NOBODY, username="u", credential="pw")
 
 
 def with_secrets(lab: Lab) -> tuple[Fleet, IceServer]:
@@ -78,7 +80,7 @@ def with_secrets(lab: Lab) -> tuple[Fleet, IceServer]:
         digest = hmac.new(next(secrets).encode(), username.encode(), hashlib.sha1).digest()
         return TurnCredentials(username=username, password=base64.b64encode(digest).decode(), lifetime_s=600.0)
 
-    return fleet, IceServer(urls=(), credentials=credentials)
+    return fleet, IceServer(urls=NOBODY, credentials=credentials)
 
 
 def pull_the_cable(service: Service) -> None:

@@ -18,7 +18,7 @@ from iceagent.lab.services import Service, coturn
 pytestmark = pytest.mark.natlab_needs("turnserver")
 
 ROOT = Path(__file__).parents[2]
-KEYS = {"server", "transport", "status", "rtt_ms", "relayed", "reason", "data_rtt_ms", "mobility"}
+KEYS = {"server", "transport", "status", "rtt_ms", "relayed", "relayed_all", "reason", "data_rtt_ms", "mobility"}
 USER = ("--username", "u", "--credential", "pw")
 PATIENCE_S = 30.0
 
@@ -61,6 +61,7 @@ def test_a_relay_over_udp_and_tcp(natlab: Lab) -> None:
     assert (code, statuses(report)) == (0, {(url, "udp"): "ok", (url, "tcp"): "ok"})
     for row in report["relays"]:
         assert row["relayed"].partition(":")[0] == server.address and 0 < row["rtt_ms"] < 1000
+        assert row["relayed_all"] == [row["relayed"]]
     # A TURN server is a STUN server as well.
     assert (report["udp"]["ipv4"], report["nat"]["mapping"], report["layers"]) == (True, "unknown", 1)
     assert {"host", "relay"} <= {line.split()[7] for line in report["candidates"]}
@@ -88,6 +89,18 @@ def test_a_wrong_password_is_refused_in_the_servers_words(natlab: Lab) -> None:
         assert (row["status"], row["relayed"], row["rtt_ms"], row["mobility"]) == ("refused", None, None, None)
         assert row["reason"] == "401 user name or password are wrong (it says: Unauthorized)"
     assert any(f"turn:{server.address} over UDP (401 user name" in sentence for sentence in report["advice"])
+
+
+def test_a_user_with_one_allocation(natlab: Lab) -> None:
+    """What is tried side by side shares the quota: whoever got none is asked again when the others gave theirs back."""
+    server = natlab.machine("server")
+    service = coturn(server, "-v", "--user-quota=1", users={"u": "pw"})
+    client = natlab.machine(behind=natlab.router("port-restricted"))
+    url = f"turn:{server.address}"
+    code, report = probe(client, "--server", url, *USER)
+    assert (code, statuses(report)) == (0, {(url, "udp"): "ok", (url, "tcp"): "ok"})
+    assert count(service, "Allocation Quota Reached") > 0
+    assert_all_was_given_back(service, at_least=2)
 
 
 def test_a_dead_server_does_not_answer(natlab: Lab) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import ssl
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ import pytest
 from iceagent.candidate import CandidateType
 from iceagent.config import NOMINATION_WAIT_S, Config, IceServer
 from iceagent.errors import UsageError
+from iceagent.net.host import Proxy
+from relay.account import TurnCredentials
 
 
 def test_the_defaults_are_those_of_the_rfcs() -> None:
@@ -86,6 +89,83 @@ def test_what_cannot_be_is_refused(changed: dict[str, Any], complaint: str) -> N
     with pytest.raises(UsageError) as caught:
         Config(**changed)
     assert complaint in str(caught.value)
+
+
+TURN = IceServer(urls=("turn:192.0.2.1",), username="u", credential="secret")
+
+
+async def credentials() -> TurnCredentials:
+    raise AssertionError("it is called")
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"urls": ()}, '"urls" is empty'),
+        ({"urls": b"turn:h"}, '"urls" is of type bytes, a tuple of texts is expected'),
+        ({"urls": None}, '"urls" is of type NoneType'),
+        ({"urls": ("stun:h", 5)}, '"urls" has something of type int in it'),
+        ({"urls": ("stun:h", "http://h")}, "a server begins with stun:"),
+        ({"urls": ("turn://h",)}, "no // after turn: (RFC 7065, 3.1)"),
+        ({"urls": ("stun://h",)}, "no // after stun: (RFC 7064, 3.1)"),
+        ({"urls": ("stun:h", "turn:h")}, "turn:h has no username and credential"),
+        ({"urls": ("turn:h",), "username": "u"}, '"username" is given alone'),
+        ({"urls": ("turn:h",), "credential": "secret"}, '"credential" is given alone'),
+        ({"urls": ("stun:h",), "username": "u"}, '"username" is given alone'),
+        ({"urls": ("turn:h",), "username": "u", "credential": ""}, '"credential" is empty'),
+        ({"urls": ("turn:h",), "username": "", "credential": "secret"}, '"username" is empty'),
+        ({"urls": ("turn:h",), "username": "u", "credential": 5}, '"credential" is no text (str), but of type int'),
+        ({"urls": ("turn:h",), "username": "u", "credential": b"secret"}, '"credential" is no text (str)'),
+        ({"urls": ("turn:h",), "username": 5, "credential": "secret"}, '"username" is no text (str)'),
+        ({"urls": ("turn:h",), "credentials": "secret"}, '"credentials" is no async function, but of type str'),
+        (
+            {"urls": ("turn:h",), "username": "u", "credential": "secret", "credentials": credentials},
+            '"credentials" gives user name and password: leave "username" out',
+        ),
+    ],
+)
+def test_a_server_that_cannot_be(values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        IceServer(**values)
+    assert complaint in str(caught.value) and "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("urls", ["turn:h", ["turn:h"], ("turn:h",)])
+def test_the_urls_of_a_server_become_a_tuple(urls: Any) -> None:
+    """W3C, RTCIceServer: ``(DOMString or sequence<DOMString>) urls``."""
+    assert IceServer(urls=urls, credentials=credentials).urls == ("turn:h",)
+
+
+def test_what_relays_is_a_turn_server() -> None:
+    assert TURN.is_turn and not IceServer(urls=("stun:h",)).is_turn
+    assert IceServer(urls=("stun:h", "turns:h"), credentials=credentials).is_turn
+
+
+@pytest.mark.parametrize(
+    ("values", "complaint"),
+    [
+        ({"servers": TURN}, "servers is one IceServer, a tuple of them is expected: servers=(server,)"),
+        ({"servers": "turn:h"}, "servers is of type str"),
+        ({"servers": (TURN, "turn:h")}, "servers, entry 2: of type str, no IceServer; IceServer(urls=('turn:h',))"),
+        ({"servers": ({"urls": "turn:h"},)}, "servers, entry 1: of type dict, no IceServer; see parse_ice_servers"),
+        ({"relay_only": True}, "relay_only needs a TURN server: servers has none"),
+        ({"relay_only": True, "servers": (IceServer(urls=("stun:h",)),)}, "relay_only needs a TURN server"),
+        ({"relay_only": True, "lite": True, "servers": (TURN,)}, "relay_only and lite contradict each other"),
+        ({"proxy": "http://user:secret@h"}, "proxy is of type str; Proxy.parse(text) reads a URL"),
+        ({"ssl_context": "x"}, "ssl_context is of type str, an ssl.SSLContext is expected"),
+    ],
+)
+def test_a_wrong_type_or_a_contradiction(values: dict[str, Any], complaint: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        Config(**values)
+    assert complaint in str(caught.value) and "secret" not in str(caught.value)
+
+
+def test_what_turn_needs_is_taken() -> None:
+    context = ssl.create_default_context()
+    given: Any = [TURN]
+    config = Config(servers=given, relay_only=True, proxy=Proxy.parse("http://h:3128"), ssl_context=context)
+    assert (config.servers, config.ssl_context) == ((TURN,), context)
 
 
 def test_a_servers_credential_is_not_printed() -> None:

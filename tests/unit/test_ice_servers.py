@@ -57,9 +57,27 @@ def test_one_entry(value: Any) -> None:
         ([{"urls": "http://x"}], "begins with stun:"),
         ([{"urls": TURN}], "no username and credential"),
         ([{"urls": TURN, "username": "secret", "credential": 5}], '"credential" is no text'),
+        ([{"urls": TURN, "username": "me", "credential": ""}], '"credential" is empty'),
+        ([{"urls": TURN, "username": "", "credential": "secret"}], '"username" is empty'),
+        ([{"urls": "turn://h", "username": "me", "credential": "secret"}], "RFC 7065, 3.1"),
+        (b"\xff", "no JSON"),
+        ([{"urls": STUN}, {"urls": TURN}], "^entry 2: turn:turn.example:3478.transport=udp has no username"),
+        ({"iceServers": [{"urls": STUN}, ENTRY, 5]}, "^entry 3: a list like"),
+        (ENTRY | {"credential": None}, '^"username" is given alone'),
     ],
 )
 def test_what_is_none(value: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words) as caught:
         parse_ice_servers(value)
     assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray])
+def test_the_body_of_an_http_response(kind: type[bytes]) -> None:
+    assert parse_ice_servers(kind(json.dumps([ENTRY]).encode())) == (RELAY,)
+
+
+@pytest.mark.parametrize("account", [{"username": "", "credential": ""}, {"username": "me"}, {"credential": 5}])
+def test_of_a_stun_server_no_user_is_taken(account: dict[str, Any]) -> None:
+    """Providers fill in all fields of all entries."""
+    assert parse_ice_servers([{"urls": STUN, **account}]) == (IceServer(urls=(STUN,)),)

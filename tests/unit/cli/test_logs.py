@@ -125,6 +125,38 @@ LINES: list[tuple[Event, str, str, dict[str, Any]]] = [
         {"server": "turn:s", "host": "10.0.0.1", "reason": "403 Forbidden"},
     ),
     (
+        events.PortMapped(
+            internal=ADDRESS,
+            external=ADDRESS,
+            protocol="pcp",
+            gateway="192.0.2.254",
+            lifetime_s=3600,
+            trust="global",
+        ),
+        "info",
+        "portmap.mapped",
+        {
+            "protocol": "pcp",
+            "internal": "192.0.2.1:5000",
+            "external": "192.0.2.1:5000",
+            "lifetime_s": 3600,
+            "gateway": "192.0.2.254",
+            "trust": "global",
+        },
+    ),
+    (
+        events.PortMappingLost(internal=ADDRESS, external=ADDRESS, reason="the network changed"),
+        "info",
+        "portmap.lost",
+        {"internal": "192.0.2.1:5000", "external": "192.0.2.1:5000", "reason": "the network changed"},
+    ),
+    (
+        events.PortMappingUnavailable(internal=ADDRESS, reasons={"pcp": "no answer"}),
+        "debug",
+        "portmap.unavailable",
+        {"internal": "192.0.2.1:5000", "reasons": {"pcp": "no answer"}},
+    ),
+    (
         events.PacketDropped(base=ADDRESS, source=ADDRESS, reason="unknown", size=3),
         "debug",
         "packet.dropped",

@@ -163,6 +163,8 @@ def test_turn_servers_by_option_are_ways_to_one_service() -> None:
         (("--server", "turn:192.0.2.1"), "--server turn:192.0.2.1: add --username and --credential"),
         (("--server", "turn:192.0.2.1", "--username", "me"), "belong together"),
         (("--server", "stun:192.0.2.1", "--username", "me", "--credential", "x"), "are for turn: servers"),
+        (("--server", "turn:192.0.2.1", "--username", "me", "--credential", ""), '"credential" is empty'),
+        (("--server", "turn:192.0.2.1", "--username", "", "--credential", "x"), '"username" is empty'),
     ],
 )
 def test_credentials_that_do_not_fit(words: tuple[str, ...], complaint: str) -> None:
@@ -226,6 +228,7 @@ def test_the_file_goes_before_the_variable(tmp_path: Path, monkeypatch: pytest.M
         ('{"iceServers": 5}', "a list like"),
         ('[{"urls": "turn:192.0.2.1"}]', "has no username and credential"),
         ('[{"urls": "turn:192.0.2.1", "username": 5, "credential": "x"}]', '"username" is no text'),
+        ('[{"urls": "turn:192.0.2.1", "username": "me", "credential": ""}]', '"credential" is empty'),
         ("[1]", "a list like"),
         ("[{}]", 'no "urls"'),
         ('[{"urls": []}]', 'no "urls"'),

@@ -87,14 +87,21 @@ class TestCandidates:
         base = base_on("10.0.0.1", 1000)
         candidate = base.candidate(CandidateType.SERVER_REFLEXIVE, PEER, "stun:x", TransportAddress("192.0.2.9", 3478))
         assert (candidate.address, candidate.base, candidate.related_address) == (PEER, base.address, base.address)
-        assert candidate.priority == candidate_priority(CandidateType.SERVER_REFLEXIVE, 1, 60000)
+        assert candidate.priority == candidate_priority(CandidateType.SERVER_REFLEXIVE, 1, 59999)
+
+    def test_what_a_router_maps_stands_above_what_servers_saw_whenever_it_comes(self) -> None:
+        base, reflexive = base_on("10.0.0.1", 1000), CandidateType.SERVER_REFLEXIVE
+        seen = base.candidate(reflexive, PEER, "stun:x")
+        mapped = base.candidate(reflexive, PEER._replace(port=9), "port mapping", is_mapped=True)
+        assert mapped.priority == candidate_priority(reflexive, 1, 60000) > seen.priority
+        assert mapped.related_address == base.address and mapped.foundation != seen.foundation
 
     def test_every_candidate_of_a_type_has_a_priority_of_its_own(self) -> None:
         """RFC 8445, 5.1.2; what is found again is the same candidate."""
         base, reflexive = base_on("10.0.0.1", 1000), CandidateType.SERVER_REFLEXIVE
         addresses = [PEER._replace(port=1 + index) for index in range(CANDIDATES_PER_BASE)]
         first, again = ([base.candidate(reflexive, address, "x").priority for address in addresses] for _ in range(2))
-        assert first == again == [candidate_priority(reflexive, 1, 60000 - index) for index in range(16)]
+        assert first == again == [candidate_priority(reflexive, 1, 59999 - min(index, 14)) for index in range(16)]
         assert base.candidate(CandidateType.HOST, base.address, "x").priority == candidate_priority(
             CandidateType.HOST, 1, 60000
         )

@@ -179,6 +179,125 @@ def test_a_quota_is_told_in_the_servers_words() -> None:
     assert relay(report).reason.startswith("486 ")
 
 
+class Shared:
+    """One count of allocations for both transports of a machine, as a server has it.
+
+    Args:
+        machine: whose.
+        quota: allocations at once.
+
+    Attributes:
+        refusals: with 486.
+        is_full: there is no place for another one, whatever there are.
+    """
+
+    def __init__(self, machine: TurnMachine, quota: int) -> None:
+        self.refusals = 0
+        self.is_full = False
+        self._machine = machine
+        for server, other in ((machine.by_udp, machine.by_tcp), (machine.by_tcp, machine.by_udp)):
+            take = server.from_client
+
+            def counted(
+                client: TransportAddress,
+                data: bytes,
+                now: float,
+                server: TurnServer = server,
+                other: TurnServer = other,
+                take: Callable[[TransportAddress, bytes, float], Outgoing] = take,
+            ) -> Outgoing:
+                server.options = replace(
+                    server.options, quota=0 if self.is_full else quota - len(other.allocations(now))
+                )
+                before = server.counters["486"]
+                answers = take(client, data, now)
+                self.refusals += server.counters["486"] - before
+                return answers
+
+            server.from_client = counted  # type: ignore[method-assign]
+
+    def held(self, now: float) -> int:
+        """Allocations."""
+        return sum(len(server.allocations(now)) for server in (self._machine.by_udp, self._machine.by_tcp))
+
+
+@pytest.mark.parametrize("box", ["port-restricted", "symmetric"])
+def test_a_user_with_one_allocation_has_it_over_every_transport(box: str) -> None:
+    """Not "486" because another way of the same probe holds it."""
+    shared: list[Shared] = []
+    report = probe(URL, box=box, prepare=lambda world: shared.append(Shared(world.turn, 1)))
+    assert rows(report) == [("udp", OK, ""), ("tcp", OK, "")]
+    assert shared[0].refusals > 0
+    assert report.duration_ms < 2_000
+
+
+def test_where_no_allocation_was_ours_nobody_is_asked_again() -> None:
+    shared: list[Shared] = []
+    report = probe(URL, prepare=lambda world: shared.append(Shared(world.turn, 0)))
+    assert [(row[1], row[2][:4]) for row in rows(report)] == [(REFUSED, "486 ")] * 2
+    # Both ways, and the agent's two.
+    assert shared[0].refusals == 4 and report.duration_ms < 1_000
+
+
+def test_a_server_that_counts_what_was_given_back_for_a_second_more() -> None:
+    """coturn 4.6 does."""
+
+    def prepare(world: World) -> None:
+        shared = Shared(world.turn, 1)
+        answer, given_back_at = world.turn.answers, float("-inf")
+
+        def slow(server: TurnServer, client: TransportAddress, data: bytes) -> list[bytes]:
+            nonlocal given_back_at
+            before, now = shared.held(world.client.now()), world.client.now()
+            shared.is_full = now < given_back_at + 1.0
+            answers = answer(server, client, data)
+            if shared.held(now) < before:
+                given_back_at = now
+            return answers
+
+        world.turn.answers = slow  # type: ignore[method-assign]
+
+    report = probe(URL, prepare=prepare)
+    assert rows(report) == [("udp", OK, ""), ("tcp", OK, "")]
+    assert 1_200 < report.duration_ms < 4_000
+
+
+def test_a_server_that_falls_silent_keeps_its_refusal() -> None:
+    """To Allocate requests."""
+
+    def prepare(world: World) -> None:
+        Shared(world.turn, 1)
+        answer = world.turn.answers
+
+        def until_refused(server: TurnServer, client: TransportAddress, data: bytes) -> list[bytes]:
+            is_silent = data[:2] == b"\0\3" and world.client.now() > 1.0
+            return [] if is_silent else answer(server, client, data)
+
+        world.turn.answers = until_refused  # type: ignore[method-assign]
+
+    # A dead one beside it holds the first round up for three seconds.
+    report = probe(URL, f"turn:{DEAD}?transport=udp", prepare=prepare)
+    assert [(row[1], row[2][:4]) for row in rows(report)] == [(OK, ""), (REFUSED, "486 "), (NO_ANSWER, "no a")]
+
+
+def test_who_answers_stun_alone_is_told_so() -> None:
+    """A STUN server that does not even refuse an Allocate request."""
+
+    def prepare(world: World) -> None:
+        answer = world.turn.answers
+        world.turn.answers = (  # type: ignore[method-assign]
+            lambda server, client, data: answer(server, client, data) if data[:2] == b"\0\1" else []
+        )
+
+    report = probe(URL, f"turn:{DEAD}?transport=udp", prepare=prepare)
+    assert rows(report) == [
+        ("udp", NO_ANSWER, "it answers STUN, but not TURN: does it relay at all?"),
+        ("tcp", NO_ANSWER, "it takes the connection, but does not answer"),
+        ("udp", NO_ANSWER, "no answer"),
+    ]
+    assert any("does it relay at all?" in sentence for sentence in report.advice)
+
+
 def test_who_is_sent_to_another_server_goes_there() -> None:
     """RFC 8489, 10: 300 (Try Alternate)."""
     others: list[TurnMachine] = []
@@ -321,10 +440,13 @@ def test_the_same_way_is_tried_once() -> None:
 def test_what_is_done_is_json() -> None:
     report = replace(probe(URL, f"turn:{DEAD}?transport=tcp"), duration_ms=0.0)
     first, _, last = report.as_json()["relays"]
-    keys = {"server", "transport", "status", "rtt_ms", "relayed", "reason", "data_rtt_ms", "mobility"}
+    keys = {"server", "transport", "status", "rtt_ms", "relayed", "relayed_all", "reason", "data_rtt_ms", "mobility"}
     assert set(first) == keys
     assert (first["server"], first["transport"], first["status"], first["reason"]) == (URL, "udp", "ok", None)
     assert first["relayed"] == str(relay(report).relayed[0])
+    assert (
+        first["relayed_all"] == [str(address) for address in relay(report).relayed] and len(first["relayed_all"]) == 2
+    )
     assert (first["mobility"], first["data_rtt_ms"]) == (False, None)
     assert (last["status"], last["rtt_ms"], last["relayed"]) == ("no-answer", None, None)
     assert (last["mobility"], last["data_rtt_ms"]) == (None, None)

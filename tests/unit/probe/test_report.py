@@ -76,7 +76,7 @@ def test_values_are_json_as_the_contract_writes_them() -> None:
 
 
 def test_relays_are_rows_with_all_keys() -> None:
-    keys = {"server", "transport", "status", "rtt_ms", "relayed", "reason", "data_rtt_ms", "mobility"}
+    keys = {"server", "transport", "status", "rtt_ms", "relayed", "relayed_all", "reason", "data_rtt_ms", "mobility"}
     (nobody,) = EMPTY.as_json()["relays"]
     assert set(nobody) == keys
     mobile = replace(RELAY, data_rtt_ms=1.2345, mobility=True)
@@ -87,6 +87,7 @@ def test_relays_are_rows_with_all_keys() -> None:
             "status": "ok",
             "rtt_ms": 20.123,
             "relayed": "198.51.100.9:49152",
+            "relayed_all": ["198.51.100.9:49152", "[2001:db8::9]:49153"],
             "reason": None,
             "data_rtt_ms": 1.234,
             "mobility": True,
@@ -97,6 +98,7 @@ def test_relays_are_rows_with_all_keys() -> None:
             "status": "refused",
             "rtt_ms": None,
             "relayed": None,
+            "relayed_all": [],
             "reason": "486 Allocation Quota Reached",
             "data_rtt_ms": None,
             "mobility": None,

@@ -431,7 +431,7 @@ def test_a_network_error_is_believed() -> None:
     probe.handle_error(MAPPING_BASE, A1_P1, errno.ECONNREFUSED, 0.01)
     assert (was_done, probe.is_done) == (False, True)
     assert probe.poll_timeout() is None
-    assert f"{A1_P1}: network error {errno.ECONNREFUSED}" in probe.report.evidence
+    assert f"{A1_P1}: Connection refused" in probe.report.evidence
 
 
 def test_answers_of_others_are_dropped() -> None:

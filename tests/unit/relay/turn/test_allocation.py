@@ -470,7 +470,9 @@ def test_a_server_that_lost_everything_does_not_know_the_ticket() -> None:
     play.server.restart()
     play.send()
     play.run(3.0)
-    assert play.has(AllocationLost)
+    assert play.only(AllocationLost).reason == (
+        "the server does not know us (437 Allocation Mismatch), and the server does not take it along: 400 Bad Request"
+    )
 
 
 # --- malformed and hostile -------------------------------------------------------------------------------------------
