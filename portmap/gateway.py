@@ -1,8 +1,14 @@
 """Which routers can be asked for mappings, and with which address of ours?
 
-Every router that a default route leads to, on an interface that is up, once for each address of ours that could be
-mapped there. Nothing is guessed: without a default route with a router there is no gateway, and for tunnels, whose
-routes have none, the application names it. Pure.
+Every router that a default route leads to (RFC 6887, 8.1: "the default router list (for IPv4 and IPv6)"; RFC 6886, 3:
+"their default gateway"), on an interface that is up, once for each address of ours that could be mapped there. Nothing
+is guessed: without a default route with a router there is no gateway, and for tunnels, whose routes have none, the
+application names it.
+
+Unique local IPv6 addresses are left out: nobody outside could reach them, and "IPv6 addresses without global
+reachability (e.g., ULAs) SHOULD NOT be used as the source interface when generating a PCP request" (RFC 6887, 8.4).
+DEVIATION: from which address a gateway is asked that the application names is the routes' choice, be it such a one:
+``test_a_named_gateway_is_asked_from_where_the_routes_say_whatever_that_is``. Pure.
 """
 
 from __future__ import annotations
@@ -16,6 +22,8 @@ from portmap.values import Gateway
 
 __all__ = ["find_gateways", "named_gateways"]
 
+_UNIQUE_LOCAL = ipaddress.IPv6Network("fc00::/7")
+"""RFC 4193, 3.1."""
 _UNUSABLE = frozenset({AddressFlag.TENTATIVE, AddressFlag.DADFAILED, AddressFlag.DEPRECATED})
 
 
@@ -23,7 +31,9 @@ def find_gateways(interfaces: Sequence[Interface], routes: Sequence[DefaultRoute
     """Routers and our addresses, in the order of the routes; IPv4 before IPv6.
 
     An IPv4 address that has the router in its network goes with it; where none has (point-to-point, /32), all of the
-    interface's do. With an IPv6 router go the global addresses, stable ones first (RFC 8981: temporary ones end).
+    interface's do but link-local ones. With an IPv6 router go the global addresses, stable ones first (RFC 8981:
+    temporary ones end). RFC 6887, 8.4: those with "global reachability (e.g., GUAs) SHOULD be used", private IPv4
+    addresses "MAY".
     """
     by_index = {interface.index: interface for interface in interfaces}
     found = [
@@ -43,16 +53,15 @@ def named_gateways(hosts: Iterable[str], interfaces: Sequence[Interface], source
         interfaces: the table.
         source_of: the address of ours that the routes choose for each.
 
-    An address that no route leads to is left out.
+    An address that no route leads to is left out; one that is named twice counts once.
     """
-    found = []
-    for host in hosts:
-        source = source_of.get(host)
-        for interface in interfaces:
-            for address in interface.addresses:
-                if address.host == source:
-                    found.append(_gateway(host, interface, address))
-    return found
+    return [
+        _gateway(host, interface, address)
+        for host in dict.fromkeys(hosts)
+        for interface in interfaces
+        for address in interface.addresses
+        if address.host == source_of.get(host)
+    ]
 
 
 def _gateways(router: str, interface: Interface) -> Iterator[Gateway]:
@@ -69,7 +78,7 @@ def _gateways(router: str, interface: Interface) -> Iterator[Gateway]:
         usable.sort(key=lambda address: AddressFlag.TEMPORARY in address.flags)
     else:
         near = [address for address in usable if ip_address(router) in _network(address)]
-        usable = near or usable
+        usable = near or [address for address in usable if _is_routed(address.host)]
     for address in usable:
         yield _gateway(router, interface, address)
 
@@ -85,8 +94,12 @@ def _gateway(router: str, interface: Interface, address: InterfaceAddress) -> Ga
 
 
 def _is_routed(host: str) -> bool:
+    """Whether packets from there get past the router."""
     ip = ip_address(host)
-    return not (ip.is_link_local or ip.is_loopback or ip.is_multicast)
+    if ip.is_link_local or ip.is_loopback or ip.is_multicast:
+        return False
+    # RFC 3879: site-local ones are like those.
+    return ip.version == 4 or not (ip in _UNIQUE_LOCAL or ip.is_site_local)
 
 
 def _network(address: InterfaceAddress) -> ipaddress.IPv4Network | ipaddress.IPv6Network:

@@ -2,6 +2,10 @@
 
 One server at port 5351 of the gateway, which announces itself to port 5350 of everybody; whose datagrams are its own;
 how often a request is repeated while it is not known whether anybody listens; what may be asked for. Pure.
+
+DEVIATION: RFC 6887, Appendix A, and RFC 6886, 1.1, would have PCP asked first, and NAT-PMP only when the answer is
+UNSUPP_VERSION. Old gateways that do not answer PCP at all would cost its whole silence, so both are asked at once:
+``test_pcp_maps_where_all_three_are_spoken_and_it_takes_two_round_trips``.
 """
 
 from __future__ import annotations
@@ -34,6 +38,7 @@ __all__ = [
     "BadMessage",
     "Origin",
     "ServerLink",
+    "is_for_pcp",
 ]
 
 SERVER_PORT = 5351
@@ -42,7 +47,10 @@ ANNOUNCEMENT_PORT = 5350
 
 PROBE_WAITS = (0.25, 0.5)
 """Seconds to wait after the first request and after the second: those of RFC 6886, 3.1. RFC 6887, 8.1.1, waits for 3 s,
-which is too long while nobody knows whether PCP is spoken; that schedule follows after."""
+which is too long while nobody knows whether PCP is spoken; that schedule follows after.
+
+DEVIATION: RFC 6886, 3.1, would have nobody say that NAT-PMP is not spoken before "its ninth attempt", in two minutes:
+``test_a_silent_gateway_is_asked_twice_within_three_quarters_of_a_second``."""
 PROBE_S = sum(PROBE_WAITS)
 WAS_SILENT = f"no answer within {PROBE_S:g} s"
 IS_CLOSED = "the port is closed"
@@ -62,10 +70,32 @@ MIN_SPACING_S = 4.0
 RECREATION_DELAY_S = 5.0
 """RFC 6887, 14.1.3, and RFC 6886, 3.7: a random time up to this one before mappings are made again."""
 RECREATION_SPACING_S = 15.0
-"""No more often than this: a gateway whose epoch makes no sense must not keep us busy."""
+"""DEVIATION from "immediately" (RFC 6886, 3.6) and "promptly" (RFC 6887, 8.5): no more often than this. A gateway whose
+epoch makes no sense must not keep us busy: ``test_a_gateway_whose_epoch_makes_no_sense_does_not_keep_us_busy``."""
 
 MAX_KEYS = 1024
 """Mappings of one client, those that are being deleted included."""
+
+_UNSUPPORTED_VERSION = 1
+_PCP_VERSION = 2
+_LAST_OF_CLIENT_ADDRESS = slice(12, 24)
+
+
+def is_for_pcp(data: bytes) -> bool:
+    """Whether a datagram of the gateway's is about a request of PCP, and not of NAT-PMP: both come from port 5351.
+
+    A server that does not know the version of a request answers in its own (RFC 6886, 3.5; RFC 6887, 9 and Appendix A).
+    So "version 0, unsupported version" is about a request of PCP, and the same in version 2 mostly about one of
+    NAT-PMP: the server speaks PCP only. But a server may refuse its own version 2. Then it "copies the last 96 bits of
+    the PCP Client's IP Address field from the request" (RFC 6887, 7.2), which are not all zero; a request of NAT-PMP,
+    of 12 bytes at most, has nothing there.
+    """
+    is_unsupported = len(data) >= 4 and data[2:4] == b"\0\x01"
+    if data[:1] == b"\0":
+        return is_unsupported
+    if data[:1] == bytes([_PCP_VERSION]) and len(data) >= 4 and data[3] == _UNSUPPORTED_VERSION:
+        return any(data[_LAST_OF_CLIENT_ADDRESS])
+    return True
 
 
 class BadMessage(ValueError):

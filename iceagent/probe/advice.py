@@ -11,8 +11,9 @@ from collections.abc import Callable
 from iceagent.nat.kinds import Mapping
 from iceagent.net.address import ip_address
 from iceagent.net.host import InterfaceKind
-from iceagent.probe.report import RelayStatus, Report, ServerRow, ServerStatus
-from iceagent.probe.verdict import answering, is_hard, relays_of, working_relay
+from iceagent.probe.portmap import best_rows, mapped_rows
+from iceagent.probe.report import NotTested, RelayStatus, Report, ServerRow, ServerStatus
+from iceagent.probe.verdict import answering, is_hard, mapping_of, relays_of, working_relay
 
 __all__ = ["advise"]
 
@@ -119,6 +120,8 @@ def _ipv6_is_broken(report: Report) -> str | None:
 def _hard_nat(report: Report) -> str | None:
     if not is_hard(report.nat):
         return None
+    if mapping_of(report) is not None:
+        return None
     kind = "ADM or APDM" if report.nat.mapping is Mapping.UNKNOWN else report.nat.mapping.value
     nature = f"The NAT shows another outside address to other destinations ({kind}): "
     relay = working_relay(report)
@@ -130,6 +133,33 @@ def _hard_nat(report: Report) -> str | None:
     return (
         f"{nature}have a TURN server for peers behind a NAT of their own, or forward a UDP port on the router, "
         "or use IPv6."
+    )
+
+
+def _no_mapping(report: Report) -> str | None:
+    """Where one would help."""
+    if isinstance(report.portmap, NotTested) or not is_hard(report.nat) or mapping_of(report) is not None:
+        return None
+    rows = [f"{row.protocol}: {row.reason}" for _, row in best_rows(report.portmap).values() if row.status != "ok"]
+    if not rows:
+        return None
+    return (
+        f"No router maps ports for us ({'; '.join(rows)}): where UPnP, NAT-PMP or PCP can be switched on in its "
+        "settings, direct paths become possible."
+    )
+
+
+def _another_nat(report: Report) -> str | None:
+    """In front of a router that maps."""
+    rows = [] if isinstance(report.portmap, NotTested) else mapped_rows(report.portmap)
+    if not rows or mapping_of(report) is not None:
+        return None
+    gateway, row = rows[0]
+    if row.external is None:
+        return f"The router at {gateway.gateway.host} maps ports, but does not know its address outside."
+    return (
+        f"The router at {gateway.gateway.host} maps ports at {row.external.host}, which is not where the outside sees "
+        "us: there is another NAT in front of it, and its mappings help nobody outside that one."
     )
 
 
@@ -192,6 +222,8 @@ _RULES: tuple[Callable[[Report], str | None], ...] = (
     _nobody_answers,
     _no_candidate,
     _hard_nat,
+    _no_mapping,
+    _another_nat,
     _no_relay,
     _ipv4_is_blocked,
     _carrier_nat,

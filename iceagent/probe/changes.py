@@ -47,6 +47,10 @@ def _facts(report: Report) -> Iterator[tuple[str, str]]:
             f"relay {_server(report, relay.server)} over {relay.transport.upper()}",
             " ".join(filter(None, (relay.status.value, hosts, relay.reason))),
         )
+    for router in () if isinstance(report.portmap, NotTested) else report.portmap:
+        for said in router.protocols:
+            outside = said.reason if said.external is None else said.external.host
+            yield f"port mapping {said.protocol} at {router.gateway.host}", f"{said.status} {outside}".rstrip()
     yield "nat mapping", report.nat.mapping.value
     yield "nat filtering", report.nat.filtering.value
     yield "nat port preservation", _text(report.nat.port_preservation)

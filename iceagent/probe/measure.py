@@ -2,8 +2,9 @@
 
 The interfaces are read, an agent gathers candidates, and beside it the servers are asked where they see us
 (``inquiry.py``) and whether they relay for us (``relays.py``). Where no server is named, one of ours is started on this
-host's loopback addresses, STUN and TURN, for as long as the probe lasts: that needs no network at all. Nothing else is
-ever asked of anybody: no gateway, no name that was not given.
+host's loopback addresses, STUN and TURN, for as long as the probe lasts: that needs no network at all. The routers that
+default routes lead to are asked for a mapping with each protocol (``portmap.py``), unless ``Config.portmap`` is off.
+Nothing else is ever asked of anybody, no name that was not given.
 """
 
 from __future__ import annotations
@@ -22,9 +23,11 @@ from iceagent.net.host import Host, Interface
 from iceagent.probe import verdict
 from iceagent.probe.advice import advise
 from iceagent.probe.inquiry import Inquiry
+from iceagent.probe.portmap import NO_ROUTER, ask_routers
 from iceagent.probe.relays import RelayInquiry
 from iceagent.probe.report import NotTested, Report, ServerStatus
 from iceagent.serving import serve
+from portmap.report import GatewayReport
 from relay.uri import ServerUri
 
 __all__ = ["PUBLIC_SERVERS", "ProbeOptions", "measure"]
@@ -102,18 +105,27 @@ async def measure(
         relays,
         _candidates(host, options, rng) as candidates,
     ):
-        await asyncio.gather(inquiry.run(asked.uris), relays.run(asked.relays, are_ours=is_embedded))
+        routers, _, _ = await asyncio.gather(
+            ask_routers(host, options.config, timeout_s, rng=rng or system_rng, system_rng=system_rng),
+            inquiry.run(asked.uris),
+            relays.run(asked.relays, are_ours=is_embedded),
+        )
         lines = await candidates()
         await relays.run_again(have_others=any(Candidate.parse(line).type is CandidateType.RELAYED for line in lines))
     for seen in relays.observations:
         inquiry.note_sight(seen)
     findings = inquiry.findings(is_embedded=is_embedded)
     relays.note_stun({row.uri for row in findings.servers if row.status is ServerStatus.ANSWERED})
-    return _report(findings, relays, lines, (host.now() - started) * 1000)
+    portmap = NotTested(reason=routers) if isinstance(routers, str) else routers
+    return _report(findings, relays, portmap, lines, (host.now() - started) * 1000)
 
 
 def _report(
-    findings: verdict.Findings, relays: RelayInquiry, candidates: tuple[str, ...], duration_ms: float
+    findings: verdict.Findings,
+    relays: RelayInquiry,
+    portmap: tuple[GatewayReport, ...] | NotTested,
+    candidates: tuple[str, ...],
+    duration_ms: float,
 ) -> Report:
     report = Report(
         interfaces=verdict.interface_rows(findings.interfaces),
@@ -121,7 +133,8 @@ def _report(
         udp={version: verdict.udp(version, findings) for version in (4, 6)},
         reflexive=verdict.reflexive(findings.observations),
         nat=verdict.nat(findings),
-        layers=verdict.layers(findings),
+        layers=verdict.layers(findings, portmap),
+        portmap=portmap or NotTested(reason=NO_ROUTER),
         relays=relays.rows or NotTested(reason=_why_no_relay(findings)),
         duration_ms=duration_ms,
         servers=tuple(findings.servers),

@@ -45,6 +45,7 @@ def sections(report: Report) -> list[Section]:
         Section("Candidates", ("type", "address", "priority"), list(_candidates(report))),
         Section("Servers", ("server", "answers", "rtt", "sees us as"), list(_servers(report))),
         _relays(report),
+        Section("Port mapping", ("router", "protocol", "status", "outside", "lifetime", ""), list(_portmap(report))),
         Section("NAT", (), list(_nat(report))),
         Section("Evidence", (), [(text,) for text in report.nat.evidence]),
         Section("Not tested", (), list(_not_tested(report))),
@@ -161,6 +162,15 @@ def _relays(report: Report) -> Section:
     return Section(
         "Relays", tuple(compress(columns, says_something)), [tuple(compress(r, says_something)) for r in rows]
     )
+
+
+def _portmap(report: Report) -> Iterator[tuple[str, ...]]:
+    for each in () if isinstance(report.portmap, NotTested) else report.portmap:
+        for row in each.protocols:
+            if row.status != "not-tested":
+                external = "-" if row.external is None else str(row.external)
+                lifetime = "-" if row.lifetime_s is None else f"{row.lifetime_s} s" if row.lifetime_s else "for ever"
+                yield each.gateway.host, row.protocol, row.status, external, lifetime, row.reason
 
 
 def _rtt(rtt_ms: float | None) -> str:

@@ -13,6 +13,9 @@ from typing import Any
 
 from iceagent.nat.kinds import Filtering, Mapping
 from iceagent.net.address import TransportAddress
+from iceagent.probe.portmap import json_name, portmap_json
+from portmap.report import GatewayReport, ProtocolReport
+from portmap.values import PROTOCOLS
 
 __all__ = [
     "SCHEMA",
@@ -30,8 +33,6 @@ __all__ = [
 
 SCHEMA = 1
 """Raised when a key goes away or changes its meaning; new keys do not raise it."""
-
-PORTMAP_PROTOCOLS = ("pcp", "nat_pmp", "upnp")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,7 +238,8 @@ class Report:
         reflexive: fastest first.
         nat: see :class:`NatReport`.
         layers: NATs in front of us: at least so many.
-        portmap, nat64: by this version, always :class:`NotTested`.
+        portmap: of each router that a default route leads to.
+        nat64: by this version, always :class:`NotTested`.
         relays: in the order of the servers that were named; of our own one, where it was asked.
         duration_ms: milliseconds.
         servers: what became of each server; not part of the JSON, where ``nat.evidence`` has the failures.
@@ -251,7 +253,7 @@ class Report:
     reflexive: tuple[Reflexive, ...]
     nat: NatReport
     layers: int | NotTested
-    portmap: NotTested = field(default=NotTested(reason="port mapping is not part of this version"))
+    portmap: tuple[GatewayReport, ...] | NotTested = field(default=NotTested(reason="no router was asked"))
     relays: tuple[RelayRow, ...] | NotTested = field(default=NotTested(reason="no TURN server was given"))
     nat64: NotTested = field(default=NotTested(reason="NAT64 discovery is not part of this version"))
     duration_ms: float = 0.0
@@ -268,7 +270,7 @@ class Report:
             "udp": {"ipv4": _json(self.udp[4]), "ipv6": _json(self.udp[6])},
             "reflexive": [row.as_json() for row in self.reflexive],
             "nat": self.nat.as_json(),
-            "portmap": {name: _portmap_row(self.portmap) for name in PORTMAP_PROTOCOLS},
+            "portmap": _portmap(self.portmap),
             "relays": _relays(self.relays),
             "nat64": {"prefix": None, "how": None, **self.nat64.as_json()},
             "layers": _json(self.layers),
@@ -289,8 +291,11 @@ def _rounded(time_ms: float | None) -> float | None:
     return None if time_ms is None else round(time_ms, 3)
 
 
-def _portmap_row(portmap: NotTested) -> dict[str, Any]:
-    return {"external": None, "lifetime_s": None, **portmap.as_json()}
+def _portmap(portmap: tuple[GatewayReport, ...] | NotTested) -> dict[str, Any]:
+    if isinstance(portmap, NotTested):
+        rows = [ProtocolReport(protocol=name, status="not-tested", reason=portmap.reason) for name in PROTOCOLS]
+        return {json_name(row.protocol): {**row.as_json(), "gateway": None} for row in rows}
+    return portmap_json(portmap)
 
 
 def _json(value: bool | int | Enum | NotTested) -> Any:

@@ -18,6 +18,7 @@ from itertools import pairwise
 from iceagent.nat.kinds import Filtering, Mapping
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.host import Interface
+from iceagent.probe.portmap import mapped_rows, working_mapping
 from iceagent.probe.report import (
     Allocation,
     InterfaceRow,
@@ -30,6 +31,8 @@ from iceagent.probe.report import (
     ServerRow,
     ServerStatus,
 )
+from portmap.report import GatewayReport, ProtocolReport
+from portmap.values import Trust
 
 __all__ = [
     "Behaviour",
@@ -40,6 +43,7 @@ __all__ = [
     "interface_rows",
     "is_own",
     "layers",
+    "mapping_of",
     "nat",
     "outlook",
     "reflexive",
@@ -207,14 +211,22 @@ def nat(findings: Findings) -> NatReport:
     )
 
 
-def layers(findings: Findings) -> int | NotTested:
-    """How many NATs are in front of us: none where the outside sees an address of ours, else one at least."""
+def layers(findings: Findings, portmap: tuple[GatewayReport, ...] | NotTested) -> int | NotTested:
+    """How many NATs are in front of us: none where the outside sees an address of ours, else one at least. Two at least
+    where a router says that its own outside is not what the outside sees, or is private.
+    """
+    mapped = [] if isinstance(portmap, NotTested) else [row for _, row in mapped_rows(portmap)]
+    is_inner = any(row.trust in (Trust.PRIVATE, Trust.CARRIER) for row in mapped)
     outside = [each for each in findings.observations if not is_own(each.server.host, findings.interfaces)]
     if not outside:
-        return NotTested(reason=_why_nothing_outside(findings.servers))
+        return 2 if is_inner else NotTested(reason=_why_nothing_outside(findings.servers))
     version = min(each.server.version for each in outside)
     sight = [each for each in outside if each.server.version == version]
-    return 0 if all(is_own(each.mapped.host, findings.interfaces) for each in sight) else 1
+    if all(is_own(each.mapped.host, findings.interfaces) for each in sight):
+        return 0
+    seen = {each.mapped.host for each in sight}
+    told = {row.external.host for row in mapped if row.external is not None}
+    return 2 if is_inner or (version == 4 and told and not told & seen) else 1
 
 
 def outlook(report: Report) -> Outlook:
@@ -247,7 +259,15 @@ def _without_relays(report: Report) -> Outlook:
         return Outlook.NOTHING
     is_ipv4_tried = any(row.version == 4 and row.is_outside for row in asked)
     is_ipv4_silent = is_ipv4_tried and all(row.version != 4 for row in answered)
-    return Outlook.RELAY if is_ipv4_silent or is_hard(report.nat) else Outlook.DIRECT
+    is_hard_to_reach = is_hard(report.nat) and mapping_of(report) is None
+    return Outlook.RELAY if is_ipv4_silent or is_hard_to_reach else Outlook.DIRECT
+
+
+def mapping_of(report: Report) -> tuple[GatewayReport, ProtocolReport] | None:
+    """What lets strangers in whatever the NAT does: a router's mapping at an address that the outside sees."""
+    if isinstance(report.portmap, NotTested):
+        return None
+    return working_mapping(report.portmap, [row.address for row in report.reflexive])
 
 
 def relays_of(report: Report) -> list[RelayRow]:

@@ -4,15 +4,19 @@ It asks for the external address, which changes nothing (3.2), and makes, renews
 request at a time (``queue.py``). The answer about a mapping does not have the external address, so that it is asked for
 before the first one and with every renewal; when it changes, all mappings are told again.
 
-Every packet may say that the gateway has forgotten its mappings (3.6); then all are made again after a random time of
-up to 5 s (3.7).
+Every packet, also one that nobody asked for, may say that the gateway has forgotten its mappings (3.6); then all are
+made again after a random time of up to 5 s (3.7).
 
 An error has no lifetime here. Of its own words (3.5), "has not obtained a DHCP lease" and "at this time" pass: 3 and 4
-are asked again after 30 s, like such errors of PCP. All others are "fatal errors of the request": it is asked for again
+are asked again after 30 s, like such errors of PCP, and a mapping that was to be renewed then stays for its lifetime,
+unless the gateway has restarted. All others are "fatal errors of the request": it is asked for again
 only when the gateway has restarted or has another address, or by ``refresh`` (3.1: such events "should cause the client
 to discard its previous information").
 
-Silence is told after 0.75 s; the nine requests of 3.1 go on.
+Silence is told after 0.75 s; the nine requests of 3.1 go on, if somebody still wants the mapping.
+
+DEVIATION: 3 would have it used from "private IPv4 address ranges" only. Whoever has another address that is not global,
+as behind a carrier's NAT, is behind a NAT as well, and asks: ``test_only_from_a_global_address_nothing_is_asked``.
 
 Pure; the contract is ``iceagent/net/core.py``.
 """
@@ -24,7 +28,7 @@ from collections import Counter
 from dataclasses import dataclass
 from random import Random
 
-from iceagent.net.address import TransportAddress
+from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.core import Datagram, Event, Transmit
 from portmap.epoch import NatPmpEpoch
 from portmap.events import Discovered, GatewayRestarted, Mapped, MappingLost, MappingRefused, NotFound, Unmapped
@@ -35,6 +39,7 @@ from portmap.natpmp.messages import (
     ExternalAddress,
     MapResponse,
     Opcode,
+    Response,
     ResultCode,
     UnsupportedVersion,
     map_request,
@@ -63,6 +68,7 @@ __all__ = ["NatPmpClient"]
 _OPCODES = {"udp": Opcode.MAP_UDP, "tcp": Opcode.MAP_TCP}
 _PASSING = frozenset({ResultCode.NETWORK_FAILURE, ResultCode.OUT_OF_RESOURCES})
 _UNKNOWN_HOST = "0.0.0.0"
+_IS_GLOBAL = "our address is a global one, which needs no NAT-PMP"
 _EXTERNAL = (int(Opcode.EXTERNAL_ADDRESS), 0)
 
 # Opcode and internal port: what an answer has of its request.
@@ -93,6 +99,7 @@ class NatPmpClient:
         if gateway.version != 4:
             raise ValueError(f"{gateway}: NAT-PMP is for IPv4")
         self._link = ServerLink(gateway, base)
+        self._source = ip_address(gateway.source)
         self._rng = rng
         self._epoch = NatPmpEpoch()
         self._queue = RequestQueue()
@@ -121,6 +128,9 @@ class NatPmpClient:
     def discover(self, now: float) -> None:
         """See :meth:`ProtocolClient.discover`."""
         if self._probing_since is not None:
+            return
+        if self._source.is_global:
+            self._tell_not_found(_IS_GLOBAL)
             return
         self._probing_since = now
         self._ask_external(now)
@@ -186,11 +196,13 @@ class NatPmpClient:
             self._link.drop(datagram, str(error))
             return
         if origin is Origin.MULTICAST:
-            if isinstance(response, ExternalAddress):
-                self._on_announcement(response, now)
-            else:
-                self._link.drop(datagram, "not an announcement")
-        elif isinstance(response, ExternalAddress):
+            self._on_announcement(response, datagram, now)
+            self._send_next(now)
+            return
+        if not isinstance(response, UnsupportedVersion):
+            # 3.6: "any packet from the NAT gateway, either unsolicited or in response to a client request".
+            self._check_epoch(response.epoch_s, now)
+        if isinstance(response, ExternalAddress):
             self._on_external(response, datagram, now)
         elif isinstance(response, MapResponse):
             self._on_map(response, datagram, now)
@@ -259,22 +271,27 @@ class NatPmpClient:
 
     # --- answers -------------------------------------------------------------------------------------------------
 
-    def _on_announcement(self, response: ExternalAddress, now: float) -> None:
-        """3.2.1."""
-        self._check_epoch(response.epoch_s, now)
-        self._learn_external(response.host, now)
+    def _on_announcement(self, response: Response, datagram: Datagram, now: float) -> None:
+        """3.2.1. One with an error comes from a gateway that has no address (yet)."""
+        if isinstance(response, ExternalAddress):
+            self._check_epoch(response.epoch_s, now)
+            self._learn_external(response.host, now)
+        elif isinstance(response, ErrorResponse) and response.opcode == Opcode.EXTERNAL_ADDRESS:
+            self._check_epoch(response.epoch_s, now)
+        else:
+            self._link.drop(datagram, "not an announcement")
 
     def _on_external(self, response: ExternalAddress, datagram: Datagram, now: float) -> None:
         job = self._external_job
         if job is None or not job.sent:
             self._link.drop(datagram, "nothing was asked")
             return
-        self._on_external_answer(job, response.host, response.epoch_s, now)
+        self._on_external_answer(job, response.host, now)
         self._learn_external(response.host, now)
 
-    def _on_external_answer(self, job: Job, host: str | None, epoch_s: int | None, now: float) -> None:
+    def _on_external_answer(self, job: Job, host: str | None, now: float) -> None:
         self._external_job = None
-        self._on_answer(job, epoch_s, now)
+        self._on_answer(job, now)
         if self._probing_since is not None:
             self._probing_since = None
             self._link.tell(
@@ -287,7 +304,7 @@ class NatPmpClient:
             if response.lifetime_s or not self._deletions[identity].job.sent:
                 self._link.drop(datagram, "late answer to a mapping")
                 return
-            self._on_answer(self._deletions[identity].job, response.epoch_s, now)
+            self._on_answer(self._deletions[identity].job, now)
             self._end_deletion(identity, is_confirmed=True)
             return
         mapping = self._mapping_asked(identity, datagram)
@@ -297,7 +314,7 @@ class NatPmpClient:
             # 3.4: what a deletion is answered with.
             self._link.drop(datagram, "late answer to a deletion")
             return
-        self._on_answer(mapping.job, response.epoch_s, now)
+        self._on_answer(mapping.job, now)
         if not response.lifetime_s:
             self._refuse(mapping, None, "a lifetime of 0 s", SHORT_ERROR_S, now)
             return
@@ -314,7 +331,7 @@ class NatPmpClient:
                 self._link.drop(datagram, "nothing was asked")
             else:
                 # Whatever is wrong, it was a NAT-PMP gateway that said so.
-                self._on_external_answer(job, None, response.epoch_s, now)
+                self._on_external_answer(job, None, now)
             return
         if response.internal_port is not None:
             identity = (response.opcode, response.internal_port)
@@ -324,15 +341,19 @@ class NatPmpClient:
             self._link.drop(datagram, "nothing was asked")
             return
         if identity in self._deletions:
-            self._on_answer(self._deletions[identity].job, response.epoch_s, now)
+            self._on_answer(self._deletions[identity].job, now)
             self._end_deletion(identity, is_confirmed=False)
             return
         mapping = self._mapping_asked(identity, datagram)
         if mapping is None or mapping.job is None:
             return
-        self._on_answer(mapping.job, response.epoch_s, now)
-        hold_s = SHORT_ERROR_S if response.code in _PASSING else None
-        self._refuse(mapping, response.code, result_text(response.code), hold_s, now)
+        self._on_answer(mapping.job, now)
+        if response.code not in _PASSING:
+            self._refuse(mapping, response.code, result_text(response.code), None, now)
+        elif mapping.lease is None or mapping.is_doubtful:
+            self._refuse(mapping, response.code, result_text(response.code), SHORT_ERROR_S, now)
+        else:
+            mapping.on_not_renewed(now, SHORT_ERROR_S)
 
     def _on_unsupported_version(self, response: UnsupportedVersion, datagram: Datagram, now: float) -> None:
         """Whatever is outstanding; the answer does not say what."""
@@ -342,7 +363,7 @@ class NatPmpClient:
             return
         reason = "it speaks PCP only" if response.version == 2 else f"it speaks version {response.version} only"
         code = ResultCode.UNSUPPORTED_VERSION
-        self._on_answer(job, None, now)
+        self._on_answer(job, now)
         if job is self._external_job:
             self._external_job = None
             if self._probing_since is not None:
@@ -363,11 +384,10 @@ class NatPmpClient:
             return None
         return mapping
 
-    def _on_answer(self, job: Job, epoch_s: int | None, now: float) -> None:
+    def _on_answer(self, job: Job, now: float) -> None:
         """It is one to this request."""
         self._queue.on_answer(job)
         self._heard_at = now
-        self._check_epoch(epoch_s, now)
 
     def _check_epoch(self, epoch_s: int | None, now: float) -> None:
         """3.6 and 3.7: if the gateway has forgotten its mappings, all are made again but what is under way."""
@@ -377,6 +397,7 @@ class NatPmpClient:
         self._recreated_at = max(now + delay_s, self._recreated_at + RECREATION_SPACING_S)
         self._link.tell(GatewayRestarted(protocol="nat-pmp"))
         for mapping in self._mappings.values():
+            mapping.is_doubtful = True
             if mapping.job is None:
                 mapping.next_at = self._recreated_at
 

@@ -1,6 +1,9 @@
 """When is a mapping of NAT-PMP asked for, renewed, and lost? RFC 6886, 3.3: "renew the mapping halfway to expiry time,
 like DHCP"; and like DHCP (RFC 2131, 4.4.5) it is tried again after half of what remains, but not sooner than after a
 minute. What was never answered rests for as long as PCP does at most. Pure.
+
+DEVIATION: the lifetime that is asked for is an hour where nobody says otherwise, and not the two of 3.3:
+``test_an_hour_is_asked_for_where_nobody_says_otherwise``.
 """
 
 from __future__ import annotations
@@ -55,6 +58,7 @@ class Mapping:
         lease: while there is one.
         next_at: when it is asked for; ``None``: not by itself.
         held_until: it was refused, and is not to be asked for before.
+        is_doubtful: the gateway has restarted since ``lease`` was given.
     """
 
     key: int
@@ -66,6 +70,7 @@ class Mapping:
     lease: Lease | None = None
     next_at: float | None = None
     held_until: float = -math.inf
+    is_doubtful: bool = False
 
     @property
     def deadline(self) -> float:
@@ -77,7 +82,7 @@ class Mapping:
         """There is a lease, or another one."""
         self.job, self.probing_since = None, None
         self.lease, self.suggested = lease, lease.external_port
-        self.held_until = -math.inf
+        self.held_until, self.is_doubtful = -math.inf, False
         self.next_at = lease.granted_at + max(lease.lifetime_s / 2, MIN_SPACING_S)
 
     def on_refused(self, now: float, hold_s: float | None) -> None:
@@ -92,10 +97,15 @@ class Mapping:
         rest_s = REST_S if self.lease is None else max((self.lease.expires_at - now) / 2, _MIN_RETRY_S)
         self.next_at = now + rest_s
 
+    def on_not_renewed(self, now: float, hold_s: float) -> None:
+        """The gateway cannot renew it now. The lease goes on."""
+        self.on_unanswered(now)
+        self.held_until = now + hold_s
+
     def on_lost(self, now: float, *, was_asked: bool) -> None:
         """The lease has ended; ``was_asked``: while it was to be renewed."""
         self.lease = None
         if was_asked or self.next_at is None:
             self.next_at = now
         else:
-            self.next_at = max(now, min(now + MIN_SPACING_S, self.next_at))
+            self.next_at = max(now, min(now + MIN_SPACING_S, self.next_at), self.held_until)

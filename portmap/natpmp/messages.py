@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address
 
-from portmap.server_link import BadMessage
+from portmap.server_link import BadMessage, is_for_pcp
 
 __all__ = [
     "EXTERNAL_REQUEST",
@@ -164,6 +164,8 @@ def parse_response(data: bytes) -> Response:
     if version != VERSION:
         # RFC 6887, 7.2: the result code is one byte there.
         if data[3] == ResultCode.UNSUPPORTED_VERSION:
+            if version == 2 and is_for_pcp(data):
+                raise BadMessage("an answer to PCP")
             return UnsupportedVersion(version=version)
         raise BadMessage("another version")
     if opcode not in tuple(Opcode):

@@ -5,6 +5,9 @@ A request is sent nine times, and waited for 250 ms first and twice as long each
 attempts keep others waiting for half a second each, the time that the RFC grants to a slow gateway, and not for their
 whole wait of up to 64 s. An answer ends a turn at once; that nobody wants it any more does not. Deletions go first, and
 let others have 250 ms only. Pure.
+
+DEVIATION: so a request that is silent for its turn and the next one are outstanding together:
+``test_the_long_wait_of_one_keeps_others_for_half_a_second``.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ ANNOUNCE only: PEER is for connections that exist.
 from __future__ import annotations
 
 from portmap.pcp.client import PcpClient
-from portmap.pcp.messages import is_for_pcp
 from portmap.server_link import SERVER_PORT as PCP_PORT
+from portmap.server_link import is_for_pcp
 
 __all__ = ["PCP_PORT", "PcpClient", "is_for_pcp"]

@@ -6,12 +6,19 @@ up can be mapped again while the gateway still remembers it; a response with ano
 
 Every response may say that the gateway has forgotten its mappings (8.5); then all are made again: at once, or, where
 many clients hear of it together, after a random time of up to 5 s (14.1.3). A response that nobody asked for is an
-update (8.3, 14.2). An error holds for its lifetime (8.3), but at least for 30 s and at most for a day. NO_RESOURCES
-holds for all new mappings, and after a deletion for everything (11.4).
+update (8.3, 14.2).
+
+An error holds for its lifetime (8.3), also for whoever asks for the same port anew. NO_RESOURCES holds for all new
+mappings, and after a deletion for everything (11.4). An error that passes takes no mapping away when it is to be
+renewed: the request "MUST cause no state change" (7.3), and while "no SUCCESS response is received" (11.2.1) the next
+renewal follows. It does once the gateway has restarted: then nobody knows whether there still is one.
 
 DEVIATION: while a gateway is unknown, requests are repeated after 0.25 s and given up after 0.75 s, where 8.1.1 waits
 for 3 s: ``test_a_silent_gateway_is_asked_twice_within_three_quarters_of_a_second``. Its own schedule follows
 (``mapping.py``).
+
+DEVIATION: an error holds for 30 s at least, where 9 has "30 minutes or the returned Lifetime value, whichever is
+smaller", and for a day at most: ``test_an_error_holds_for_its_lifetime``.
 
 Pure; the contract is ``iceagent/net/core.py``.
 """
@@ -27,9 +34,10 @@ from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Event, Transmit
 from portmap.epoch import PcpEpoch
 from portmap.events import Discovered, GatewayRestarted, Mapped, MappingLost, MappingRefused, NotFound, Unmapped
-from portmap.pcp.mapping import Lease, Mapping
+from portmap.pcp.mapping import Lease, Mapping, Refusal
 from portmap.pcp.messages import (
     NONCE_SIZE,
+    VERSION,
     MapData,
     Opcode,
     Response,
@@ -43,6 +51,7 @@ from portmap.pcp.messages import (
 from portmap.server_link import (
     DELETION_WAITS,
     IS_CLOSED,
+    MAX_KEYS,
     MAX_LIFETIME_S,
     PROBE_WAITS,
     RECREATION_DELAY_S,
@@ -59,8 +68,12 @@ from portmap.values import Gateway, MapRequest, ProtocolName
 __all__ = ["PcpClient"]
 
 _PROTOCOLS = {"tcp": 6, "udp": 17}
+# 7.4: those of a short lifetime, but CANNOT_PROVIDE_EXTERNAL, which nobody is told who does not insist on a port.
+_PASSING = frozenset({ResultCode.NETWORK_FAILURE, ResultCode.NO_RESOURCES, ResultCode.USER_EX_QUOTA})
 # Seconds by which a repeated response may find less of a lease left than we count.
 _TOLERANCE_S = 2.0
+
+_LEAVE_ALONE = f"{result_text(ResultCode.NO_RESOURCES)}: it is to be left alone"
 
 # Protocol number and internal port: with the nonce and our address, what a mapping is to a server (11.4).
 _Identity = tuple[int, int]
@@ -80,19 +93,39 @@ class PcpClient:
         base: our socket; its address is ``gateway.source``.
         rng: jitter.
         system_rng: the nonce.
+        nonce: 12 random bytes that an earlier client had at this gateway, for whoever comes back to it: what is mapped
+            there still is not given to another nonce (11.3: "MUST be rejected with a NOT_AUTHORIZED error with the
+            lifetime of the error indicating duration of that existing mapping"). ``None``: new ones.
+
+    Attributes:
+        nonce: of all its mappings.
+
+    Raises:
+        ValueError: ``nonce`` has another length.
     """
 
-    def __init__(self, gateway: Gateway, base: TransportAddress, rng: Random, system_rng: Random) -> None:
+    def __init__(
+        self,
+        gateway: Gateway,
+        base: TransportAddress,
+        rng: Random,
+        system_rng: Random,
+        nonce: bytes | None = None,
+    ) -> None:
+        if nonce is not None and len(nonce) != NONCE_SIZE:
+            raise ValueError(f"a nonce of {len(nonce)} bytes: it has {NONCE_SIZE}")
         self._gateway = gateway
         self._link = ServerLink(gateway, base)
         self._rng = rng
-        self._nonce = system_rng.randbytes(NONCE_SIZE)
+        self.nonce = system_rng.randbytes(NONCE_SIZE) if nonce is None else nonce
         self._epoch = PcpEpoch()
         self._probe: Attempts | None = None
         self._mappings: dict[_Identity, Mapping] = {}
         self._identities: dict[int, _Identity] = {}
         self._deletions: dict[_Identity, _Deletion] = {}
         self._recreated_at = -math.inf
+        self._refusals: dict[_Identity, Refusal] = {}
+        """Errors that hold for ports that nobody wants now."""
         # 11.4: NO_RESOURCES.
         self._no_new_until = -math.inf
         self._silent_until = -math.inf
@@ -114,7 +147,7 @@ class PcpClient:
         if self._probe is not None:
             return
         if now < self._silent_until:
-            self._tell_not_found(f"{result_text(ResultCode.NO_RESOURCES)}: it is to be left alone")
+            self._tell_not_found(_LEAVE_ALONE)
             return
         self._probe = Attempts.start(PROBE_WAITS, now)
         self._send_announce()
@@ -137,6 +170,11 @@ class PcpClient:
         mapping = Mapping(key, request, suggested)
         self._mappings[identity] = mapping
         self._identities[key] = identity
+        refusal = self._refusals.pop(identity, None)
+        if refusal is not None and now < refusal.until:
+            mapping.on_refused(refusal)
+            self._tell_refused(mapping, refusal.code, refusal.reason, refusal.until - now)
+            return
         mapping.start_probe(now)
         self._ask(identity, mapping, now)
 
@@ -252,7 +290,7 @@ class PcpClient:
     def _on_map(self, response: Response, data: MapData, datagram: Datagram, now: float) -> None:
         identity = (data.protocol, data.internal_port)
         mapping, deletion = self._mappings.get(identity), self._deletions.get(identity)
-        if data.nonce != self._nonce:
+        if data.nonce != self.nonce:
             self._link.drop(datagram, "another nonce")
         elif deletion is not None:
             self._on_deletion_answer(identity, response, data, datagram, now)
@@ -269,28 +307,33 @@ class PcpClient:
     def _on_success(self, mapping: Mapping, response: Response, data: MapData, datagram: Datagram, now: float) -> None:
         lifetime_s = min(response.lifetime_s, MAX_LIFETIME_S)
         if not mapping.unanswered and _is_known(mapping.lease, data.external, now + lifetime_s, lifetime_s):
+            self._check_epoch(response, 0.0, now, fresh=mapping if lifetime_s else None)
             self._link.drop(datagram, "a duplicate")
             return
         rtt_s = mapping.rtt_s(now)
         if lifetime_s:
-            mapping.on_granted(Lease(data.external, now, lifetime_s), now, self._rng)
             self._check_epoch(response, 0.0, now, fresh=mapping)
+            mapping.on_granted(Lease(data.external, now, lifetime_s), now, self._rng)
             self._link.tell(
                 Mapped(protocol="pcp", key=mapping.key, external=data.external, lifetime_s=lifetime_s, rtt_s=rtt_s),
             )
         else:
             self._check_epoch(response, 0.0, now, fresh=mapping)
-            self._refuse(mapping, None, "a lifetime of 0 s", SHORT_ERROR_S, now)
+            self._refuse(mapping, Refusal(now + SHORT_ERROR_S, None, "a lifetime of 0 s"), now)
 
     def _on_error(self, mapping: Mapping, response: Response, datagram: Datagram, now: float) -> None:
-        if not mapping.unanswered and mapping.lease is None:
+        self._check_epoch(response, 0.0, now)
+        if not mapping.unanswered and (mapping.lease is None or now < mapping.held_until):
             self._link.drop(datagram, "a duplicate")
             return
-        self._check_epoch(response, 0.0, now, fresh=mapping)
-        hold_s = _hold_s(response)
+        refusal = Refusal(now + _hold_s(response), response.result, result_text(response.result))
         if response.result == ResultCode.NO_RESOURCES:
-            self._no_new_until = now + hold_s
-        self._refuse(mapping, response.result, result_text(response.result), hold_s, now)
+            self._no_new_until = refusal.until
+        is_asked = mapping.lease is not None and mapping.unanswered
+        if is_asked and response.result in _PASSING and not mapping.is_doubtful:
+            mapping.on_not_renewed(now, refusal, self._rng)
+        else:
+            self._refuse(mapping, refusal, now)
 
     def _on_deletion_answer(
         self, identity: _Identity, response: Response, data: MapData, datagram: Datagram, now: float
@@ -300,15 +343,13 @@ class PcpClient:
             self._link.drop(datagram, "late answer to a mapping")
             return
         self._check_epoch(response, 0.0, now)
-        if response.result == ResultCode.NO_RESOURCES:
-            self._silent_until = now + _hold_s(response)
         self._end_deletion(identity, is_confirmed=not response.result)
+        if response.result == ResultCode.NO_RESOURCES:
+            self._fall_silent(now + _hold_s(response))
 
     def _on_unsupported_version(self, response: Response, datagram: Datagram, now: float) -> None:
         """9: whatever was asked; the answer does not say what."""
-        reason = (
-            "it speaks NAT-PMP only" if response.version == 0 else f"it speaks version {response.version} of PCP only"
-        )
+        reason = _version_reason(response.version)
         asked = [mapping for mapping in self._mappings.values() if mapping.unanswered]
         if self._probe is None and not asked and not self._deletions:
             self._link.drop(datagram, "nothing was asked")
@@ -317,7 +358,7 @@ class PcpClient:
             self._tell_not_found(reason)
         for mapping in asked:
             code = ResultCode.UNSUPP_VERSION
-            self._refuse(mapping, code, f"{result_text(code)}: {reason}", _hold_s(response), now)
+            self._refuse(mapping, Refusal(now + _hold_s(response), code, f"{result_text(code)}: {reason}"), now)
         for identity in list(self._deletions):
             self._end_deletion(identity, is_confirmed=False)
 
@@ -329,7 +370,16 @@ class PcpClient:
         self._link.tell(GatewayRestarted(protocol="pcp"))
         for mapping in self._mappings.values():
             if mapping.lease is not None and mapping is not fresh:
-                mapping.ask_at(self._recreated_at)
+                mapping.is_doubtful = True
+                mapping.ask_at(max(self._recreated_at, mapping.held_until))
+
+    def _fall_silent(self, until: float) -> None:
+        """11.4: "SHOULD NOT send further requests of *any kind*"; those that are repeated included."""
+        self._silent_until = until
+        for identity in list(self._deletions):
+            self._end_deletion(identity, is_confirmed=False)
+        if self._probe is not None:
+            self._tell_not_found(_LEAVE_ALONE)
 
     # --- mappings ------------------------------------------------------------------------------------------------
 
@@ -348,30 +398,37 @@ class PcpClient:
         is_new = mapping.lease is None
         until = max(self._silent_until, self._no_new_until if is_new else -math.inf)
         if now < until:
-            is_first = mapping.probe is not None
-            mapping.ask_at(until)
-            if is_first:
-                mapping.held_until = until
-                self._tell_refused(mapping, ResultCode.NO_RESOURCES, result_text(ResultCode.NO_RESOURCES), until - now)
+            if mapping.probe is None:
+                mapping.ask_at(until)
+            else:
+                code = ResultCode.NO_RESOURCES
+                self._refuse(mapping, Refusal(until, code, result_text(code)), now)
             return
-        data = MapData(nonce=self._nonce, protocol=identity[0], internal_port=identity[1], external=mapping.suggested)
+        data = MapData(nonce=self.nonce, protocol=identity[0], internal_port=identity[1], external=mapping.suggested)
         self._link.send(map_request(self._gateway.source, mapping.request.lifetime_s, data))
         mapping.on_sent(now, self._rng)
 
     def _on_silence(self, mapping: Mapping, reason: str, now: float) -> None:
         self._tell_refused(mapping, None, reason, mapping.wait(now, self._rng))
 
-    def _refuse(self, mapping: Mapping, code: int | None, reason: str, hold_s: float, now: float) -> None:
+    def _refuse(self, mapping: Mapping, refusal: Refusal, now: float) -> None:
         was_mapped = mapping.lease is not None
-        mapping.on_refused(now, hold_s)
+        mapping.on_refused(refusal)
         if was_mapped:
-            self._link.tell(MappingLost(protocol="pcp", key=mapping.key, reason=reason))
+            self._link.tell(MappingLost(protocol="pcp", key=mapping.key, reason=refusal.reason))
         else:
-            self._tell_refused(mapping, code, reason, hold_s)
+            self._tell_refused(mapping, refusal.code, refusal.reason, refusal.until - now)
 
     def _forget(self, key: int) -> Mapping | None:
         identity = self._identities.pop(key, None)
-        return None if identity is None else self._mappings.pop(identity)
+        if identity is None:
+            return None
+        mapping = self._mappings.pop(identity)
+        if mapping.refusal is not None:
+            if len(self._refusals) >= MAX_KEYS:
+                del self._refusals[next(iter(self._refusals))]
+            self._refusals[identity] = mapping.refusal
+        return mapping
 
     def _end_deletion(self, identity: _Identity, *, is_confirmed: bool) -> None:
         deletion = self._deletions.pop(identity, None)
@@ -386,7 +443,7 @@ class PcpClient:
     def _send_deletion(self, identity: _Identity) -> None:
         # 15.1: "the Suggested External Address and Suggested External Port fields MUST be set to zero".
         nowhere = TransportAddress(any_host(self._gateway.version), 0)
-        data = MapData(nonce=self._nonce, protocol=identity[0], internal_port=identity[1], external=nowhere)
+        data = MapData(nonce=self.nonce, protocol=identity[0], internal_port=identity[1], external=nowhere)
         self._link.send(map_request(self._gateway.source, 0, data))
 
     def _tell_not_found(self, reason: str) -> None:
@@ -404,6 +461,15 @@ def _is_known(lease: Lease | None, external: TransportAddress, expires_at: float
     if lease is None:
         return lifetime_s == 0
     return lease.external == external and expires_at >= lease.expires_at - _TOLERANCE_S
+
+
+def _version_reason(version: int) -> str:
+    """9: what a server means by UNSUPP_VERSION."""
+    if version == 0:
+        return "it speaks NAT-PMP only"
+    if version == VERSION:
+        return f"it refuses version {VERSION} of PCP, which it speaks"
+    return f"it speaks version {version} of PCP only"
 
 
 def _hold_s(response: Response) -> float:

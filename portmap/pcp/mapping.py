@@ -21,7 +21,7 @@ from iceagent.net.address import TransportAddress
 from portmap.server_link import MIN_SPACING_S, PROBE_WAITS, Attempts
 from portmap.values import MapRequest
 
-__all__ = ["IRT_S", "MRT_S", "Lease", "Mapping", "next_rt"]
+__all__ = ["IRT_S", "MRT_S", "Lease", "Mapping", "Refusal", "next_rt"]
 
 IRT_S = 3.0
 MRT_S = 1024.0
@@ -61,6 +61,21 @@ class Lease:
         return self.granted_at + self.lifetime_s * (1 - remaining + rng.uniform(0, remaining / 4))
 
 
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """An error, which holds for a while (RFC 6887, 8.3).
+
+    Attributes:
+        until: when it may be asked again.
+        code: the result code; ``None``: it was a success without a lifetime.
+        reason: in words.
+    """
+
+    until: float
+    code: int | None
+    reason: str
+
+
 @dataclass(slots=True, eq=False)
 class Mapping:
     """One that is wanted.
@@ -72,7 +87,8 @@ class Mapping:
         probe: while nobody has answered, for 0.75 s.
         lease: while there is one.
         next_at: when it is asked for; ``None``: not again before the lease ends.
-        held_until: an error's lifetime.
+        refusal: the last answer, if it was an error.
+        is_doubtful: the gateway has restarted since ``lease`` was given.
         unanswered: how many requests were sent since the last answer.
         first_sent_at: the first of these.
         sent_at: the last one ever.
@@ -84,12 +100,18 @@ class Mapping:
     probe: Attempts | None = None
     lease: Lease | None = None
     next_at: float | None = None
-    held_until: float = -math.inf
+    refusal: Refusal | None = None
+    is_doubtful: bool = False
     unanswered: int = 0
     first_sent_at: float = -math.inf
     sent_at: float = -math.inf
     _rt_s: float = field(default=0.0)
     _is_retransmitting: bool = field(default=False)
+
+    @property
+    def held_until(self) -> float:
+        """An error's lifetime: it is not to be asked for before."""
+        return -math.inf if self.refusal is None else self.refusal.until
 
     @property
     def deadline(self) -> float:
@@ -134,21 +156,28 @@ class Mapping:
         """There is a lease, or another one."""
         self._on_answer()
         self.lease, self.suggested = lease, lease.external
-        self.held_until = -math.inf
+        self.refusal, self.is_doubtful = None, False
         self._is_retransmitting = False
         self._plan_renewal(lease, now, rng)
 
-    def on_refused(self, now: float, hold_s: float) -> None:
+    def on_refused(self, refusal: Refusal) -> None:
         """There is none, and it is not to be asked for before."""
         self._on_answer()
-        self.lease = None
-        self.ask_at(now + hold_s)
-        self.held_until = now + hold_s
+        self.lease, self.refusal = None, refusal
+        self.ask_at(refusal.until)
+
+    def on_not_renewed(self, now: float, refusal: Refusal, rng: Random) -> None:
+        """The lease goes on as it was (RFC 6887, 7.3), and the next renewal is not to be sent before."""
+        assert self.lease is not None
+        self._on_answer()
+        self.refusal = refusal
+        self._is_retransmitting = False
+        self._plan_renewal(self.lease, now, rng)
 
     def on_lost(self, now: float) -> None:
         """The lease has ended."""
         self.lease = None
-        self.ask_at(now)
+        self.ask_at(max(now, self.held_until))
 
     def rtt_s(self, now: float) -> float | None:
         """From the request to its answer; ``None``: there were several, or none."""
@@ -159,5 +188,5 @@ class Mapping:
         self.probe = None
 
     def _plan_renewal(self, lease: Lease, now: float, rng: Random) -> None:
-        at = max(lease.renewal_at(rng), now, self.sent_at + MIN_SPACING_S)
+        at = max(lease.renewal_at(rng), now, self.sent_at + MIN_SPACING_S, self.held_until)
         self.next_at = at if at < lease.expires_at else None

@@ -8,7 +8,7 @@ from enum import IntEnum
 from ipaddress import IPv6Address
 
 from iceagent.net.address import TransportAddress, canonical_host, ip_address
-from portmap.server_link import BadMessage
+from portmap.server_link import BadMessage, is_for_pcp
 
 __all__ = [
     "MAX_SIZE",
@@ -24,7 +24,6 @@ __all__ = [
     "ResultCode",
     "announce_request",
     "any_host",
-    "is_for_pcp",
     "map_request",
     "parse_response",
     "result_text",
@@ -132,7 +131,7 @@ class Response:
         lifetime_s: of the mapping, or of the error; seconds, 0 … 2³² - 1.
         epoch_s: seconds since the server's table began; ``None``: not told.
         map: what MAP says; ``None`` for other opcodes.
-        version: which the server speaks: 2, unless ``result`` is UNSUPP_VERSION.
+        version: which the server speaks: 2, unless ``result`` is UNSUPP_VERSION (and mostly not then).
     """
 
     opcode: int
@@ -190,11 +189,12 @@ def parse_response(data: bytes) -> Response:
     version, opcode, result = data[0], data[1], data[3]
     if version == 0 and not is_for_pcp(data):
         raise BadMessage("an answer to NAT-PMP")
-    # RFC 6886, 3.5, shows an Unsupported Version answer with opcode 0.
+    # DEVIATION from "If the R bit is clear, the message is silently dropped" (8.3): RFC 6886, 3.5, draws NAT-PMP's
+    # Unsupported Version answer with "OP = 0": test_a_server_of_another_version_says_so.
     if not opcode & _IS_RESPONSE and version != 0:
         raise BadMessage("R bit missing")
     if result == ResultCode.UNSUPP_VERSION:
-        if version == VERSION:
+        if version == VERSION and not is_for_pcp(data):
             raise BadMessage("an answer to NAT-PMP")
         return _unsupported_version(version, opcode & ~_IS_RESPONSE, data)
     if version != VERSION:
@@ -209,18 +209,6 @@ def parse_response(data: bytes) -> Response:
     elif opcode != Opcode.ANNOUNCE:
         raise BadMessage("another opcode")
     return Response(opcode=opcode, result=result, lifetime_s=lifetime_s, epoch_s=epoch_s, map=map_data)
-
-
-def is_for_pcp(data: bytes) -> bool:
-    """Whether a datagram of the gateway's is about a request of PCP, and not of NAT-PMP: both come from port 5351.
-
-    A server that does not know the version of a request answers in its own (RFC 6886, 3.5; RFC 6887, 9 and Appendix A).
-    So "version 0, unsupported version" is about a request of PCP, and the same in version 2 about one of NAT-PMP.
-    """
-    is_unsupported = len(data) >= 4 and data[2:4] == b"\0\x01"
-    if data[:1] == b"\0":
-        return is_unsupported
-    return not (data[:1] == bytes([VERSION]) and len(data) >= 4 and data[3] == ResultCode.UNSUPP_VERSION)
 
 
 def result_text(code: int) -> str:

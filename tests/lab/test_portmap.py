@@ -20,7 +20,7 @@ import pytest
 from iceagent import Agent, Config
 from iceagent.events import PortMapped
 from iceagent.lab import Lab, Machine, Router
-from iceagent.lab.services import miniupnpd
+from iceagent.lab.services import miniupnpd, serve
 from iceagent.net.address import TransportAddress
 from portmap import (
     GatewayForgot,
@@ -348,3 +348,37 @@ def test_one_protocol_alone_may_be_asked_for(home: Home) -> None:
     process.send_signal(signal.SIGINT)
     assert [json.loads(line)["event"] for line in process.stdout] == ["portmap.deleted"]
     assert process.wait(2.0) == 130
+
+
+def probe(machine: Machine, *words: str) -> dict[str, dict[str, dict[str, object]]]:
+    command = [sys.executable, "-m", "iceagent", "probe", "--json", *words]
+    out, _ = machine.popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT).communicate(timeout=20.0)
+    report = json.loads(out)
+    assert isinstance(report, dict)
+    return report
+
+
+def test_a_probe_tells_what_the_router_maps_and_how_many_nats_there_are(natlab: Lab) -> None:
+    home = Home(natlab, "symmetric")
+    server = natlab.machine("server", addresses=2)
+    serve(server, "--behaviour-discovery")
+    report = probe(home.inside, "--server", f"stun:{server.address}")
+    assert [report["portmap"][name]["status"] for name in ("pcp", "nat_pmp", "upnp")] == ["ok"] * 3
+    assert str(report["portmap"]["pcp"]["external"]).startswith(f"{home.router.address}:")
+    assert (report["nat"]["mapping"], report["layers"]) == ("APDM", 1)
+    assert f" {home.router.address} " in " ".join(map(str, report["candidates"]))
+    off = probe(home.inside, "--no-portmap")
+    assert off["portmap"]["pcp"]["reason"] == "port mapping is switched off"
+
+
+def test_a_probe_behind_a_carriers_nat_knows_that_there_are_two(natlab: Lab) -> None:
+    carrier = natlab.router("symmetric", "carrier", is_carrier=True)
+    router = natlab.router(behind=carrier)
+    inside = natlab.machine(behind=router)
+    server = natlab.machine("server")
+    serve(server)
+    # A router that was told the carrier's address says yes, and it helps nobody.
+    miniupnpd(router, extra={"ext_ip": carrier.address})
+    report = probe(inside, "--server", f"stun:{server.address}")
+    assert report["portmap"]["pcp"]["status"] == "ok"
+    assert report["layers"] == 1, "its lie fits what the outside sees"

@@ -39,9 +39,9 @@ INSIDE, ROUTER, EXTERNAL = "192.168.1.2", "192.168.1.1", "11.22.33.44"
 class Home:
     """A network behind a router, a machine there, and what the router says to mappings."""
 
-    def __init__(self, world: World, **options: object) -> None:
+    def __init__(self, world: World, *, kind: str = "symmetric", **options: object) -> None:
         self.world = world
-        self.nat: NatNode = world.nat("home", "symmetric", EXTERNAL)
+        self.nat: NatNode = world.nat("home", kind, EXTERNAL)
         self.router: MemoryHost = world.host("router", ROUTER, self.nat)
         self.inside: MemoryHost = world.host("inside", INSIDE, self.nat)
         self.inside.set_router(ROUTER)
@@ -56,7 +56,7 @@ class Home:
 
 @asynccontextmanager
 async def at_home(**options: object) -> AsyncIterator[tuple[Home, PortMapper]]:
-    home = Home(World(), **options)
+    home = Home(World(), **options)  # type: ignore[arg-type]
     async with home.shell(), home.mapper() as mapper:
         yield home, mapper
     assert not home.gateway.violations
@@ -285,6 +285,49 @@ async def test_a_mapping_that_is_lost_is_signalled_no_more() -> None:
         home.gateway.faults.pcp.is_silent = True
         await diary.until(PortMappingLost)
         assert not [each for each in agent.local_candidates if each.is_mapped]
+
+
+@in_virtual_time
+async def test_one_that_is_what_a_stun_server_sees_anyway_is_offered_once() -> None:
+    """RFC 8445, 5.1.3: the same address and base."""
+    home = Home(World(), kind="full-cone")
+    home.world.stun("stun", "198.51.100.1")
+    async with home.shell(), home.world.agent(home.inside, "198.51.100.1") as agent:
+        diary = Diary(home.world, agent)
+        await agent.gather()
+        await diary.until(PortMapped)
+        await asyncio.sleep(1.0)
+        reflexive = [each for each in agent.local_candidates if each.type is CandidateType.SERVER_REFLEXIVE]
+        (host,) = [each for each in agent.local_candidates if each.type is CandidateType.HOST]
+        assert [each.address for each in reflexive] == [TransportAddress(EXTERNAL, host.address.port)]
+
+
+@in_virtual_time
+async def test_an_ice_restart_keeps_the_socket_and_so_the_mapping() -> None:
+    home = Home(World())
+    async with home.shell(), home.world.agent(home.inside) as agent:
+        diary = Diary(home.world, agent)
+        await agent.gather()
+        mapped = await diary.until(PortMapped)
+        description = agent.restart()
+        assert str(mapped.external.port) in description.to_sdp() and EXTERNAL in description.to_sdp()
+        await asyncio.sleep(5.0)
+        assert len(home.gateway.mappings) == 1
+
+
+@in_virtual_time
+async def test_roaming_deletes_the_mapping_of_the_old_address_and_makes_one_of_the_new() -> None:
+    home = Home(World())
+    async with home.shell(), home.world.agent(home.inside) as agent:
+        diary = Diary(home.world, agent)
+        await agent.gather()
+        old = await diary.until(PortMapped)
+        home.inside.add_address("eth0", "192.168.1.3")
+        new = await diary.until(PortMapped, lambda event: event.internal.host == "192.168.1.3")
+        home.inside.remove_address("eth0", INSIDE)
+        await asyncio.sleep(5.0)
+        assert [each.is_mapped for each in agent.local_candidates if each.base == old.internal] == []
+        assert new.external in [each.address for each in agent.local_candidates]
 
 
 @in_virtual_time

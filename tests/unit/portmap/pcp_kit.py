@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from ipaddress import IPv6Address
 from random import Random
 
+from portmap.events import Mapped
 from portmap.pcp import PcpClient
 from portmap.values import Gateway
-from tests.unit.portmap.client_kit import BASE, GATEWAY, START, Answer, Play, silent
+from tests.unit.portmap.client_kit import BASE, GATEWAY, START, Answer, Play, request, silent
 
 EXTERNAL = ("203.0.113.5", 40000)
+NAT_PMP_ONLY = bytes.fromhex("0080000100000064")
 
 
 def packed(host: str) -> bytes:
@@ -75,3 +77,10 @@ class PcpPlay(Play):
         """From now on."""
         self.answer = silent
         self.sent.clear()
+
+
+def mapped(play: PcpPlay, key: int = 1, port: int = 5000, lifetime_s: int = 3600) -> Mapped:
+    """Make one."""
+    play.client.map(key, request(port, lifetime_s=lifetime_s), play.now)
+    play.run(0.1)
+    return play.only(Mapped)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -11,8 +12,9 @@ from iceagent.net.address import TransportAddress
 from portmap.events import Discovered, Mapped, MappingLost, MappingRefused, NotFound, Unmapped
 from portmap.natpmp import NatPmpClient
 from portmap.server_link import MAX_KEYS
-from tests.unit.portmap.client_kit import ANNOUNCEMENTS, BASE, BASE_6, GATEWAY_6, SERVER, request, silent
-from tests.unit.portmap.natpmp_kit import EXTERNAL_HOST, NatPmpPlay, mapping
+from portmap.values import MapRequest
+from tests.unit.portmap.client_kit import ANNOUNCEMENTS, BASE, BASE_6, GATEWAY, GATEWAY_6, SERVER, request, silent
+from tests.unit.portmap.natpmp_kit import EXTERNAL_HOST, NatPmpPlay, external, mapping
 
 PCP_ONLY = bytes.fromhex("02800001" + "00000708" + "00000064" + "00" * 12)
 
@@ -71,6 +73,31 @@ def test_whoever_has_no_address_speaks_nat_pmp(data: str) -> None:
     play.client.discover(play.now)
     play.run(0.1)
     assert play.only(Discovered).external_host is None
+
+
+@pytest.mark.parametrize(
+    ("source", "is_asked"),
+    [("10.1.2.3", True), ("172.31.0.1", True), ("100.64.0.7", True), ("169.254.1.1", True), ("9.9.9.9", False)],
+)
+def test_only_from_a_global_address_nothing_is_asked(source: str, is_asked: bool) -> None:
+    """DEVIATION from RFC 6886, 3, which knows the ranges of RFC 1918 only: "This protocol SHOULD only be used when the
+    client determines that its primary IPv4 address is in one of the private IPv4 address ranges"."""
+    rng = Random(1)
+    client = NatPmpClient(replace(GATEWAY, source=source), BASE._replace(host=source), rng, rng)
+    client.discover(1000.0)
+    assert (client.poll_transmit() is not None) is is_asked
+    event = client.poll_event()
+    if not is_asked:
+        assert event == NotFound(protocol="nat-pmp", reason="our address is a global one, which needs no NAT-PMP")
+    assert (client.poll_timeout() is not None) is is_asked
+
+
+def test_an_hour_is_asked_for_where_nobody_says_otherwise() -> None:
+    """DEVIATION from 3.3: "The RECOMMENDED Port Mapping Lifetime is 7200 seconds (two hours)"."""
+    play = NatPmpPlay()
+    play.client.map(1, MapRequest(transport="udp", internal=BASE, external_port=0), play.now)
+    play.run(1)
+    assert int.from_bytes(play.sent[-1][1][8:], "big") == 3600
 
 
 def test_a_gateway_of_ipv6_is_refused() -> None:
@@ -290,15 +317,57 @@ def test_an_unsupported_opcode_comes_back_as_the_whole_request() -> None:
     assert play.only(MappingRefused).reason == "5 Unsupported opcode"
 
 
-def test_an_error_when_a_mapping_is_renewed_loses_it() -> None:
+def test_a_fatal_error_when_a_mapping_is_renewed_loses_it() -> None:
     play = NatPmpPlay()
     mapped(play)
-    play.refuse_mappings(4)
+    play.refuse_mappings(2)
     play.run(3600)
-    assert play.only(MappingLost).reason == "4 Out of resources"
+    assert play.only(MappingLost).reason == "2 Not Authorized/Refused"
+    play.answer = play.obey
+    play.run(100)
+    assert play.take() == []
+    play.client.refresh(play.now)
+    play.run(1)
+    play.only(Mapped)
+
+
+@pytest.mark.parametrize("result", [3, 4])
+def test_an_error_that_passes_leaves_a_mapping_that_was_to_be_renewed(result: int) -> None:
+    """3.4: "at the time its lifetime expires, the mapping MUST be automatically deleted"; 3.3: "begin trying to renew
+    the mapping halfway to expiry time, like DHCP"."""
+    play = NatPmpPlay()
+    play.lifetime = 600
+    mapped(play)
+    play.sent.clear()
+    play.refuse_mappings(result)
+    play.run(320)
+    play.client.refresh(play.now)
+    play.run(270)
+    assert play.take() == []
+    assert [at for (at, _), asked in zip(play.sent, play.asked, strict=True) if asked != "external"] == pytest.approx(
+        [300.08, 450.11, 525.14, 585.17], abs=0.1
+    )
+    play.run(20)
+    assert play.only(MappingLost).reason == "not renewed in its lifetime"
+
+
+def test_an_error_that_passes_after_a_restart_loses_what_was_there() -> None:
+    """3.6: the gateway "has undergone a reboot or other loss of port mapping state"."""
+    play = NatPmpPlay()
+    mapped(play)
+    play.run(100)
+    play.refuse_mappings(3)
+    play.epoch_0 = play.now
+    play.receive(external(play.epoch, "0.0.0.0", result=3), base=ANNOUNCEMENTS)
+    play.run(5.1)
+    events = play.take()
+    assert [type(event).__name__ for event in events] == ["GatewayRestarted", "MappingLost"]
     play.answer = play.obey
     play.run(31)
     play.only(Mapped)
+    play.refuse_mappings(3)
+    play.run(3600)
+    assert play.take() == []
 
 
 def test_a_pcp_gateway_maps_nothing() -> None:
@@ -420,18 +489,20 @@ def test_what_waited_for_an_abandoned_one_has_its_turn_after_it() -> None:
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
-        ("00820000" + "00000001" + "1388" + "61a8" + "00001c20", "no such mapping"),
-        ("00810000" + "00000001" + "1389" + "61a8" + "00001c20", "no such mapping"),
-        ("00810003" + "00000001" + "1389" + "0000" + "00000000", "no such mapping"),
-        ("00820003" + "00000001", "nothing was asked"),
-        ("00800000" + "00000001" + "cb007105", "nothing was asked"),
-        ("0080000300000001", "nothing was asked"),
+        ("00820000" + "000001f4" + "1388" + "61a8" + "00001c20", "no such mapping"),
+        ("00810000" + "000001f4" + "1389" + "61a8" + "00001c20", "no such mapping"),
+        ("00810003" + "000001f4" + "1389" + "0000" + "00000000", "no such mapping"),
+        ("00820003" + "000001f4", "nothing was asked"),
+        ("00800000" + "000001f4" + "cb007105", "nothing was asked"),
+        ("00800003000001f4", "nothing was asked"),
         ("00010000" + "1388" + "0000" + "00000e10", "a request"),
         ("00810000" + "00000001" + "1388" + "61a8", "a length that no answer has"),
         ("02810000" + "00" * 56, "another version"),
+        ("0081000100000000", "an answer to PCP"),
+        ("02810001" + "00" * 16 + "c0a8010a" + "00" * 36, "an answer to PCP"),
     ],
 )
-def test_an_answer_that_does_not_fit_is_dropped_and_its_epoch_not_believed(data: str, reason: str) -> None:
+def test_an_answer_that_does_not_fit_is_dropped(data: str, reason: str) -> None:
     play = NatPmpPlay()
     mapped(play, 7, 6000)
     play.fall_silent()

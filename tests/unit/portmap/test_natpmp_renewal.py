@@ -151,8 +151,9 @@ def test_another_external_address_is_told_of_all_mappings_at_once() -> None:
     ("data", "source"),
     [
         (external(0, "6.6.6.6"), TransportAddress("192.168.1.2", 5351)),
-        (external(0, "6.6.6.6", result=3), SERVER),
+        (external(0, "6.6.6.6", result=3), TransportAddress("192.168.1.1", 1024)),
         (external(0, "6.6.6.6")[:8], SERVER),
+        (b"\0\x81\0\x03" + bytes(12), SERVER),
         (mapping(b"\0\1\0\0\x13\x88", 0, 1, 1), SERVER),
     ],
 )
@@ -198,6 +199,41 @@ def test_a_restart_that_an_answer_shows_makes_the_others_again() -> None:
     assert kinds(play.take()) == ["GatewayRestarted", "Mapped"]
     play.run(5)
     assert [event.key for event in play.take() if isinstance(event, Mapped)] == [5000, 5001]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        external(0),
+        external(0, result=3),
+        mapping(b"\0\1\0\0\x13\x88", 0, 25000, 7200),
+        mapping(b"\0\2\0\0\x99\x99", 0, 0, 0),
+        mapping(b"\0\1\0\0\x13\x88", 0, 0, 0, 4),
+    ],
+)
+def test_a_restart_that_an_answer_shows_that_nobody_waits_for_makes_all_again(data: bytes) -> None:
+    """3.6: "Whenever a client receives any packet from the NAT gateway, either unsolicited or in response to a client
+    request"."""
+    play = playing(5000)
+    play.run(100)
+    restart(play)
+    play.receive(data)
+    assert play.take() == [GatewayRestarted(protocol="nat-pmp")]
+    assert len(play.dropped) == 1
+    play.run(5.1)
+    assert kinds(play.take()) == ["Mapped"]
+
+
+def test_an_announcement_of_a_gateway_without_an_address_is_one_of_a_restart() -> None:
+    """3.2.1: "Upon boot, acquisition of an external IPv4 address, …"; 3.2: "If the result code is non-zero, the value
+    of the External IPv4 Address field is undefined (… MUST be ignored on reception)"."""
+    play = playing(5000)
+    play.run(100)
+    restart(play)
+    play.receive(external(play.epoch, "6.6.6.6", result=3), base=ANNOUNCEMENTS)
+    assert play.take() == [GatewayRestarted(protocol="nat-pmp")]
+    play.run(5.1)
+    assert play.only(Mapped).external.host == EXTERNAL_HOST
 
 
 @pytest.mark.parametrize("result", [2, 3])

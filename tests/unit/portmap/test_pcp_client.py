@@ -4,24 +4,26 @@ from __future__ import annotations
 
 from errno import EHOSTUNREACH
 from itertools import pairwise
+from random import Random
 
 import pytest
 
 from iceagent.net.address import TransportAddress
-from portmap.events import Discovered, Mapped, MappingLost, MappingRefused, NotFound, Unmapped
+from portmap.events import Discovered, Mapped, MappingRefused, NotFound, Unmapped
+from portmap.pcp import PcpClient
 from portmap.server_link import MAX_KEYS
-from tests.unit.portmap.client_kit import ANNOUNCEMENTS, BASE, GATEWAY_6, SERVER, request, silent
-from tests.unit.portmap.pcp_kit import EXTERNAL, PcpPlay, announcement, error, header, packed, success
-
-NAT_PMP_ONLY = bytes.fromhex("0080000100000064")
-
-
-def mapped(play: PcpPlay, key: int = 1, port: int = 5000, lifetime_s: int = 3600) -> Mapped:
-    """Make one."""
-    play.client.map(key, request(port, lifetime_s=lifetime_s), play.now)
-    play.run(0.1)
-    return play.only(Mapped)
-
+from tests.unit.portmap.client_kit import ANNOUNCEMENTS, BASE, GATEWAY, GATEWAY_6, SERVER, Play, request, silent
+from tests.unit.portmap.pcp_kit import (
+    EXTERNAL,
+    NAT_PMP_ONLY,
+    PcpPlay,
+    announcement,
+    error,
+    header,
+    mapped,
+    packed,
+    success,
+)
 
 # --- discovery ---------------------------------------------------------------------------------------------------
 
@@ -78,6 +80,23 @@ def test_a_server_of_the_future_is_not_found() -> None:
     play.client.discover(play.now)
     play.run(0.1)
     assert play.only(NotFound).reason == "it speaks version 3 of PCP only"
+
+
+def test_a_server_that_refuses_its_own_version_is_not_taken_for_a_silent_one() -> None:
+    """9: "If using version 2 fails, … the client SHOULD set a timer to retry its request in 30 minutes or the returned
+    Lifetime value, whichever is smaller"."""
+    play = PcpPlay()
+    play.answer = lambda data: (b"\x02" + bytes([0x80 | data[1]]) + b"\0\x01\0\0\x02\x58" + bytes(4) + data[12:],)
+    play.client.discover(play.now)
+    play.run(0.1)
+    assert play.only(NotFound).reason == "it refuses version 2 of PCP, which it speaks"
+    play.client.map(1, request(), play.now)
+    play.run(600)
+    event = play.only(MappingRefused)
+    reason = "1 UNSUPP_VERSION: it refuses version 2 of PCP, which it speaks"
+    assert (event.code, event.reason) == (1, reason)
+    assert event.retry_s == pytest.approx(600)
+    assert play.times == [0, 0.1]
 
 
 def test_an_address_mismatch_is_told_in_words() -> None:
@@ -237,146 +256,6 @@ def test_a_lifetime_of_nothing_is_no_mapping() -> None:
     play.only(Mapped)
 
 
-# --- errors ------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("result", "lifetime", "retry_s", "reason"),
-    [
-        (2, 1800, 1800, "2 NOT_AUTHORIZED"),
-        (10, 30, 30, "10 USER_EX_QUOTA"),
-        # Nothing that was refused is asked for sooner than after 30 s, or later than after a day.
-        (7, 0, 30, "7 NETWORK_FAILURE"),
-        (77, 2**32 - 1, 86400, "77 (unknown)"),
-        (12, 1800, 1800, "12 ADDRESS_MISMATCH: there is another NAT between us and the gateway"),
-    ],
-)
-def test_an_error_holds_for_its_lifetime(result: int, lifetime: int, retry_s: float, reason: str) -> None:
-    """8.3: "the PCP client SHOULD NOT resend the same request for the indicated lifetime of the error"."""
-    play = PcpPlay()
-    play.answer = lambda data: (error(data, result, lifetime, play.epoch),)
-    play.client.map(1, request(), play.now)
-    play.run(retry_s)
-    assert play.only(MappingRefused) == MappingRefused(
-        protocol="pcp", key=1, code=result, reason=reason, retry_s=retry_s
-    )
-    assert play.times == [0]
-    play.client.refresh(play.now)
-    play.run(0.01)
-    assert play.times == [0]
-    play.run(0.1)
-    assert play.times == [0, retry_s + 0.02]
-    assert play.only(MappingRefused).code == result
-
-
-def test_after_an_error_a_success_maps() -> None:
-    play = PcpPlay()
-    play.answer = lambda data: (error(data, 7, 30, play.epoch),)
-    play.client.map(1, request(), play.now)
-    play.run(1)
-    play.take()
-    play.answer = play.obey
-    play.run(30)
-    assert play.only(Mapped).rtt_s == pytest.approx(0.02)
-
-
-def test_an_error_when_a_mapping_is_renewed_loses_it() -> None:
-    play = PcpPlay()
-    mapped(play, lifetime_s=120)
-    play.answer = lambda data: (error(data, 2, 60, play.epoch),)
-    play.client.refresh(play.now)
-    play.run(10)
-    assert play.only(MappingLost).reason == "2 NOT_AUTHORIZED"
-    play.run(60)
-    assert play.only(MappingRefused).code == 2
-    play.answer = play.obey
-    play.run(60)
-    play.only(Mapped)
-
-
-def test_an_error_that_nobody_waited_for_loses_a_mapping() -> None:
-    """8.3: "after a configuration change on the PCP server, later send a NOT_AUTHORIZED response"."""
-    play = PcpPlay()
-    mapped(play)
-    play.receive(error(play.sent[0][1], 2, 1800, play.epoch))
-    assert play.only(MappingLost).reason == "2 NOT_AUTHORIZED"
-    play.receive(error(play.sent[0][1], 2, 1800, play.epoch))
-    assert play.take() == []
-    assert play.dropped == ["a duplicate"]
-
-
-def test_no_resources_holds_for_all_new_mappings_and_for_no_other() -> None:
-    """11.4: "SHOULD NOT send further requests for any new mappings to that PCP server"."""
-    play = PcpPlay()
-    mapped(play, key=1, port=5001)
-    play.run(5)
-    play.answer = lambda data: (error(data, 8, 60, play.epoch),)
-    play.client.map(2, request(5002), play.now)
-    play.run(1)
-    assert play.only(MappingRefused).key == 2
-    play.answer = play.obey
-    play.sent.clear()
-    play.client.map(3, request(5003), play.now)
-    play.run(1)
-    event = play.only(MappingRefused)
-    assert (event.key, event.code, event.reason) == (3, 8, "8 NO_RESOURCES")
-    assert event.retry_s == pytest.approx(59, abs=0.1)
-    assert play.sent == []
-    play.client.refresh(play.now)
-    play.run(1)
-    assert play.only(Mapped).key == 1
-    play.run(60)
-    assert sorted(event.key for event in play.take() if isinstance(event, Mapped)) == [2, 3]
-
-
-def test_no_resources_ends_other_first_attempts() -> None:
-    play = PcpPlay(lambda data: (error(data, 8, 60),) if data[40:42] == b"\x13\x88" else ())
-    play.client.map(1, request(5000), play.now)
-    play.client.map(2, request(5001), play.now)
-    play.run(1)
-    refused = [event for event in play.take() if isinstance(event, MappingRefused)]
-    assert [(event.key, event.code) for event in refused] == [(1, 8), (2, 8)]
-    assert play.times == [0, 0]
-
-
-def test_no_resources_for_a_deletion_holds_for_everything() -> None:
-    """11.4: "SHOULD NOT send further requests of *any kind*"."""
-    play = PcpPlay()
-    mapped(play, key=1, port=5001)
-    mapped(play, key=2, port=5002)
-    play.answer = lambda data: (error(data, 8, 60, play.epoch),)
-    play.client.unmap(1, play.now)
-    play.run(1)
-    assert not play.only(Unmapped).is_confirmed
-    play.answer = play.obey
-    play.sent.clear()
-    play.run(5)
-    play.client.refresh(play.now)
-    play.client.discover(play.now)
-    play.client.unmap(2, play.now)
-    play.client.map(3, request(5003), play.now)
-    play.run(50)
-    assert play.sent == []
-    assert {type(event).__name__ for event in play.take()} == {"NotFound", "Unmapped", "MappingRefused"}
-    play.run(10)
-    assert play.only(Mapped).key == 3
-
-
-def test_a_nat_pmp_gateway_maps_nothing_and_is_asked_again_after_half_an_hour() -> None:
-    """9: "the client SHOULD set a timer to retry its request in 30 minutes"."""
-    play = PcpPlay(lambda data: (NAT_PMP_ONLY,))
-    play.client.map(1, request(), play.now)
-    play.run(1)
-    event = play.only(MappingRefused)
-    assert (event.code, event.reason, event.retry_s) == (1, "1 UNSUPP_VERSION: it speaks NAT-PMP only", 1800)
-    play.answer = play.obey
-    play.run(1801)
-    play.only(Mapped)
-    play.receive(NAT_PMP_ONLY)
-    assert play.take() == []
-    assert play.dropped == ["nothing was asked"]
-
-
 # --- deletion ----------------------------------------------------------------------------------------------------
 
 
@@ -447,6 +326,22 @@ def test_a_port_is_mapped_again_at_once_with_the_nonce_that_the_gateway_knows() 
     assert not play.only(Unmapped).is_confirmed
     play.receive(success(deletion, play.epoch))
     assert play.dropped == ["late answer to a deletion"]
+
+
+def test_whoever_comes_back_to_a_gateway_has_the_nonce_that_it_knows() -> None:
+    """11.3: "the mapping nonce does not match, the request MUST be rejected with a NOT_AUTHORIZED error"."""
+    play = PcpPlay()
+    mapped(play)
+    assert isinstance(play.client, PcpClient)
+    rng = Random(2)
+    again = Play(PcpClient(GATEWAY, BASE, rng, rng, nonce=play.client.nonce))
+    again.client.map(1, request(), again.now)
+    again.drain()
+    assert again.sent[0][1] == play.sent[0][1]
+    other = PcpClient(GATEWAY, BASE, rng, rng)
+    assert other.nonce != play.client.nonce
+    with pytest.raises(ValueError, match="a nonce of 5 bytes: it has 12"):
+        PcpClient(GATEWAY, BASE, rng, rng, nonce=b"short")
 
 
 def test_an_unknown_key_is_not_deleted() -> None:

@@ -141,6 +141,9 @@ def test_the_longest_response_is_read() -> None:
         ("00810001" + "00000e10" + CLIENT + MAP_DATA, 0, 1800),
         ("01800001" + "00000078" + "00" * 16, 1, 120),
         ("03800001" + "ffffffff" + "00" * 16, 3, 1800),
+        # 7.2: "the server copies the last 96 bits of the PCP Client's IP Address field": it was asked in PCP.
+        ("02800001" + "00000258" + "00000064" + CLIENT[8:], 2, 600),
+        ("02810001" + "00000708" + "00000064" + CLIENT[8:] + MAP_DATA, 2, 1800),
     ],
 )
 def test_a_server_of_another_version_says_so(data: str, version: int, lifetime_s: int) -> None:
@@ -158,6 +161,8 @@ def test_a_server_of_another_version_says_so(data: str, version: int, lifetime_s
         (SUCCESS, True),
         ("0380000100000000", True),
         ("028000010000000000000000", False),
+        ("02800001" + "00" * 20, False),
+        ("02810001" + "00000708" + "00000064" + CLIENT[8:] + MAP_DATA, True),
         ("008000000000000acb007105", False),
         ("0081000300000064", False),
         ("0080000300000064", False),

@@ -256,6 +256,21 @@ def test_the_answer_about_one_mapping_renews_the_others_at_once() -> None:
     assert play.take() == []
 
 
+def test_a_repeated_update_shows_a_restart_too() -> None:
+    """8.5: "Whenever a client receives a PCP response, the client validates the received Epoch Time value"."""
+    play = playing(5000, 5001)
+    play.client.map(1, request(1), play.now)
+    play.run(100)
+    play.take()
+    ((_, data),) = play.sent
+    restart(play)
+    play.receive(success(data, play.epoch, 3500))
+    assert kinds(play.take()) == ["GatewayRestarted"]
+    assert play.dropped == ["a duplicate"]
+    play.run(1)
+    assert {event.key for event in play.take() if isinstance(event, Mapped)} == {5000, 5001}
+
+
 @pytest.mark.parametrize("seed", range(5))
 def test_a_restart_that_discovery_shows_renews_all_at_once(seed: int) -> None:
     """The random time is for what many clients hear together."""

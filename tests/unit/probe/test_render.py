@@ -42,7 +42,7 @@ def test_plain_text() -> None:
         "Evidence",
         "  stun:198.51.100.1:3478 sees 192.168.1.2:5000 as 203.0.113.9:5000",
         "Not tested",
-        "  port mapping  port mapping is not part of this version",
+        "  port mapping  no router was asked",
         "  relays        no TURN server was given",
         "  NAT64         NAT64 discovery is not part of this version",
         "Outlook",

@@ -42,7 +42,7 @@ def test_all_keys_are_always_there() -> None:
         assert set(found["nat"]) == {"mapping", "filtering", "port_preservation", "allocation", "evidence"}
         assert set(found["portmap"]) == {"pcp", "nat_pmp", "upnp"}
         for row in found["portmap"].values():
-            assert set(row) == {"status", "external", "lifetime_s", "reason"}
+            assert set(row) == {"status", "external", "lifetime_s", "reason", "trust", "rtt_ms", "gateway"}
         assert {"prefix", "how"} <= set(found["nat64"])
 
 

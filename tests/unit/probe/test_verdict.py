@@ -160,7 +160,7 @@ def test_a_server_on_this_host_says_nothing_about_nats() -> None:
     report = nat(findings(*inside))
     assert (report.mapping, report.filtering, report.version) == (Mapping.UNKNOWN, Filtering.UNKNOWN, None)
     assert report.evidence == ("no server outside this host",)
-    assert layers(findings(*inside)) == NotTested(reason="no server outside this host")
+    assert layers(findings(*inside), NOBODY) == NotTested(reason="no server outside this host")
 
 
 def test_our_own_server_is_told() -> None:
@@ -191,9 +191,9 @@ def test_own_addresses() -> None:
 
 
 def test_no_layer_where_the_outside_sees_an_address_of_ours() -> None:
-    assert layers(findings(sight(A1, HERE))) == 0
-    assert layers(findings(sight(A1, f"{NAT}:5000"))) == 1
-    assert layers(findings(sight(A1, HERE), sight(B1, f"{NAT}:5000"))) == 1
+    assert layers(findings(sight(A1, HERE)), NOBODY) == 0
+    assert layers(findings(sight(A1, f"{NAT}:5000")), NOBODY) == 1
+    assert layers(findings(sight(A1, HERE), sight(B1, f"{NAT}:5000")), NOBODY) == 1
 
 
 def test_udp_is_yes_no_or_not_tested() -> None:
@@ -227,6 +227,7 @@ ANSWERED_6 = replace(ANSWERED, version=6)
 SILENT_6 = replace(SILENT, version=6)
 INSIDE = replace(ANSWERED, is_outside=False)
 NOT_ASKED = replace(ANSWERED, status=ServerStatus.NOT_ASKED)
+NOBODY = NotTested(reason="no router was asked")
 HARD = replace(EASY, mapping=Mapping.APDM, is_dependent=True)
 OPEN_HARD = replace(HARD, filtering=Filtering.EIF)
 UNKNOWN = replace(EASY, mapping=Mapping.UNKNOWN)
