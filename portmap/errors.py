@@ -18,7 +18,7 @@ class PortmapError(Exception):
 
 
 class FetchFailed(PortmapError):
-    """An HTTP exchange did not work; the text says how."""
+    """An HTTP exchange did not work; the text is a sentence's end: ``no answer within 1 s``, ``Connection refused``."""
 
 
 class MappingFailed(PortmapError):

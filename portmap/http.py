@@ -18,6 +18,7 @@ import h11
 
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import Host, Stream
+from portmap.errors import FetchFailed
 from portmap.events import Fetch
 
 __all__ = ["FetchFailed", "Response", "fetch"]
@@ -27,10 +28,8 @@ MAX_HEADER_BYTES = 16 * 1024
 # Chunks of a few bytes each have several times that in frames; interim responses are not endless either.
 MAX_OVERHEAD_BYTES = 64 * 1024
 MAX_OVERHEAD_FACTOR = 4
-
-
-class FetchFailed(Exception):
-    """There is no response; the text is a sentence's end: ``no answer within 1 s``, ``Connection refused``."""
+# Of what comes in one go: 64 kB in chunks of a byte would keep the loop busy for 50 ms.
+MAX_PIECES = 2000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,11 +143,14 @@ class _Reader:
     def _feed(self, data: bytes) -> None:
         try:
             self._connection.receive_data(data)
-            while not self.response.done():
+            for _ in range(MAX_PIECES):
                 event = self._connection.next_event()
                 if event is h11.NEED_DATA or event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
                     return
                 self._take(event)
+                if self.response.done():
+                    return
+            self._fail("an answer in too many pieces")
         except h11.RemoteProtocolError as error:
             self._fail("the answer ends early" if not data else f"not HTTP: {error}")
 

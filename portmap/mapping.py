@@ -127,11 +127,12 @@ class MappingDeleted(MappingEvent):
 class PortMapping:
     """A mapping that is wanted; it is kept until it is closed. Made by :class:`portmap.PortMapper`.
 
-    An async iterator of its events (one reader; of more than 64 that wait, the oldest go).
+    An async iterator of its events: each goes to one reader; of more than 64 that wait, the oldest go.
 
     Attributes:
         transport: ``udp`` or ``tcp``.
-        internal: where what comes in arrives; its host is a wildcard as long as no gateway is known, if that was asked.
+        internal: where what comes in arrives; if a port alone was asked for, its host is ``0.0.0.0`` while there is no
+            gateway.
         external_port: that was asked for; 0: any.
         lifetime_s: that was asked for.
         gateway: where it is; ``None``: there is none now.
@@ -164,7 +165,9 @@ class PortMapping:
         self._waiter: asyncio.Future[None] | None = None
         self._is_closed = False
         self._is_deleted = False
-        self._has_ended = asyncio.Event()
+        self._has_ended = False
+        self._loop = asyncio.get_running_loop()
+        self._ended: asyncio.Future[None] = self._loop.create_future()
 
     def __repr__(self) -> str:
         where = f"{self.external} by {self.protocol} at {self.gateway}" if self.external else "not mapped"
@@ -194,7 +197,7 @@ class PortMapping:
     async def aclose(self) -> None:
         """Want it no more, and wait until the gateway says so, or half a second. Idempotent."""
         self.close()
-        await self._has_ended.wait()
+        await asyncio.shield(self._ended)
 
     async def __aenter__(self) -> PortMapping:
         return self
@@ -207,29 +210,38 @@ class PortMapping:
 
     async def __anext__(self) -> MappingEvent:
         while not self._events:
-            if self._has_ended.is_set():
+            if self._has_ended:
                 raise StopAsyncIteration
-            self._waiter = asyncio.get_running_loop().create_future()
-            await self._waiter
+            if self._waiter is None or self._waiter.done():
+                self._waiter = self._loop.create_future()
+            # One reader that is cancelled costs no other its events.
+            await asyncio.shield(self._waiter)
         return self._events.popleft()
 
     # --- the mapper's side ---------------------------------------------------------------------------------------
 
     def tell(self, event: MappingEvent) -> None:
-        """Something happened to it."""
-        self._events.append(event)
-        self._wake()
-        if self._on_event is not None:
-            self._on_event(self, event)
+        """Something happened to it; nothing does after its end.
+
+        If the application's callback raises, the loop's exception handler is told.
+        """
+        if not self._has_ended:
+            self._say(event)
 
     def end(self, *, is_confirmed: bool) -> None:
         """It is deleted, as far as that can be known. Idempotent."""
-        if not self._has_ended.is_set():
-            self._is_closed, self._is_deleted = True, is_confirmed
-            self.tell(MappingDeleted(is_confirmed=is_confirmed))
-            self._has_ended.set()
-            self._wake()
+        if not self._has_ended:
+            self._is_closed, self._is_deleted, self._has_ended = True, is_confirmed, True
+            self._say(MappingDeleted(is_confirmed=is_confirmed))
+            self._ended.set_result(None)
 
-    def _wake(self) -> None:
+    def _say(self, event: MappingEvent) -> None:
+        self._events.append(event)
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        if self._on_event is not None:
+            try:
+                self._on_event(self, event)
+            except Exception as error:  # The application's bug must cost no other mapping its events.
+                context = {"message": f"The callback of {self!r} raised", "exception": error}
+                self._loop.call_exception_handler(context)

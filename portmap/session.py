@@ -33,9 +33,10 @@ from portmap.events import (
     Unmapped,
 )
 from portmap.natpmp import NatPmpClient
+from portmap.pace import Pace
 from portmap.pcp import PCP_PORT, PcpClient, is_for_pcp
 from portmap.upnp import UpnpClient
-from portmap.values import PROTOCOLS, Gateway, MapRequest, ProtocolName
+from portmap.values import PROTOCOLS, Gateway, MapRequest, ProtocolName, Transport
 
 __all__ = ["GRACE_S", "MAX_MAPPINGS", "GatewaySession"]
 
@@ -52,6 +53,14 @@ MAX_RETRY_S = 1800.0
 """When all are asked again after none gave a mapping: twice as late each time."""
 
 MAX_MAPPINGS = 256
+
+NEWS = (4, 4.0)
+"""News of one mapping: so many in so many seconds, and afterwards the latest. A gateway, or whoever forges its
+announcements, may tell another external address with each packet."""
+
+LOSSES = (3, 60.0)
+"""A mapping that is lost more often is no mapping: another protocol is tried, or nobody for a while. A gateway may give
+a lifetime of a second."""
 
 
 class _State(Enum):
@@ -98,6 +107,9 @@ class _Wanted:
         active: who maps it, or is asked to.
         client_key: its name there; each attempt has another one.
         failed: who was asked in vain, and why.
+        news: when it is told.
+        untold: waits for that.
+        losses: how often it was lost.
     """
 
     request: MapRequest
@@ -107,6 +119,13 @@ class _Wanted:
     failed: dict[ProtocolName, str] = field(default_factory=dict)
     retry_at: float = math.inf
     retries: int = 0
+    news: Pace = field(default_factory=lambda: Pace(*NEWS))
+    untold: Mapped | None = None
+    losses: Pace = field(default_factory=lambda: Pace(*LOSSES))
+
+    def tells_at(self, now: float) -> float:
+        """When what is untold is to be told; infinite: nothing is."""
+        return math.inf if self.untold is None else self.news.ready_at(now)
 
 
 class GatewaySession:
@@ -166,10 +185,14 @@ class GatewaySession:
             protocols: only by these; ``None``: by whichever.
 
         Raises:
-            ValueError: there are :data:`MAX_MAPPINGS` already.
+            ValueError: there are :data:`MAX_MAPPINGS` already, or one of this port: to PCP and NAT-PMP it would be the
+                same one.
         """
         if len(self._wanted) >= MAX_MAPPINGS:
             raise ValueError(f"there are {MAX_MAPPINGS} mappings at {self.gateway} already")
+        port = _port_of(request)
+        if any(_port_of(other.request) == port for other in self._wanted.values()):
+            raise ValueError(f"{request.transport} {request.internal} is mapped already")
         wanted = self.protocols if protocols is None else tuple(name for name in self.protocols if name in protocols)
         self._wanted[key] = _Wanted(request, wanted)
         self._discover(now)
@@ -251,6 +274,8 @@ class GatewaySession:
             self._discover(now)
         if now >= self._grace_ends:
             self._is_grace_over = True
+        for wanted in self._wanted.values():
+            self._tell(wanted, now)
         self._choose(now)
         self._collect(now)
 
@@ -258,6 +283,7 @@ class GatewaySession:
         """The next deadline."""
         due = [at for speaker in self._speakers.values() if (at := speaker.client.poll_timeout()) is not None]
         due += [wanted.retry_at for wanted in self._wanted.values() if wanted.retry_at < math.inf]
+        due += [wanted.tells_at(-math.inf) for wanted in self._wanted.values() if wanted.untold is not None]
         if not self._is_grace_over and self._grace_ends < math.inf:
             due.append(self._grace_ends)
         return min(due, default=None)
@@ -321,7 +347,13 @@ class GatewaySession:
                 self._keys += 1
                 wanted.active, wanted.client_key = name, self._keys
                 self._by_client_key[self._keys] = key
-                speaker.client.map(self._keys, wanted.request, now)
+                try:
+                    speaker.client.map(self._keys, wanted.request, now)
+                except ValueError as error:
+                    # It has too many of them, or cannot have this one.
+                    del self._by_client_key[self._keys]
+                    wanted.active, wanted.failed[name] = None, str(error)
+                    continue
                 return
         if not is_open:
             self._give_up(key, wanted, now)
@@ -385,21 +417,40 @@ class GatewaySession:
             return
         wanted, speaker = self._wanted[key], self._speakers[name]
         if isinstance(event, Mapped):
-            wanted.retries = 0
-            self._events.append(replace(event, key=key))
+            if wanted.losses.ready_at(now) <= now:
+                wanted.retries = 0
+            wanted.untold = replace(event, key=key)
+            self._tell(wanted, now)
             return
         speaker.client.abandon(event.key)
         del self._by_client_key[event.key]
-        wanted.active = None
+        wanted.active = wanted.untold = None
         if isinstance(event, MappingLost):
-            # Nobody knows what is there now: perhaps another gateway.
-            wanted.failed.clear()
-            self._events.append(replace(event, key=key))
-            for each in self._speakers.values():
-                each.forget()
-            self._discover(now)
+            self._on_lost(wanted, name, replace(event, key=key), now)
         else:
             wanted.failed[name] = event.reason
             if event.code is not None and event.retry_s is not None:
                 speaker.silent_until, speaker.reason = now + event.retry_s, event.reason
         self._choose(now)
+
+    def _on_lost(self, wanted: _Wanted, name: ProtocolName, event: MappingLost, now: float) -> None:
+        self._events.append(event)
+        if wanted.losses.ready_at(now) > now:
+            wanted.failed[name] = event.reason
+            return
+        # Nobody knows what is there now: perhaps another gateway.
+        wanted.losses.take(now)
+        wanted.failed.clear()
+        for each in self._speakers.values():
+            each.forget()
+        self._discover(now)
+
+    def _tell(self, wanted: _Wanted, now: float) -> None:
+        if wanted.untold is not None and wanted.tells_at(now) <= now:
+            wanted.news.take(now)
+            self._events.append(wanted.untold)
+            wanted.untold = None
+
+
+def _port_of(request: MapRequest) -> tuple[Transport, int]:
+    return request.transport, request.internal.port

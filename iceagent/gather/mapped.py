@@ -11,7 +11,7 @@ All agents of a host share one :class:`portmap.PortMapper`: a router is asked on
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from weakref import WeakKeyDictionary
 
@@ -66,7 +66,7 @@ class Mapped:
         tell: called with events for the application.
     """
 
-    __slots__ = ("_found", "_host", "_lost", "_mappings", "_shared", "_tell")
+    __slots__ = ("_complaints", "_found", "_host", "_lost", "_mappings", "_shared", "_tell")
 
     is_done = True
 
@@ -83,6 +83,7 @@ class Mapped:
         self._lost = lost
         self._tell = tell
         self._mappings: dict[TransportAddress, PortMapping] = {}
+        self._complaints: dict[TransportAddress, Mapping[str, str]] = {}
         self._shared: _Shared | None = None
 
     def start(self, base: Base) -> None:
@@ -94,16 +95,18 @@ class Mapped:
             if self._shared is None:
                 self._shared = _shared[self._host] = _Shared(self._host)
             self._shared.users += 1
+        self.stop(base)
         try:
             mapping = self._shared.mapper.hold("udp", base.address, on_event=partial(self._on_event, base))
         except OSError as error:
             reasons = {name: str(error) for name in ("pcp", "nat-pmp", "upnp")}
-            self._tell(PortMappingUnavailable(internal=base.address, reasons=reasons))
+            self._complain(base, reasons)
         else:
             self._mappings[base.address] = mapping
 
     def stop(self, base: Base) -> None:
         """A base is gone, and its mapping with it."""
+        self._complaints.pop(base.address, None)
         mapping = self._mappings.pop(base.address, None)
         if mapping is not None:
             mapping.close()
@@ -112,10 +115,12 @@ class Mapped:
         """Delete all mappings, and wait until the routers say so, at most a second."""
         closing = [mapping.aclose() for mapping in self._mappings.values()]
         self._mappings.clear()
-        await asyncio.gather(*closing)
-        shared = self._leave()
-        if shared is not None:
-            await shared.mapper.aclose()
+        try:
+            await asyncio.gather(*closing)
+        finally:
+            shared = self._leave()
+            if shared is not None:
+                await shared.mapper.aclose()
 
     def close(self) -> None:
         """Stop everything at once; idempotent. What deletes the mappings is sent, and its answer not awaited."""
@@ -138,9 +143,11 @@ class Mapped:
         return shared
 
     def _on_event(self, base: Base, mapping: PortMapping, event: MappingEvent) -> None:
-        if base.address not in self._mappings:
+        if self._mappings.get(base.address) is not mapping:
+            # It was closed; another one may be there.
             return
         if isinstance(event, MappingMade):
+            self._complaints.pop(base.address, None)
             self._announce(base, mapping)
         elif isinstance(event, MappingChanged):
             self._lost(base.address, event.old)
@@ -150,7 +157,13 @@ class Mapped:
             lost = PortMappingLost(internal=base.address, external=event.external, reason=event.reason)
             self._tell(lost)
         elif isinstance(event, MappingUnavailable) and event.reasons:
-            self._tell(PortMappingUnavailable(internal=base.address, reasons=event.reasons))
+            self._complain(base, event.reasons)
+
+    def _complain(self, base: Base, reasons: Mapping[str, str]) -> None:
+        """Routers are asked again and again; what they say is told when it is new."""
+        if self._complaints.get(base.address) != reasons:
+            self._complaints[base.address] = reasons
+            self._tell(PortMappingUnavailable(internal=base.address, reasons=reasons))
 
     def _announce(self, base: Base, mapping: PortMapping) -> None:
         external, protocol, gateway = mapping.external, mapping.protocol, mapping.gateway

@@ -109,6 +109,7 @@ class NatPmpClient:
         self._probing_since: float | None = None
         self._external_job: Job | None = None
         self._external_host: str | None = None
+        self._asked_at = -math.inf
         self._external_at = -math.inf
         self._heard_at = -math.inf
         self._recreated_at = -math.inf
@@ -272,10 +273,16 @@ class NatPmpClient:
     # --- answers -------------------------------------------------------------------------------------------------
 
     def _on_announcement(self, response: Response, datagram: Datagram, now: float) -> None:
-        """3.2.1. One with an error comes from a gateway that has no address (yet)."""
+        """3.2.1. One with an error comes from a gateway that has no address (yet).
+
+        Anybody on the network can send one: another address is not believed but asked for, and not more often than
+        renewals are. A gateway repeats what it announces for two minutes.
+        """
         if isinstance(response, ExternalAddress):
             self._check_epoch(response.epoch_s, now)
-            self._learn_external(response.host, now)
+            is_news = bool(self._mappings) and response.host != self._external_host
+            if is_news and now - self._asked_at >= MIN_SPACING_S:
+                self._ask_external(now)
         elif isinstance(response, ErrorResponse) and response.opcode == Opcode.EXTERNAL_ADDRESS:
             self._check_epoch(response.epoch_s, now)
         else:
@@ -455,6 +462,7 @@ class NatPmpClient:
 
     def _ask_external(self, now: float) -> None:
         if self._external_job is None:
+            self._asked_at = now
             self._external_job = Job(EXTERNAL_REQUEST, _EXTERNAL, now)
             self._queue.add(self._external_job)
 

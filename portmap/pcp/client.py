@@ -348,7 +348,9 @@ class PcpClient:
             self._fall_silent(now + _hold_s(response))
 
     def _on_unsupported_version(self, response: Response, datagram: Datagram, now: float) -> None:
-        """9: whatever was asked; the answer does not say what."""
+        """9: whatever was asked; the answer does not say what. It has no nonce either, so that anybody may have made
+        it: a lease goes on.
+        """
         reason = _version_reason(response.version)
         asked = [mapping for mapping in self._mappings.values() if mapping.unanswered]
         if self._probe is None and not asked and not self._deletions:
@@ -358,7 +360,11 @@ class PcpClient:
             self._tell_not_found(reason)
         for mapping in asked:
             code = ResultCode.UNSUPP_VERSION
-            self._refuse(mapping, Refusal(now + _hold_s(response), code, f"{result_text(code)}: {reason}"), now)
+            refusal = Refusal(now + _hold_s(response), code, f"{result_text(code)}: {reason}")
+            if mapping.lease is None:
+                self._refuse(mapping, refusal, now)
+            else:
+                mapping.on_not_renewed(now, refusal, self._rng)
         for identity in list(self._deletions):
             self._end_deletion(identity, is_confirmed=False)
 

@@ -60,6 +60,9 @@ def ask_entry(
     port: int,
     now: float,
     then: Callable[[Answer, float], None],
+    *,
+    timeout_s: float = CHECK_TIMEOUT_S,
+    is_urgent: bool = False,
 ) -> None:
     """Ask what the gateway has at an outside port."""
     arguments = (
@@ -68,7 +71,8 @@ def ask_entry(
         ("NewProtocol", request.transport.upper()),
     )
     source = request.internal.host
-    exchanges.call(service, source, "GetSpecificPortMappingEntry", arguments, CHECK_TIMEOUT_S, now, then)
+    action = "GetSpecificPortMappingEntry"
+    exchanges.call(service, source, action, arguments, timeout_s, now, then, is_urgent=is_urgent)
 
 
 def sight_of(answer: Answer, request: MapRequest) -> tuple[Sight, Entry | None]:

@@ -128,7 +128,7 @@ def delete_pinhole(
     """Close a pinhole."""
     arguments = (("UniqueID", str(unique_id)),)
     source = request.internal.host
-    desk.exchanges.call(service, source, "DeletePinhole", arguments, DELETE_TIMEOUT_S, now, then)
+    desk.exchanges.call(service, source, "DeletePinhole", arguments, DELETE_TIMEOUT_S, now, then, is_urgent=True)
 
 
 def is_closed(answer: Answer) -> bool:

@@ -27,6 +27,9 @@ ADD_TIMEOUT_S = 2.5
 DELETE_TIMEOUT_S = 0.5
 """Closing waits no longer."""
 
+LAST_LOOK_S = 0.2
+"""How long it is waited for what the gateway has at a port before that is deleted."""
+
 OTHER_PORTS = 4
 """How many other ports are tried after a conflict."""
 PERMANENT_S = 2400
@@ -257,16 +260,50 @@ class PortAttempt:
 
 
 def delete_port(
-    desk: Desk, service: Service, request: MapRequest, port: int, now: float, then: Callable[[Answer, float], None]
+    desk: Desk,
+    service: Service,
+    request: MapRequest,
+    port: int,
+    now: float,
+    then: Callable[[Answer, float], None],
+    *,
+    is_ours: bool = True,
 ) -> None:
-    """Delete the mapping of an outside port."""
-    arguments = (
-        ("NewRemoteHost", ""),
-        ("NewExternalPort", str(port)),
-        ("NewProtocol", request.transport.upper()),
-    )
-    source = request.internal.host
-    desk.exchanges.call(service, source, "DeletePortMapping", arguments, DELETE_TIMEOUT_S, now, then)
+    """Delete the mapping of an outside port.
+
+    A gateway lets anybody delete anything, and one that has restarted may have given the port to another host.
+
+    Args:
+        desk: what is shared.
+        service: whose.
+        request: of the mapping.
+        port: outside.
+        now: the time.
+        then: called once, with the answer and the time; of another's mapping: that there is none of ours.
+        is_ours: it was a moment ago; else it is looked at first.
+    """
+
+    def delete(at: float) -> None:
+        arguments = (
+            ("NewRemoteHost", ""),
+            ("NewExternalPort", str(port)),
+            ("NewProtocol", request.transport.upper()),
+        )
+        source = request.internal.host
+        action = "DeletePortMapping"
+        desk.exchanges.call(service, source, action, arguments, DELETE_TIMEOUT_S, at, then, is_urgent=True)
+
+    def on_checked(answer: Answer, at: float) -> None:
+        sight, _ = sight_of(answer, request)
+        if sight is Sight.FOREIGN:
+            then(Answer(values=None, code=NO_SUCH_ENTRY, reason="it is another's", rtt_s=answer.rtt_s), at)
+        else:
+            delete(at)
+
+    if is_ours:
+        delete(now)
+    else:
+        ask_entry(desk.exchanges, service, request, port, now, on_checked, timeout_s=LAST_LOOK_S, is_urgent=True)
 
 
 def is_deleted(answer: Answer) -> bool:

@@ -12,6 +12,7 @@ A gateway that does not let us look is believed.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from iceagent.net.address import TransportAddress
@@ -35,6 +36,8 @@ EXTERNAL_WAIT_S = 0.2
 # Some routers list a mapping a moment after they have made it.
 SECOND_LOOK_S = 1.0
 UNMAP_S = 0.5
+# So long after it was made, or seen, a mapping is taken for ours without another look.
+FRESH_S = 60.0
 # Renewals of one mapping are never nearer to each other, whatever lease the gateway tells.
 MIN_RENEWAL_S = 10.0
 # What was refused is asked for again after 30 s, then after twice as long each time.
@@ -76,6 +79,7 @@ class Upkeep:
         self._is_doubtful = False
         self._cannot_look = False
         self._looks = 0
+        self._seen_at = -math.inf
         # Longer ones than this are not given, whatever is said.
         self._longest_lease_s: int | None = None
         self._failures = 0
@@ -203,6 +207,7 @@ class Upkeep:
         if self._longest_lease_s is not None and grant.lease_s > self._longest_lease_s:
             grant = replace(grant, lease_s=self._longest_lease_s)
         self._keep(grant)
+        self._seen_at = now
         self._reason = ""
         self._retry_at = None
         self._schedule(grant.lease_s, now)
@@ -327,6 +332,7 @@ class Upkeep:
 
     def _on_seen(self, grant: Grant, lease_s: int, now: float) -> None:
         self._failures = 0
+        self._seen_at = now
         self._is_doubtful = False
         is_shorter = self._expires_at is not None and 0 < lease_s < self._expires_at - now - SLACK_S
         if is_shorter:
@@ -362,6 +368,7 @@ class Upkeep:
                 grant.port,
                 now,
                 lambda answer, at: self._end(is_deleted(answer), at),
+                is_ours=self._cannot_look or now - self._seen_at < FRESH_S,
             )
 
     def _end(self, is_confirmed: bool, _: float) -> None:

@@ -350,6 +350,19 @@ async def test_a_refusal_is_told_and_hinders_nothing() -> None:
         assert set(told.reasons) == set(PROTOCOLS)
 
 
+@in_virtual_time
+async def test_a_router_that_goes_on_refusing_is_told_once() -> None:
+    home = Home(World(), external_host="")
+    async with home.shell(), home.world.agent(home.inside) as agent:
+        diary = Diary(home.world, agent)
+        await agent.gather()
+        await diary.until(PortMappingUnavailable)
+        asked = len(home.gateway.requests)
+        await asyncio.sleep(5400.0)
+        assert len(home.gateway.requests) > asked
+        assert len(diary.of(PortMappingUnavailable)) == 1
+
+
 TURN = IceServer(urls=("turn:198.51.100.7",), username="u", credential="p")
 
 

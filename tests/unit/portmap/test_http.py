@@ -261,7 +261,8 @@ class Endless:
         (CHUNKED, b"10000\r\n" + b"x" * 65536 + b"\r\n", "an answer of more than 1000 bytes"),
         (OK, b"X-Y: z\r\n" * 8192, None),
         (OK + b"X-Y: ", b"z" * 65536, None),
-        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 2000, "an answer that has too many bytes"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 1000, "an answer that has too many bytes"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n" * 2000, "an answer in too many pieces"),
         (CHUNKED + b"1;", b"x" * 65536, None),
     ],
 )

@@ -134,8 +134,13 @@ def test_another_external_address_is_told_of_all_mappings_at_once() -> None:
     """3.2.1: "subsequent change of the external IPv4 address"."""
     play = playing(5000, 5001)
     play.run(99)
+    play.sent.clear()
+    play.host = "203.0.113.9"
     for _ in range(10):
         play.receive(external(play.epoch, "203.0.113.9"), base=ANNOUNCEMENTS)
+    play.run(0.5)
+    assert play.asked == ["external"]
+    play.sent.clear()
     events = play.take()
     assert [(event.key, event.external, event.rtt_s) for event in events if isinstance(event, Mapped)] == [
         (5000, TransportAddress("203.0.113.9", 25000), None),
@@ -236,6 +241,17 @@ def test_an_announcement_of_a_gateway_without_an_address_is_one_of_a_restart() -
     assert play.only(Mapped).external.host == EXTERNAL_HOST
 
 
+def test_an_announced_address_is_asked_for_and_not_believed() -> None:
+    """3.2.1 checks the source, which anybody on the network can forge."""
+    play = playing(5000)
+    play.run(100)
+    play.sent.clear()
+    for number in range(100):
+        play.receive(external(play.epoch, f"203.0.113.{100 + number}"), base=ANNOUNCEMENTS)
+        play.run(0.01)
+    assert play.asked == ["external"] and play.take() == []
+
+
 @pytest.mark.parametrize("result", [2, 3])
 def test_what_was_refused_is_asked_again_when_the_gateway_has_another_address(result: int) -> None:
     """3.1: "receipt of NAT-PMP announcement packet from gateway" discards what was known."""
@@ -243,7 +259,7 @@ def test_what_was_refused_is_asked_again_when_the_gateway_has_another_address(re
     play.host = "0.0.0.0"
     play.refuse_mappings(result)
     play.client.map(1, request(), play.now)
-    play.run(1)
+    play.run(5)
     play.take()
     play.answer, play.host = play.obey, EXTERNAL_HOST
     play.receive(external(play.epoch), base=ANNOUNCEMENTS)

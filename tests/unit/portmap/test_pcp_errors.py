@@ -322,3 +322,16 @@ def test_a_nat_pmp_gateway_maps_nothing_and_is_asked_again_after_half_an_hour() 
     play.receive(NAT_PMP_ONLY)
     assert play.take() == []
     assert play.dropped == ["nothing was asked"]
+
+
+def test_a_version_that_somebody_claims_is_not_spoken_takes_no_living_mapping_away() -> None:
+    """That answer has no nonce: anybody on the network can make one."""
+    play = PcpPlay()
+    mapped(play, lifetime_s=3600)
+    play.answer = lambda data: ()
+    play.run(2300)
+    assert play.take() == []
+    for _ in range(100):
+        play.receive(NAT_PMP_ONLY)
+        play.run(0.1)
+    assert play.take() == []
