@@ -365,6 +365,8 @@ class Namespace:
         return self.do(lambda: Path(f"/proc/sys/net/ipv4/neigh/{name}").exists())
 
 
+# Of <linux/if_addr.h>.
+_IFA_F_NODAD = 0x02
 # BR_STATE_FORWARDING of <linux/if_bridge.h>
 BRIDGE_PORT_FORWARDING = 3
 
@@ -414,6 +416,9 @@ def _index(ip: IPRoute, name: str) -> int:
 def _add_address(ip: IPRoute, index: int, address: str, *, is_deprecated: bool = False) -> None:
     host, length = address.split("/")
     options: dict[str, Any] = {"preferred_lft": 0, "valid_lft": 0xFFFFFFFF} if is_deprecated else {}
+    if ":" in host:
+        # The switch above ends duplicate address detection with the next turn of a kernel's thread, this at once.
+        options["IFA_FLAGS"] = _IFA_F_NODAD
     ip.addr("replace", index=index, address=host, prefixlen=int(length), **options)
 
 
