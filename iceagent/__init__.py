@@ -51,6 +51,7 @@ __all__ = [
     "RoleChanged",
     "SelectedPathChanged",
     "ServerFailed",
+    "ServerOptions",
     "ServerUnusable",
     "StateChanged",
     "TransportAddress",
@@ -62,6 +63,7 @@ __all__ = [
     "create_datagram_endpoint",
     "parse_ice_servers",
     "serve",
+    "server_ssl_context",
 ]
 
 __version__ = "0.1.0"
@@ -103,6 +105,7 @@ _MODULES = {
     "RoleChanged": "iceagent.events",
     "SelectedPathChanged": "iceagent.events",
     "ServerFailed": "iceagent.events",
+    "ServerOptions": "relay.server",
     "ServerUnusable": "iceagent.errors",
     "StateChanged": "iceagent.events",
     "TransportAddress": "iceagent.net.address",
@@ -113,6 +116,7 @@ _MODULES = {
     "create_datagram_endpoint": "iceagent.endpoint",
     "parse_ice_servers": "iceagent.ice_servers",
     "serve": "iceagent.serving",
+    "server_ssl_context": "relay.server",
 }
 
 if TYPE_CHECKING:
@@ -163,6 +167,7 @@ if TYPE_CHECKING:
     from iceagent.net.host import Proxy
     from iceagent.serving import serve
     from relay.account import TurnCredentials
+    from relay.server import ServerOptions, server_ssl_context
 else:
 
     def __getattr__(name: str) -> object:

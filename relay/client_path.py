@@ -64,6 +64,8 @@ class ClientPath:
             found = allocation.to_peer(data, self._clock.now())
             if found is not None:
                 relays.send(*found)
+            else:
+                turn.note_dropped(allocation, data, self._clock.now())
 
     def channel_data_train(self, socket: DatagramSocket, datagrams: Sequence[bytes], source: tuple[str, int]) -> bool:
         """Several messages of a client that came together; false: they are to be taken one by one."""
@@ -93,6 +95,8 @@ class ClientPath:
             found = allocation.to_peer(message, self._clock.now())
             if found is not None:
                 self.relays.send(*found)
+            else:
+                turn.note_dropped(allocation, message, self._clock.now())
         return True
 
     # --- to clients ----------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ import errno
 import ssl
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from iceagent.net.address import TransportAddress, ip_address
+from iceagent.net.address import TransportAddress, canonical_host, ip_address, quoted
 from iceagent.net.host import (
     AddressFlag,
     DatagramReceiver,
@@ -27,14 +27,27 @@ from iceagent.net.host import (
     StreamListener,
     Subscription,
 )
-from relay.stun_server import discovery_table
+from relay.stun_server import BROADCAST, discovery_table
 
-__all__ = ["Hooks", "Listening", "Sockets", "discovery_pairs", "plan"]
+__all__ = [
+    "Hooks",
+    "Listening",
+    "NoAddressOfOurs",
+    "Sockets",
+    "check_own",
+    "discovery_pairs",
+    "plan",
+    "wanted_addresses",
+]
 
 _UNUSABLE = frozenset({AddressFlag.TENTATIVE, AddressFlag.DADFAILED})
 _FAMILY_MISSING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 Transport = Literal["udp", "tcp", "tls"]
+
+
+class NoAddressOfOurs(OSError):
+    """Something is to be on an address that this host does not have, or cannot use; ``filename`` is that address."""
 
 
 class Listening(NamedTuple):
@@ -169,6 +182,59 @@ class Sockets:
                 if is_start and error.errno != errno.EADDRNOTAVAIL:
                     raise
                 hooks.not_opened()
+
+
+def wanted_addresses(listen: Any) -> tuple[TransportAddress, ...]:
+    """The addresses to listen on, canonical, each once.
+
+    Raises:
+        ValueError: there are none, or something is no address of a host; the text says what is expected.
+    """
+    if isinstance(listen, TransportAddress):
+        raise ValueError(f"listen is one address, several are expected: [{listen!r}]")
+    if isinstance(listen, str | bytes):
+        raise ValueError('listen is a text, addresses are expected: [TransportAddress("0.0.0.0", 3478)]')
+    if not isinstance(listen, Iterable):
+        raise ValueError(f"listen is of type {type(listen).__name__}, addresses are expected")
+    found = tuple(dict.fromkeys(_wanted(each) for each in listen))
+    if not found:
+        raise ValueError("a server needs an address to listen on")
+    return found
+
+
+def _wanted(address: Any) -> TransportAddress:
+    if not isinstance(address, TransportAddress):
+        is_pair = isinstance(address, tuple) and len(address) == 2
+        hint = f"TransportAddress{address!r}" if is_pair else 'TransportAddress("0.0.0.0", 3478)'
+        raise ValueError(f"listen has something of type {type(address).__name__} in it, expected is {hint}")
+    # A named tuple checks nothing.
+    host: Any = address.host
+    port: Any = address.port
+    try:
+        host = canonical_host(host)
+    except (ValueError, AttributeError):
+        raise ValueError(f"listen: {quoted(str(host))} is not an IP address; a name is to be resolved first") from None
+    if ip_address(host).is_multicast or host == BROADCAST:
+        raise ValueError(f"listen: {host} is a multicast or broadcast address, which belongs to no host")
+    if isinstance(port, bool) or not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ValueError(f"listen: {port!r} is not a port; allowed are 0, for a free one, to 65535")
+    return TransportAddress(host, port)
+
+
+def check_own(host: Host, wanted: Iterable[str]) -> None:
+    """See that sockets can be opened on these addresses.
+
+    Raises:
+        NoAddressOfOurs: on one they cannot; the text says which.
+    """
+    for each in wanted:
+        try:
+            host.socket(TransportAddress(each, 0), _Deaf(), SocketOptions()).close()
+        except OSError as error:
+            is_absent = error.errno == errno.EADDRNOTAVAIL
+            reason = "it is no address of this host" if is_absent else error.strerror or str(error)
+            text = f"cannot relay on {each}: {reason}"
+            raise NoAddressOfOurs(error.errno or errno.EIO, text, each) from error
 
 
 def plan(

@@ -3,6 +3,7 @@
 The data path of the server: a relayed address is a UDP socket with a drain loop (``iceagent/net/sockets.py``). What a
 peer sends goes from its socket to the client's socket or stream; what a client sends as ChannelData, the other way. The
 core (``relay/turn/server``) is not woken up for either: its allocation says whether, where to and with what in front.
+Where the addresses are, and what is told of them, is in ``relay/places.py``.
 
 What is read in one turn of the loop leaves in its next one, together (:class:`Batches`): a call of the system for each
 datagram costs more than everything else that is done with it.
@@ -14,73 +15,22 @@ import asyncio
 import errno
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
-from itertools import compress
 from random import Random
 from typing import Any
 
-from iceagent.net.address import TransportAddress, ip_address
+from iceagent.net.address import TransportAddress
 from iceagent.net.host import DatagramSocket, Host, SocketOptions
 from iceagent.net.trains import MAX_TRAIN
+from relay.places import Names, Places, Relaying
 from relay.stun import Icmp
-from relay.turn.server import ServedAllocation, TurnOptions, TurnServer
+from relay.turn.server import ServedAllocation, TurnServer
 
-__all__ = ["Batches", "Places", "RelaySockets", "Relaying", "send_all"]
+__all__ = ["Batches", "RelaySockets", "send_all"]
 
-# RFC 8656, 7.2: ports "in the Dynamic and/or Private Port range".
-DEFAULT_PORTS = (49152, 65535)
 # Ports that are tried for one relayed address.
 MAX_TRIES = 64
 # Datagrams that wait in the kernel for one relayed address.
 RECEIVE_BUFFER = 1 << 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Relaying:
-    """What a server relays, and for whom.
-
-    Attributes:
-        turn: accounts, quotas, lifetimes.
-        hosts: where relayed addresses are; empty: on the address that the client speaks to.
-        ports: first and last of relayed addresses.
-        allow: networks of peers that are admitted although they are private, say.
-        deny: networks of peers that are refused.
-    """
-
-    turn: TurnOptions
-    hosts: tuple[str, ...] = ()
-    ports: tuple[int, int] = DEFAULT_PORTS
-    allow: tuple[str, ...] = ()
-    deny: tuple[str, ...] = ()
-
-
-class Places:
-    """Where relayed addresses are.
-
-    Args:
-        relaying: says it, if the operator does.
-        listened: hosts of the server itself, where it does not.
-    """
-
-    def __init__(self, relaying: Relaying, listened: Callable[[], Sequence[str]]) -> None:
-        self._hosts = relaying.hosts
-        self._listened = listened
-        self.ports = relaying.ports
-
-    def host_of(self, version: int, near: str) -> str:
-        """The host for a client that speaks to the host ``near``.
-
-        Raises:
-            LookupError: there is none of this IP version.
-        """
-        hosts = self._hosts or (near, *sorted(self._listened(), key=_is_narrow))
-        is_fitting = (
-            (6 if ":" in host else 4) == version and (not _is_narrow(host) or _is_narrow(near)) for host in hosts
-        )
-        found = next(compress(hosts, is_fitting), None)
-        if found is None:
-            raise LookupError(f"there are no relayed addresses of IPv{version}")
-        return found
 
 
 class Batches:
@@ -145,7 +95,9 @@ class RelaySockets:
         self._rng = system_rng
         self._to_client = to_client
         self._batches = Batches(self._leave)
+        # By what is told of them; the owners by where they are.
         self._sockets: dict[TransportAddress, DatagramSocket] = {}
+        self._names = Names()
         self._owners: dict[TransportAddress, tuple[TurnServer, ServedAllocation]] = {}
         self.counters: Counter[str] = Counter()
 
@@ -154,23 +106,26 @@ class RelaySockets:
     def open(self, version: int, near: str, *, even: bool = False, pair: bool = False) -> list[TransportAddress]:
         """See :class:`relay.turn.server.RelayPorts`."""
         host = self.places.host_of(version, near)
+        public = self.places.told_of(host)
         low, high = self.places.ports
         for _ in range(MAX_TRIES):
             port = self._rng.randint(low, high)
             if even or pair:
                 port -= port & 1
             wanted = [TransportAddress(host, port + offset) for offset in range(2 if pair else 1)]
-            if wanted[0].port < low or wanted[-1].port > high:
+            told = [TransportAddress(public, address.port) for address in wanted]
+            if wanted[0].port < low or wanted[-1].port > high or any(address in self._sockets for address in told):
                 continue
-            if self._try(wanted):
-                return wanted
+            if self._try(wanted, told):
+                return told
         raise OSError(errno.EADDRINUSE, f"no free port of {low} to {high} on {host} was found")
 
     def close(self, address: TransportAddress) -> None:
         """See :class:`relay.turn.server.RelayPorts`."""
-        self._owners.pop(address, None)
+        self._names.discard(address)
         socket = self._sockets.pop(address, None)
         if socket is not None:
+            self._owners.pop(socket.address, None)
             socket.close()
 
     # --- for the server ------------------------------------------------------------------------------------------
@@ -178,7 +133,7 @@ class RelaySockets:
     def own(self, server: TurnServer, allocation: ServedAllocation) -> None:
         """What peers send to its addresses is this allocation's."""
         for address in allocation.relayed.values():
-            self._owners[address] = (server, allocation)
+            self._owners[self._sockets[address].address] = (server, allocation)
 
     def send(self, relayed: TransportAddress, peer: TransportAddress, data: bytes) -> None:
         """From a relayed address to a peer, soon."""
@@ -247,22 +202,51 @@ class RelaySockets:
         relayed, peer = way
         socket = self._sockets.get(relayed)
         if socket is not None:
-            send_all(socket, datagrams, peer)
+            send_all(socket, datagrams, self._names.places.get(peer, peer) if self._names.places else peer)
 
-    def _try(self, wanted: Sequence[TransportAddress]) -> bool:
+    def _try(self, wanted: Sequence[TransportAddress], told: Sequence[TransportAddress]) -> bool:
         opened: list[DatagramSocket] = []
         options = SocketOptions(receive_buffer=RECEIVE_BUFFER)
+        # Nobody else pays for it.
+        receiver = _Renaming(self, self._names) if self.places.are_renamed else self
         for address in wanted:
             try:
-                opened.append(self._host.socket(address, self, options))
+                opened.append(self._host.socket(address, receiver, options))
             except OSError as error:
                 for socket in opened:
                     socket.close()
                 if error.errno != errno.EADDRINUSE:
                     raise
                 return False
-        self._sockets.update(zip(wanted, opened, strict=True))
+        self._sockets.update(zip(told, opened, strict=True))
+        for place, name in zip(wanted, told, strict=True):
+            self._names.add(place, name)
         return True
+
+
+class _Renaming:
+    """Hands on what comes to a relayed address behind a NAT of the server's: what comes from another one, under the
+    name that clients know.
+    """
+
+    def __init__(self, receiver: RelaySockets, names: Names) -> None:
+        self._receiver = receiver
+        self._told = names.told
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        self._receiver.datagram_received(socket, data, self._told.get(source, source))
+
+    def train_received(self, socket: DatagramSocket, datagrams: Sequence[bytes], source: tuple[str, int]) -> None:
+        self._receiver.train_received(socket, datagrams, self._told.get(source, source))
+
+    def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
+        self._receiver.error_received(socket, destination, errno)
+
+    def icmp_received(
+        self, socket: DatagramSocket, destination: TransportAddress, icmp_type: int, code: int, info: int
+    ) -> None:
+        peer = self._told.get(destination, destination)
+        self._receiver.icmp_received(socket, peer, icmp_type, code, info)
 
 
 def send_all(socket: DatagramSocket, datagrams: Sequence[bytes], destination: TransportAddress) -> None:
@@ -275,9 +259,3 @@ def send_all(socket: DatagramSocket, datagrams: Sequence[bytes], destination: Tr
         if not number or number == errno.EAGAIN:
             return
         datagrams = datagrams[taken + 1 :]
-
-
-def _is_narrow(host: str) -> bool:
-    """Whether an address of ours is known on this machine or link only: no relayed address for who comes from afar."""
-    ip = ip_address(host)
-    return ip.is_loopback or ip.is_link_local

@@ -2,9 +2,10 @@
 
 The shell around ``relay/stun_server.py`` and ``relay/turn/server``. What it listens on is in ``relay/listening.py``,
 streams are in ``relay/connections.py``, relayed addresses in ``relay/relays.py``, over TCP in ``relay/tcp_relays.py``;
-the way of a datagram past the cores is in ``relay/client_path.py``. What is bounded, and how: the streams at once and
-their idle time (by the core), what waits to be read of one stream (one read, and in :class:`relay.stun.StreamFramer`
-one message) and what waits to be written to it (:class:`iceagent.net.host.Stream`, 1 MiB; then it is aborted).
+where they are is decided in ``relay/places.py``, and the way of a datagram past the cores is in
+``relay/client_path.py``. What is bounded, and how: the streams at once and their idle time (by the core), what waits to
+be read of one stream (one read, and in :class:`relay.stun.StreamFramer` one message) and what waits to be written to it
+(:class:`iceagent.net.host.Stream`, 1 MiB; then it is aborted).
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import errno
 import ssl
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from random import SystemRandom
 from types import TracebackType
 from typing import Any
@@ -23,23 +24,33 @@ from typing import Any
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Event
 from iceagent.net.driver import Driver
-from iceagent.net.host import Host, Stream, StreamListener
+from iceagent.net.host import Host, Stream, StreamListener, Subscription
 from relay.client_path import ClientPath
 from relay.connections import MESSAGES_PER_TURN, Connection, Turns
-from relay.listening import Hooks, Listening, Sockets, discovery_pairs, plan
-from relay.relays import Relaying, RelaySockets
+from relay.error_limits import ErrorLimiter
+from relay.listening import Hooks, Listening, Sockets, check_own, discovery_pairs, plan, wanted_addresses
+from relay.places import Relaying
+from relay.relays import RelaySockets
 from relay.stun_server import (
     STREAM_IDLE_S,
     STREAM_LIMIT,
     CloseStream,
-    ErrorLimiter,
     StreamServer,
     StunServer,
     discovery_table,
 )
 from relay.tcp_relays import TcpRelays
-from relay.turn.server import AllocationEnded, AllocationMade, PeerPolicy, ServedAllocation, TurnServer, TurnService
+from relay.turn.server import (
+    Accounts,
+    AllocationEnded,
+    AllocationMade,
+    PeerPolicy,
+    ServedAllocation,
+    TurnServer,
+    TurnService,
+)
 from relay.turn.server.asked import FiveTuple
+from relay.turn.server.checks import check_number, type_name
 
 __all__ = ["STUN_PORT", "TLS_PORT", "Listening", "Server", "ServerOptions", "server_ssl_context"]
 
@@ -64,8 +75,11 @@ class ServerOptions:
         tls_port: where TLS listens on each listen address; 0 takes a free one.
         max_streams: TCP and TLS streams at once, at least 1; those that became data connections of TCP relays, which
             have a limit of their own (``TurnOptions.max_connections``), do not count.
-        stream_idle_s: seconds without a message after which a stream is closed.
+        stream_idle_s: seconds without a message after which a stream is closed, above 0.
         relaying: TURN; ``None``: STUN only.
+
+    Raises:
+        ValueError: a value is out of its range, or of another type.
     """
 
     behaviour_discovery: bool = False
@@ -74,6 +88,13 @@ class ServerOptions:
     max_streams: int = STREAM_LIMIT
     stream_idle_s: float = STREAM_IDLE_S
     relaying: Relaying | None = None
+
+    def __post_init__(self) -> None:
+        if self.tls is not None and not isinstance(self.tls, ssl.SSLContext):
+            raise ValueError(f"tls is of type {type_name(self.tls)}; server_ssl_context(certificate, key) makes one")
+        check_number("tls_port", self.tls_port, 0, 65535)
+        check_number("max_streams", self.max_streams, 1)
+        check_number("stream_idle_s", self.stream_idle_s, 0.001)
 
 
 def server_ssl_context(certificate: str, key: str) -> ssl.SSLContext:
@@ -101,7 +122,8 @@ class Server:
 
     Args:
         host: whose sockets it uses.
-        listen: addresses, each for UDP and TCP; port 0 takes a free one, the same for both.
+        listen: addresses, each for UDP and TCP; port 0 takes a free one, the same for both. A wildcard (0.0.0.0, ::)
+            stands for every address of the host, now and later.
         options: see :class:`ServerOptions`.
         on_event: is told every event of the cores, dropped packets for instance.
 
@@ -109,13 +131,14 @@ class Server:
         counters: of the answers over UDP; those over streams are in ``stream_counters``. See ``relay/stun_server.py``.
 
     Raises:
-        ValueError: nothing to listen on, or addresses that behaviour discovery cannot use.
+        ValueError: nothing to listen on, something that is no :class:`TransportAddress`, or addresses that behaviour
+            discovery cannot use.
     """
 
     def __init__(
         self,
         host: Host,
-        listen: Sequence[TransportAddress],
+        listen: Iterable[TransportAddress],
         *,
         options: ServerOptions | None = None,
         on_event: Callable[[Event], None] | None = None,
@@ -123,9 +146,7 @@ class Server:
         self._host = host
         self._options = ServerOptions() if options is None else options
         self._tell = on_event
-        self._asked = tuple(dict.fromkeys(listen))
-        if not self._asked:
-            raise ValueError("a server needs an address to listen on")
+        self._asked = wanted_addresses(listen)
         if self._options.behaviour_discovery:
             discovery_pairs(self._asked)
         self._sockets = Sockets(host)
@@ -138,6 +159,8 @@ class Server:
         self._drained: asyncio.Event | None = None
         self._service: TurnService | None = None
         self._tcp_relays: TcpRelays | None = None
+        self._interfaces = Subscription()
+        self._is_open = False
 
     @property
     def listeners(self) -> tuple[Listening, ...]:
@@ -156,6 +179,13 @@ class Server:
     def allocations(self) -> int:
         """How many there are now."""
         return 0 if self._service is None else self._service.allocations
+
+    @property
+    def relay_hosts(self) -> tuple[str, ...]:
+        """The hosts of relayed addresses, as clients are told them; which of them a client gets depends on the address
+        that it speaks to. Empty where nothing is relayed.
+        """
+        return () if self._path.relays is None else self._path.relays.places.told()
 
     @property
     def turn_counters(self) -> Counter[str]:
@@ -178,20 +208,54 @@ class Server:
         return (sent, sent_bytes), (received, received_bytes)
 
     async def drain(self) -> None:
-        """Make no new allocations, and wait until those that there are have ended."""
+        """Make no new allocations, and wait until those that there are have ended: for as long as their clients refresh
+        them, so with a limit of yours (``asyncio.timeout``).
+        """
         if self._service is not None:
             self._service.is_draining = True
         while self.allocations:
             self._drained = asyncio.Event()
             await self._drained.wait()
 
+    def change_accounts(self, *, users: Mapping[str, str] | None = None, secrets: Sequence[str] = ()) -> None:
+        """From now on these may relay, in the same realm. Allocations stay, and end in their time where their user may
+        not refresh them any more.
+
+        Raises:
+            ValueError: nothing is relayed here; there is nobody; or something is no name, password or secret.
+        """
+        relaying = self._options.relaying
+        if relaying is None:
+            raise ValueError("this server answers STUN alone: it was made without users and secrets")
+        if not users and not secrets:
+            raise ValueError("users or secrets are needed: nobody could relay")
+        accounts = Accounts(realm=relaying.turn.accounts.realm, users=users or {}, secrets=secrets)
+        turn = replace(relaying.turn, accounts=accounts)
+        self._options = replace(self._options, relaying=replace(relaying, turn=turn))
+        if self._service is not None:
+            self._service.gate.change(accounts)
+
+    def protect(self, address: TransportAddress) -> None:
+        """Never relay to this address, whatever is allowed, as long as this is open: something of yours listens there.
+        A wildcard stands for its port on every address of the host. What the server itself listens on is protected.
+        """
+        if self._service is not None and self._path.relays is not None:
+            self._service.policy.protect(address)
+            told = self._path.relays.places.told_of(address.host)
+            self._service.policy.protect(address._replace(host=told))
+
     async def __aenter__(self) -> Server:
         """Open everything.
 
         Raises:
-            OSError: an address cannot be used; the text says which one, and for what.
+            OSError: an address cannot be used, because its port is in use or it is no address of this host; the text
+                says which one, and for what.
+            ValueError: this is open already.
         """
+        if self._is_open:
+            raise ValueError("this server is open already; another one is made by another call")
         for attempt in range(1, PORT_ATTEMPTS + 1):
+            self._is_open = True
             try:
                 await self._open()
             except BaseException as error:
@@ -210,6 +274,8 @@ class Server:
 
     async def aclose(self) -> None:
         """Close everything; idempotent. What is queued on a stream may still leave for a second."""
+        self._is_open = False
+        self._interfaces.close()
         self._sockets.stop_accepting()
         # While the drivers are open: the allocations of streams end with them.
         for connection in tuple(self._streams.values()):
@@ -232,7 +298,8 @@ class Server:
         if table is not None:
             addresses = tuple(table)
         if options.relaying is not None:
-            self._make_turn(options.relaying, limiter)
+            check_own(self._host, options.relaying.local_hosts)
+            await self._make_turn(options.relaying, limiter)
         self._datagrams = StunServer(alternatives=table, limiter=limiter, turn=path.on_datagrams)
         # No answer on a stream can come from elsewhere. DEVIATION: RFC 5780, 6, wants a second address there too;
         # without one there is no OTHER-ADDRESS, and 420 for a CHANGE-REQUEST. Pinned by
@@ -252,17 +319,23 @@ class Server:
             inbox=lambda: path.inbox(udp_driver),
             accept=accept,
             opened=self._on_opened,
-            closed=self._datagrams.bases.discard,
+            closed=self._on_closed,
             not_opened=self._on_not_opened,
         )
         await self._sockets.open(addresses, hooks, tls=options.tls, tls_port=options.tls_port)
+        for listening in self.listeners:
+            self.protect(listening.address)
 
-    def _make_turn(self, relaying: Relaying, limiter: ErrorLimiter) -> None:
+    async def _make_turn(self, relaying: Relaying, limiter: ErrorLimiter) -> None:
         path = self._path
         policy = PeerPolicy(relaying.allow, relaying.deny)
-        policy.own.update(relaying.hosts)
+        policy.own.update((*relaying.local_hosts, *relaying.external))
         relays = path.relays = RelaySockets(self._host, relaying, self._own_hosts, _system_rng, path.to_client)
         self._service = TurnService(relaying.turn, policy, relays, _system_rng, time.time, limiter)
+        if not relaying.hosts:
+            # Watched first, read then: no change falls between the two.
+            self._interfaces = self._host.watch_interfaces(relays.places.follow)
+            relays.places.follow(await self._host.interfaces())
         path.on_datagrams = TurnServer(self._service)
         path.on_streams = TurnServer(self._service, is_stream=True)
         self._tcp_relays = TcpRelays(
@@ -280,6 +353,15 @@ class Server:
         self._datagrams.bases.add(address)
         if self._service is not None:
             self._service.policy.own.add(address.host)
+
+    def _on_closed(self, address: TransportAddress) -> None:
+        self._datagrams.bases.discard(address)
+        relaying = self._options.relaying
+        if self._service is None or relaying is None or address.host in (*relaying.local_hosts, *relaying.external):
+            return
+        if address.host not in self._own_hosts():
+            # Somebody else may have it from now on.
+            self._service.policy.own.discard(address.host)
 
     def _on_not_opened(self) -> None:
         self._datagrams.counters["addresses not opened"] += 1

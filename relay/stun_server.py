@@ -9,7 +9,7 @@ pinned by test_twenty_bytes_get_thirty_two.
 Nobody can make two servers talk to each other: only requests are answered, never one from port 0, from one of our own
 addresses, or from an address that is not unicast. A message that is no request, or of a method other than Binding, is
 discarded in silence (6.3: "the method value is a supported method … If any errors are detected, the message is silently
-discarded"). Error responses are limited per source network.
+discarded"). Error responses are limited per source network (``error_limits.py``).
 
 :class:`StunServer` answers on datagram sockets; :class:`StreamServer` does on TCP and TLS, and closes streams that are
 idle or too many. Both are cores (``iceagent/net/core.py``); ``relay/server.py`` is their shell.
@@ -27,6 +27,7 @@ from typing import Any, Protocol
 
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.core import Datagram, Event, PacketDropped, Transmit
+from relay.error_limits import ErrorLimiter
 from relay.stun import (
     CHANGE_REQUEST,
     MAPPED_ADDRESS,
@@ -47,18 +48,7 @@ from relay.stun import (
     parse,
 )
 
-__all__ = ["CloseStream", "ErrorLimiter", "StreamServer", "StunServer", "discovery_table"]
-
-ERRORS_PER_SECOND = 10
-"""Error responses to one source network, and the burst of them. As many as coturn allows itself.
-DEVIATION: RFC 8489, 6.3.1 has no limit; pinned by test_a_flood_gets_ten_errors_a_second."""
-
-SOURCE_LIMIT = 4_096
-"""Source networks whose error responses are counted; one is forgotten a second after its last error."""
-
-IPV4_SOURCE_BITS = 24
-IPV6_SOURCE_BITS = 56
-"""Prefix lengths of a source network: the least that is routed on its own, and what one household gets (RFC 6177)."""
+__all__ = ["CloseStream", "StreamServer", "StunServer", "discovery_table"]
 
 OUTPUT_LIMIT = 1_024
 """Responses that wait for the shell, and events; it takes them after every input. The oldest go first."""
@@ -148,7 +138,8 @@ class StunServer:
     Attributes:
         bases: our own addresses, to be kept up to date by the shell: nothing is ever sent to one.
         counters: ``requests`` (Binding requests that were answered), ``errors`` (of them, with an error response),
-            ``indications``, ``network errors``, and ``dropped: <reason>`` for everything else.
+            ``errors: <code>`` for each of its codes, ``indications``, ``network errors``, and ``dropped: <reason>`` for
+            everything else.
     """
 
     def __init__(
@@ -244,8 +235,7 @@ class StunServer:
         # 6.3.1. Processing a Request
         unknown = self._not_understood(request, has_alternate=others is not None)
         if unknown:
-            pairs = ((UNKNOWN_ATTRIBUTES, unknown),)
-            self._refuse(request.error_response(420, "Unknown Attribute", *pairs), request, datagram, now)
+            self._refuse(request, datagram, now, 420, "Unknown Attribute", (UNKNOWN_ATTRIBUTES, unknown))
         elif others is None:
             response = request.success((XOR_MAPPED_ADDRESS, datagram.source))
             self._respond(response, request, datagram.base, datagram.source)
@@ -268,7 +258,7 @@ class StunServer:
         source, port, padding = datagram.source, request.get(RESPONSE_PORT), request.get(PADDING)
         destination = source if port is None else TransportAddress(source.host, port)
         if (port is not None and padding is not None) or not self._may_send_to(destination):
-            self._refuse(request.error_response(400, "Bad Request"), request, datagram, now)
+            self._refuse(request, datagram, now, 400, "Bad Request")
             return
         origin = others[request.get(CHANGE_REQUEST) or _KEEP]
         pairs: list[tuple[Attribute[Any], Any]] = [
@@ -281,12 +271,21 @@ class StunServer:
             pairs.append((PADDING, bytes(min(len(padding), MAX_PADDING))))
         self._respond(request.success(*pairs), request, origin, destination)
 
-    def _refuse(self, response: Message, request: Message, datagram: Datagram, now: float) -> None:
+    def _refuse(
+        self,
+        request: Message,
+        datagram: Datagram,
+        now: float,
+        code: int,
+        reason: str,
+        *pairs: tuple[Attribute[Any], Any],
+    ) -> None:
         if not self._limiter.admits(datagram.source.host, now):
             self._drop(datagram, "too many errors")
             return
         self.counters["errors"] += 1
-        self._respond(response, request, datagram.base, datagram.source)
+        self.counters[f"errors: {code}"] += 1
+        self._respond(request.error_response(code, reason, *pairs), request, datagram.base, datagram.source)
 
     def _respond(
         self, response: Message, request: Message, base: TransportAddress, destination: TransportAddress
@@ -394,46 +393,6 @@ class StreamServer:
         (base, remote), _ = self._used_at.popitem(last=False)
         self._server.counters[f"closed: {reason}"] += 1
         self._events.append(CloseStream(base=base, remote=remote, reason=reason))
-
-
-class ErrorLimiter:
-    """How many error responses a source network may be sent: a bucket each, of one second's worth.
-
-    A bucket that was not used for a second is full, and not remembered. While ``limit`` others are in use, a new
-    network is refused: forgetting one of them would fill it at once, which is what an attacker would want.
-
-    Args:
-        per_second: of one network, at least 1.
-        limit: networks remembered.
-    """
-
-    def __init__(self, per_second: int = ERRORS_PER_SECOND, limit: int = SOURCE_LIMIT) -> None:
-        self._per_second = per_second
-        self._limit = limit
-        self._buckets: OrderedDict[tuple[int, int], tuple[float, float]] = OrderedDict()
-
-    def admits(self, host: str, now: float) -> bool:
-        """Whether one more may be sent to the network of ``host``; if so, it counts."""
-        while self._buckets and next(iter(self._buckets.values()))[1] + 1.0 <= now:
-            self._buckets.popitem(last=False)
-        network = _network(host)
-        if network not in self._buckets and len(self._buckets) >= self._limit:
-            return False
-        tokens, at = self._buckets.get(network, (float(self._per_second), now))
-        tokens = min(float(self._per_second), tokens + (now - at) * self._per_second)
-        is_admitted = tokens >= 1.0
-        self._buckets[network] = (tokens - 1.0 if is_admitted else tokens, now)
-        self._buckets.move_to_end(network)
-        return is_admitted
-
-    def __len__(self) -> int:
-        return len(self._buckets)
-
-
-def _network(host: str) -> tuple[int, int]:
-    ip = ip_address(host)
-    bits = IPV6_SOURCE_BITS if ip.version == 6 else IPV4_SOURCE_BITS
-    return ip.version, int(ip) >> (ip.max_prefixlen - bits)
 
 
 def _has(message: Message, code: int) -> bool:

@@ -24,7 +24,8 @@ from iceagent.net.address import TransportAddress
 from iceagent.net.core import Event
 from iceagent.net.host import Host, Listener, Stream, StreamListener
 from relay.connections import Connection, Pausable
-from relay.relays import MAX_TRIES, Places
+from relay.places import Names, Places
+from relay.relays import MAX_TRIES
 from relay.turn.server import (
     BindStreams,
     ClosePeer,
@@ -101,7 +102,9 @@ class TcpRelays:
         self._turn = turn
         self._command = command
         self._client_at = client_at
+        # By what is told of them.
         self._listeners: dict[TransportAddress, Listener] = {}
+        self._names = Names()
         self._links: dict[PeerConnection, Link] = {}
         self._connecting: dict[PeerConnection, asyncio.Task[None]] = {}
         # The loop itself remembers no task.
@@ -115,6 +118,7 @@ class TcpRelays:
                 self._spawn(self._open(event.opening))
             case StopListening():
                 listener = self._listeners.pop(event.address, None)
+                self._names.discard(event.address)
                 if listener is not None:
                     listener.close()
             case ConnectPeer():
@@ -161,24 +165,30 @@ class TcpRelays:
     async def _listen(self, version: int, near: str) -> TransportAddress:
         """Listen on a port that is free, and that nobody can guess."""
         host = self._places.host_of(version, near)
+        public = self._places.told_of(host)
         low, high = self._places.ports
         for _ in range(MAX_TRIES):
             address = TransportAddress(host, self._rng.randint(low, high))
+            told = TransportAddress(public, address.port)
+            if told in self._listeners:
+                continue
             try:
-                listener = await self._host.listen_tcp(address, partial(self._accept, address))
+                listener = await self._host.listen_tcp(address, partial(self._accept, told))
             except OSError as error:
                 if error.errno != errno.EADDRINUSE:
                     raise
                 continue
             if isinstance(listener, _Shareable):
                 listener.share_address()
-            self._listeners[address] = listener
-            return address
+            self._listeners[told] = listener
+            self._names.add(address, told)
+            return told
         raise OSError(errno.EADDRINUSE, f"no free port of {low} to {high} on {host} was found")
 
     def _accept(self, relayed: TransportAddress, stream: Stream) -> StreamListener:
         """A peer has connected."""
-        connection = self._command(self._turn.tcp.accepted, relayed, stream.remote_address)
+        peer = self._names.told.get(stream.remote_address, stream.remote_address)
+        connection = self._command(self._turn.tcp.accepted, relayed, peer)
         link = Link(self._host, connection, self._on_half_closed, self._on_closed)
         if connection is None:
             stream.close()
@@ -192,9 +202,11 @@ class TcpRelays:
     async def _connect(self, connection: PeerConnection) -> None:
         """Try for as long as the core lets us: RFC 6062, 5.2, "at least 30 seconds", and one attempt takes less."""
         link = Link(self._host, connection, self._on_half_closed, self._on_closed)
+        places = self._names.places
+        peer, relayed = (places.get(each, each) for each in (connection.peer, connection.relayed))
         while True:
             try:
-                stream = await self._host.connect_tcp(connection.peer, link.from_peer, local=connection.relayed)
+                stream = await self._host.connect_tcp(peer, link.from_peer, local=relayed)
             except TimeoutError:
                 # Nobody has said no.
                 await asyncio.sleep(0)

@@ -54,6 +54,7 @@ PUBLIC = [
     "RoleChanged",
     "SelectedPathChanged",
     "ServerFailed",
+    "ServerOptions",
     "ServerUnusable",
     "StateChanged",
     "TransportAddress",
@@ -65,6 +66,7 @@ PUBLIC = [
     "create_datagram_endpoint",
     "parse_ice_servers",
     "serve",
+    "server_ssl_context",
 ]
 
 IMPORT_TIMEOUT_S = 30

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Mapping
@@ -24,11 +25,13 @@ from iceagent.cli.options import (
 from iceagent.cli.output import Output
 from iceagent.cli.run import run
 from iceagent.config import Config, IceServer
+from iceagent.errors import UsageError
 from iceagent.events import AgentState, DataReceived, Event, GatheringDone, PacketDropped, ServerFailed
 from iceagent.logs import Line, describe, log_event, register
 from iceagent.net.local import local_host
 from iceagent.rendezvous.exchange import Inbox, Outbox, Refusal
 from iceagent.rendezvous.files import FileInbox, FileOutbox
+from iceagent.rendezvous.mailbox_client import MailboxExchange, RoomUrl
 from iceagent.rendezvous.paste import PasteInbox, PasteOutbox
 from iceagent.rendezvous.payload import Payload, PingEchoed
 from iceagent.rendezvous.peer_session import PeerSession, Plan, Summary
@@ -43,6 +46,7 @@ _PASTE = "-"
 _MAX_FAILURES = 8
 
 
+_RENDEZVOUS_HELP = "Instead of both: meet in http(s)://HOST[:PORT]/ROOM, of iceagent serve --rendezvous."
 _NO_ADDRESS = "no address to gather on: bring an interface up, or add --loopback for tests on one machine"
 
 
@@ -72,8 +76,9 @@ register(
 
 @click.command(short_help="Connect two hosts, and keep them connected.")
 @click.option("--role", type=click.Choice(["controlling", "controlled"]), required=True, help="One end each.")
-@click.option("--out", "mine", required=True, metavar="MINE", help="Where our description is written; - to copy it.")
-@click.option("--in", "theirs", required=True, metavar="THEIRS", help="Where the peer's appears; - to paste it.")
+@click.option("--out", "mine", metavar="MINE", help="Where our description is written; - to copy it.")
+@click.option("--in", "theirs", metavar="THEIRS", help="Where the peer's appears; - to paste it.")
+@click.option("--rendezvous", "room_text", metavar="URL", help=_RENDEZVOUS_HELP)
 @click.option("--ping", "ping_s", type=FiniteFloat(min=0.001), metavar="S", help="Send a ping every S seconds.")
 @click.option("--echo", is_flag=True, help="Return every datagram that is no ping; the same bytes once.")
 @click.option("--count", type=click.IntRange(min=1), metavar="N", help="End after N pings.")
@@ -93,8 +98,9 @@ register(
 def connect(
     *,
     role: str,
-    mine: str,
-    theirs: str,
+    mine: str | None,
+    theirs: str | None,
+    room_text: str | None,
     ping_s: float | None,
     echo: bool,
     count: int | None,
@@ -110,38 +116,70 @@ def connect(
     Descriptions are exchanged by two files that both ends can read: each writes MINE whenever it changes, and watches
     THEIRS. New credentials in THEIRS are an ICE restart.
 
+    Or, with --rendezvous, through a server: both name the same room, 8 to 64 characters, and whoever knows the name can
+    read the descriptions, passwords included. So can whoever listens on the way, unless it is https.
+
     Without --count and --duration it stays connected until Ctrl-C.
     """
     if count is not None and ping_s is None:
         raise click.UsageError("--count counts pings: add --ping S")
-    if _PASTE not in (mine, theirs) and _is_same_file(mine, theirs):
-        raise click.UsageError("--out and --in are the same file: each end writes one and reads the other's")
+    room = _room(room_text, mine, theirs)
     if policy == "relay" and not any(server.is_turn for server in servers):
         raise click.UsageError("--policy relay needs a TURN server: add --server turn:…, or --servers-file")
     wanted = replace(config, servers=servers, relay_only=policy == "relay")
-    inbox: Inbox = PasteInbox() if theirs == _PASTE else FileInbox(theirs, time.monotonic)
-    outbox: Outbox = PasteOutbox(lambda text: _show_block(output, text, inbox)) if mine == _PASTE else FileOutbox(mine)
+    files = None if mine is None or theirs is None else _files(mine, theirs, output)
     plan = Plan(ping_s=ping_s, count=count, duration_s=duration_s)
     # Two ends with the same seed must not take each other's pings for their own.
     payload = Payload(sender=SystemRandom().getrandbits(64), echo=echo)
 
     async def main() -> int:
         await refuse_unknown_binds(config, local_host())
-        if mine != _PASTE:
-            _prompt_paste(output, inbox)
-        agent = Agent(wanted, controlling=role == "controlling", rng=rng)
-        session = PeerSession(
-            agent,
-            outbox=outbox,
-            inbox=inbox,
-            payload=payload,
-            plan=plan,
-            tell=Teller(output, is_relay_only=wanted.relay_only),
-            now=time.monotonic,
-        )
-        return await _run_session(session, output, is_pasted=theirs == _PASTE)
+        async with contextlib.AsyncExitStack() as stack:
+            if room is not None:
+                mailbox = MailboxExchange(room, role=role, host=local_host(), rng=rng, system_rng=SystemRandom())
+                exchange: tuple[Outbox, Inbox] = (await stack.enter_async_context(mailbox), mailbox)
+            else:
+                assert files is not None
+                exchange = files
+            outbox, inbox = exchange
+            if mine != _PASTE:
+                _prompt_paste(output, inbox)
+            agent = Agent(wanted, controlling=role == "controlling", rng=rng)
+            session = PeerSession(
+                agent,
+                outbox=outbox,
+                inbox=inbox,
+                payload=payload,
+                plan=plan,
+                tell=Teller(output, is_relay_only=wanted.relay_only),
+                now=time.monotonic,
+            )
+            return await _run_session(session, output, is_pasted=theirs == _PASTE)
 
     return run(main())
+
+
+def _room(text: str | None, mine: str | None, theirs: str | None) -> RoomUrl | None:
+    """Where to meet; ``None``: in two files, or by copy and paste."""
+    if text is None:
+        if mine is None or theirs is None:
+            raise click.UsageError("how do descriptions travel? Give --out MINE and --in THEIRS, or --rendezvous URL")
+        return None
+    if mine is not None or theirs is not None:
+        raise click.UsageError("--rendezvous URL stands in the place of --out and --in: drop these, or that")
+    try:
+        return RoomUrl.parse(text)
+    except UsageError as error:
+        raise click.UsageError(f"--rendezvous {error}") from error
+
+
+def _files(mine: str, theirs: str, output: Output) -> tuple[Outbox, Inbox]:
+    """The two files, one of which or both may be a terminal."""
+    if _PASTE not in (mine, theirs) and _is_same_file(mine, theirs):
+        raise click.UsageError("--out and --in are the same file: each end writes one and reads the other's")
+    inbox: Inbox = PasteInbox() if theirs == _PASTE else FileInbox(theirs, time.monotonic)
+    outbox: Outbox = PasteOutbox(lambda text: _show_block(output, text, inbox)) if mine == _PASTE else FileOutbox(mine)
+    return outbox, inbox
 
 
 def _is_same_file(one: str, other: str) -> bool:

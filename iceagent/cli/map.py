@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import click
+from click.core import ParameterSource
 
 from iceagent.cli import EXIT_DIRECT, EXIT_NO_PATH
 from iceagent.cli.options import output_options, parse_host
 from iceagent.cli.output import Output
 from iceagent.cli.run import run
+from iceagent.net.address import TransportAddress, ip_address
 from iceagent.probe.portmap import portmap_json
-from portmap import PROTOCOLS, MappingFailed, PortMapper
+from portmap import PROTOCOLS, MappingFailed, PortMapper, ProtocolReport
 from portmap.mapping import (
     GatewayForgot,
     MappingChanged,
@@ -54,7 +56,9 @@ _DOUBTS = {
 @click.option("--probe", "is_probe", is_flag=True, help="Tell what the routers do with each protocol, and end.")
 @click.option("--list", "is_list", is_flag=True, help="List the mappings that the router has (UPnP), and end.")
 @output_options
+@click.pass_context
 def map_command(
+    context: click.Context,
     *,
     transport: str | None,
     port: int | None,
@@ -66,37 +70,65 @@ def map_command(
     is_list: bool,
     output: Output,
 ) -> int:
-    """Have the router map PORT of this host, until Ctrl-C or SIGTERM; then the mapping is deleted.
+    """Have the router map UDP or TCP PORT of this host, until Ctrl-C or SIGTERM; then the mapping is deleted.
 
-    PCP, NAT-PMP and UPnP IGD are tried, in this order, at the router of the default route.
+    PCP, NAT-PMP and UPnP IGD are tried, in this order, at the router of the default route. The port outside is the same
+    as inside if the router has it free. Of --gateway's router, an IPv6 one opens a pinhole in its firewall.
 
-    Exit codes: 4 when no protocol gave a mapping.
+    Exit codes: 4 when no protocol gave a mapping, with --probe none works, and with --list there is no list; 0 after
+    SIGTERM, 130 after Ctrl-C.
     """
     if is_probe and is_list:
         raise click.UsageError("--probe and --list do not go together")
-    has_port = transport is not None and port is not None
-    if has_port == (is_probe or is_list):
-        raise click.UsageError("UDP or TCP and a port are needed" if not has_port else "a port does not go with that")
+    if is_probe or is_list:
+        _check_alone(context, "--probe" if is_probe else "--list")
+    elif transport is None or port is None:
+        raise click.UsageError("UDP or TCP and a port are needed, as in: iceagent map UDP 6000")
+    if is_list and protocol not in (None, "upnp"):
+        raise click.UsageError(f"--list is by UPnP: {protocol} tells nobody what is mapped")
+    named = None if gateway is None else _parse_router(gateway)
     mapper = PortMapper(
-        protocols=PROTOCOLS if protocol is None else (protocol,),
-        gateways=() if gateway is None else (parse_host(gateway, "--gateway"),),
+        protocols=PROTOCOLS if protocol is None else (protocol,), gateways=() if named is None else (named,)
     )
     if is_probe:
-        return run(_probe(mapper, output))
+        return run(_probe(mapper, named, output))
     if is_list:
         return run(_list(mapper, output))
     assert transport is not None and port is not None
     kind: Transport = "udp" if transport.lower() == "udp" else "tcp"
-    return run(_hold(mapper, kind, port, external, lifetime_s, output), sigterm_code=EXIT_DIRECT)
+    internal = TransportAddress("::", port) if named is not None and ":" in named else port
+    return run(_hold(mapper, kind, internal, external, lifetime_s, output), sigterm_code=EXIT_DIRECT)
 
 
-async def _probe(mapper: PortMapper, output: Output) -> int:
+def _check_alone(context: click.Context, option: str) -> None:
+    """Whoever gives what has no effect expects one."""
+    names = {"transport": "a port", "port": "a port", "external": "--external", "lifetime_s": "--lifetime"}
+    for name, shown in names.items():
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE and context.params[name] is not None:
+            raise click.UsageError(f"{shown} does not go with {option}")
+
+
+def _parse_router(text: str) -> str:
+    host = parse_host(text, "--gateway")
+    ip = ip_address(host)
+    if ip.is_unspecified or ip.is_multicast:
+        raise click.UsageError(f"--gateway {host}: no router has this address")
+    return host
+
+
+async def _probe(mapper: PortMapper, named: str | None, output: Output) -> int:
     async with mapper:
         reports = await mapper.probe()
     rows = portmap_json(reports)
-    output.event("portmap.report", **rows, gateways=[report.as_json() for report in reports])
+    if output.as_json:
+        output.event("portmap.report", **rows, gateways=[report.as_json() for report in reports])
+    for report in reports:
+        output.text(f"{report.gateway}, for {report.gateway.source}")
+        for row in report.protocols:
+            output.text(f"  {row.protocol:8}  {_in_words(row)}")
     if not reports:
-        output.notice("portmap.none", "No default route of this host leads through a router.")
+        why = "No default route of this host leads through a router" if named is None else f"No route leads to {named}"
+        output.notice("portmap.none", f"{why}.")
     return EXIT_DIRECT if any(row["status"] == "ok" for row in rows.values()) else EXIT_NO_PATH
 
 
@@ -105,8 +137,12 @@ async def _list(mapper: PortMapper, output: Output) -> int:
         try:
             listed = await mapper.list_mappings()
         except MappingFailed as error:
+            if output.as_json:
+                output.event("portmap.failed", reasons=error.reasons)
             output.notice("portmap.failed", f"{error}.")
             return EXIT_NO_PATH
+    if not listed:
+        output.notice("portmap.empty", "The router has no mappings.")
     for each in listed:
         output.event(
             "portmap.entry",
@@ -121,13 +157,20 @@ async def _list(mapper: PortMapper, output: Output) -> int:
 
 
 async def _hold(
-    mapper: PortMapper, transport: Transport, port: int, external: int | None, lifetime_s: int, output: Output
+    mapper: PortMapper,
+    transport: Transport,
+    internal: TransportAddress | int,
+    external: int | None,
+    lifetime_s: int,
+    output: Output,
 ) -> int:
     async with mapper:
         try:
-            mapping = await mapper.map(transport, port, external_port=external, lifetime_s=lifetime_s)
+            mapping = await mapper.map(transport, internal, external_port=external, lifetime_s=lifetime_s)
         except MappingFailed as error:
-            _tell_failure(output, transport, port, error.reasons)
+            if output.as_json:
+                port = internal if isinstance(internal, int) else internal.port
+                _tell_failure(output, transport, port, error.reasons)
             output.notice("portmap.failed", f"{error}.")
             return EXIT_NO_PATH
         try:
@@ -136,7 +179,18 @@ async def _hold(
         finally:
             await mapping.aclose()
             output.event("portmap.deleted", internal=mapping.internal, confirmed=mapping.is_deleted)
+            if mapping.external is not None and not mapping.is_deleted:
+                ends = f"within {mapping.granted_s} s" if mapping.granted_s else "when the router restarts, perhaps"
+                text = f"The router did not confirm that. If it still has the mapping, that ends {ends}."
+                output.notice("portmap.unconfirmed", text)
     return EXIT_DIRECT
+
+
+def _in_words(row: ProtocolReport) -> str:
+    if row.status != "ok":
+        return f"{row.status.replace('-', ' ')}: {row.reason}"
+    where = "" if row.external is None else f", external address {row.external.host}"
+    return f"ok{where}" + (f"; {row.reason}" if row.reason else "")
 
 
 def _tell_failure(output: Output, transport: Transport, port: int, reasons: Mapping[str, str]) -> None:
@@ -156,6 +210,9 @@ def _tell(output: Output, mapping: PortMapping, event: MappingEvent) -> None:
             trust=event.trust.value,
         )
         _doubt(output, event.trust)
+        if mapping.external_port not in (0, event.external.port):
+            text = f"The router gave port {event.external.port} outside, and not {mapping.external_port}."
+            output.notice("portmap.port", text)
     elif isinstance(event, MappingRenewed):
         output.event("portmap.renewed", external=mapping.external, lifetime_s=event.lifetime_s)
     elif isinstance(event, MappingChanged):

@@ -50,8 +50,9 @@ class _Counters(Collector):
     def collect(self) -> Iterable[Metric]:
         server = self._server
         yield GaugeMetricFamily("iceagent_allocations", "TURN allocations now", value=server.allocations)
-        requests = CounterMetricFamily("iceagent_requests", "STUN and TURN requests answered", labels=["kind"])
-        errors = CounterMetricFamily("iceagent_errors", "Of them, with an error response", labels=["kind"])
+        requests = CounterMetricFamily("iceagent_requests", "STUN and TURN requests", labels=["kind"])
+        # The first request of every client is answered with 401: it asks for credentials.
+        errors = CounterMetricFamily("iceagent_errors", "Error responses", labels=["kind", "code"])
         drops = CounterMetricFamily("iceagent_dropped", "Messages that were not answered or relayed", labels=["reason"])
         kinds = {
             "stun_datagram": server.counters,
@@ -60,11 +61,15 @@ class _Counters(Collector):
         }
         for kind, counters in kinds.items():
             requests.add_metric([kind], counters["requests"])
-            errors.add_metric([kind], counters["errors"])
-            for name, count in list(counters.items()):
-                if name.startswith("dropped: "):
-                    drops.add_metric([f"{kind}: {name.removeprefix('dropped: ')}"], count)
+            for name, count in sorted(counters.items()):
+                what, _, detail = name.partition(": ")
+                if what == "errors" and detail:
+                    errors.add_metric([kind, detail], count)
+                elif what == "dropped":
+                    drops.add_metric([f"{kind}: {detail}"], count)
+        wrong = server.turn_counters["wrong passwords"]
         yield from (requests, errors, drops)
+        yield CounterMetricFamily("iceagent_wrong_passwords", "TURN requests signed with a wrong one", value=wrong)
         packets = CounterMetricFamily("iceagent_relayed_packets", "Datagrams relayed", labels=["direction"])
         octets = CounterMetricFamily("iceagent_relayed_bytes", "Of their payload", labels=["direction"])
         for direction, (count, size) in zip(("to_peers", "from_peers"), server.relayed(), strict=True):

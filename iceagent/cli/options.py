@@ -42,6 +42,7 @@ __all__ = [
     "listen_options",
     "output_file_options",
     "output_options",
+    "parse_external_addresses",
     "parse_host",
     "parse_port_range",
     "parse_servers",
@@ -250,7 +251,7 @@ def listen_options(command: Command) -> Command:
             bind_hosts=hosts,
             interface_filter=_interface_filter(interfaces),
             port_range=None if port_range is None else parse_port_range(port_range),
-            external_addresses=_external_addresses(externals),
+            external_addresses=parse_external_addresses(externals),
         )
         return command(config=config, **kwargs)
 
@@ -310,7 +311,12 @@ def parse_port_range(text: str) -> tuple[int, int]:
     return int(low), int(high)
 
 
-def _external_addresses(texts: Iterable[str]) -> dict[str, str | None]:
+def parse_external_addresses(texts: Iterable[str]) -> dict[str, str | None]:
+    """What several ``--external-address`` say: public address → local one, ``None``: every one of its IP version.
+
+    Raises:
+        click.UsageError: one is none, or they contradict each other.
+    """
     found: dict[str, str | None] = {}
     for text in texts:
         public_text, equals, local_text = text.partition("=")

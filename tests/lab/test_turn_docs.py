@@ -11,11 +11,13 @@ from pathlib import Path
 import pytest
 
 from iceagent.lab import Lab, Machine
+from tests.certificates import make_certificate
 
 ROOT = Path(__file__).parents[2]
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", (ROOT / "docs" / "turn.md").read_text("utf-8"), re.DOTALL | re.MULTILINE)
 # What each of them is told by, in their order.
 SERVER = ("iceagent.serve(", "Event().wait()")
+LARGE_SERVER = ("iceagent.serve(", "server_ssl_context")
 PATIENCE_S = 30.0
 
 
@@ -67,6 +69,21 @@ def test_a_server_and_an_application(server: Machine, client: Machine) -> None:
     process.communicate(timeout=PATIENCE_S)
 
 
+def test_a_server_for_others(server: Machine, client: Machine, tmp_path: Path) -> None:
+    """With TLS, and an orderly end; certificate and key lie where it is started."""
+    certificate, _ = make_certificate(tmp_path, "turn.example.org")
+    assert certificate == tmp_path / "cert.pem"
+    text = block(*LARGE_SERVER)
+    process = start(server, "-c", f"import os; os.chdir({str(tmp_path)!r})\n{text}")
+    assert server.address in listening(process)
+    sdp = run(client, block("turns:turn.example.org:443", "main()"))
+    assert f" {server.address} " in sdp and " typ relay " in sdp
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=PATIENCE_S)
+    assert (process.returncode, err) == (0, "")
+    assert re.fullmatch(r"\d+ requests, 0 bytes to peers, 0 from peers\n", out)
+
+
 def test_time_limited_credentials(server: Machine, client: Machine) -> None:
     process = start(server, "-m", "iceagent", "serve", "--secret", "north", "--json")
     listening(process)
@@ -86,5 +103,10 @@ def test_two_ways_to_know_two_servers() -> None:
 
 
 def test_no_block_is_left_out() -> None:
-    used = [block(*SERVER), block("turns:turn.example.org:443", "main()"), block("made_by_the_service", "main()")]
+    used = [
+        block(*SERVER),
+        block(*LARGE_SERVER),
+        block("turns:turn.example.org:443", "main()"),
+        block("made_by_the_service", "main()"),
+    ]
     assert sorted([*used, block("one_entry", "two_entries")]) == sorted(BLOCKS)

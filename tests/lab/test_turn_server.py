@@ -184,6 +184,37 @@ async def test_both_families_of_one_allocation(natlab: Lab) -> None:
         assert {candidate.address.version for candidate in (await a.gather()).candidates} == {4, 6}
 
 
+def add_bridge(machine: Machine) -> None:
+    """As a container engine does: an interface with a private address of each IP version."""
+    for words in (
+        ("link", "add", "br0", "type", "veth", "peer", "name", "br1"),
+        ("addr", "add", "172.17.0.1/16", "dev", "br0"),
+        ("addr", "add", "fd00:17::1/64", "dev", "br0", "nodad"),
+        ("link", "set", "br0", "up"),
+        ("link", "set", "br1", "up"),
+    ):
+        machine.run(["ip", *words])
+
+
+async def test_a_container_bridge_has_no_relays_for_who_comes_from_elsewhere(natlab: Lab) -> None:
+    """The server listens on every address; the relay of the other IP version is near the address that was reached."""
+    server, client = natlab.machine("server"), home(natlab, "symmetric")
+    (host6,) = server.hosts_of(6)
+    add_bridge(server)
+    for hosts in ({server.address, host6}, {server.address}):
+        async with (
+            serve(users=USERS, host=server.host) as running,
+            Agent(relay(server, ipv6=True, gather_timeout_s=2.0), controlling=True, host=client.host) as agent,
+        ):
+            candidates = (await agent.gather()).candidates
+            assert {candidate.address.host for candidate in candidates} == hosts
+            assert set(running.relay_hosts) >= {*hosts, "172.17.0.1", "fd00:17::1"}
+        # The next time there is no other address of IPv6 than the bridge's.
+        if len(hosts) > 1:
+            interface = [line.split()[1] for line in server.run(["ip", "-o", "addr"]).splitlines() if host6 in line]
+            server.run(["ip", "addr", "del", f"{host6}/64", "dev", interface[0]])
+
+
 async def test_a_client_that_moves(natlab: Lab) -> None:
     server = natlab.machine("server")
     a, b = home(natlab, "symmetric"), home(natlab, "symmetric")
@@ -232,6 +263,9 @@ async def test_the_command_drains(natlab: Lab) -> None:
         async with Agent(relay(server), controlling=True, host=first.host) as agent:
             assert len((await agent.gather()).candidates) == 1
             process.send_signal(signal.SIGTERM)
+            assert process.stdout is not None
+            draining = json.loads(process.stdout.readline())
+            assert (draining["event"], draining["allocations"], draining["limit_s"]) == ("server.draining", 1, 60.0)
             async with Agent(relay(server, gather_timeout_s=0.5), controlling=True, host=second.host) as late:
                 assert len((await late.gather()).candidates) == 0
             assert process.poll() is None
@@ -256,6 +290,7 @@ async def test_the_command_tells_prometheus(natlab: Lab) -> None:
     assert float(values["iceagent_allocations"]) == 2
     assert float(values['iceagent_relayed_packets_total{direction="to_peers"}']) > 0
     assert float(values['iceagent_requests_total{kind="turn"}']) > 4
+    assert float(values['iceagent_errors_total{code="401",kind="turn"}']) == 2
     assert "secret" not in page and PASSWORD not in page
 
 

@@ -32,6 +32,7 @@ from iceagent.net.host import (
 from iceagent.net.local import LocalHost
 from iceagent.net.streams import connect_tcp
 from relay.connections import MAX_UNREAD, MESSAGES_PER_TURN
+from relay.places import Relaying
 from relay.server import Listening, Server, ServerOptions, server_ssl_context
 from relay.stun import (
     CHANGE_REQUEST,
@@ -44,6 +45,7 @@ from relay.stun import (
     build,
     parse,
 )
+from relay.turn.server import Accounts, TurnOptions
 from tests.certificates import make_certificate
 from tests.loopback.loops import Ear, Inbox, LoopFactory, on_both_loops, run
 
@@ -370,6 +372,27 @@ def test_a_wildcard_answers_from_the_address_that_was_asked(loop_factory: LoopFa
 
 
 @on_both_loops
+def test_an_address_that_has_gone_is_not_the_servers_own_any_more(loop_factory: LoopFactory) -> None:
+    """Somebody else may have it: what is special about the server's own is over."""
+
+    async def main() -> None:
+        host = HostOfTwo("127.0.0.1", "127.0.0.2")
+        turn = TurnOptions(accounts=Accounts(realm="x", users={"a": "b"}))
+        relaying = Relaying(turn=turn, external={"198.41.0.4": "127.0.0.3"})
+        async with Server(host, [TransportAddress("0.0.0.0", 0)], options=ServerOptions(relaying=relaying)) as server:
+            assert server._service is not None
+            own = server._service.policy.own
+            assert own == {"127.0.0.1", "127.0.0.2", "127.0.0.3", "198.41.0.4"}
+            await host.change("127.0.0.2", "127.0.0.3")
+            assert own == {"127.0.0.2", "127.0.0.3", "198.41.0.4"}
+            await host.change("127.0.0.1")
+            # What was named stays.
+            assert own == {"127.0.0.1", "127.0.0.3", "198.41.0.4"}
+
+    run(loop_factory, main())
+
+
+@on_both_loops
 def test_closing_twice_is_fine_and_silences_everything(loop_factory: LoopFactory) -> None:
     async def main() -> None:
         host = LocalHost()
@@ -624,7 +647,25 @@ def test_a_port_in_use_is_wrong_usage() -> None:
         (["--tls-cert", "x.pem"], "--tls-cert and --tls-key are given together"),
         (["--tls-cert", "/nowhere/x.pem", "--tls-key", "/nowhere/y.pem"], "No such file"),
         (["--user", "ab"], "NAME:PASSWORD is expected"),
-        (["--user", "a:secret\n"], "--realm, --user, --secret: U+000A is not allowed"),
+        (["--user", "a:secret\n"], "--user, 'a': U+000A is not allowed"),
+        (["--secret", "a\n"], "--secret: U+000A is not allowed"),
+        (["--user", "a:b", "--user", "c:d", "--user", "a:e"], "--user: 'a' is given twice"),
+        (["--user", "a:b", "--relay-address", "192.0.2.9"], "cannot relay on 192.0.2.9: it is no address of this host"),
+        (["--user", "a:b", "--relay-address", "::"], "--relay-address: :: is not the address of one host"),
+        (
+            ["--user", "a:b", "--external-address", "198.41.0.4=192.0.2.9"],
+            "--external-address: cannot relay on 192.0.2.9",
+        ),
+        (["--user", "a:b", "--external-address", "198.41.0.4=::1"], "both must be IPv4, or both IPv6"),
+        (["--metrics", "127.0.0.1"], "--metrics '127.0.0.1': the port is missing"),
+        (
+            ["--allow-peer", "10.0.0.0/8"],
+            "--allow-peer is about relaying, and nobody may relay: add --user or --secret",
+        ),
+        (["--max-allocations", "1000"], "--max-allocations is about relaying"),
+        (["--realm", "x"], "--realm is about relaying"),
+        (["--drain", "5"], "--drain is about relaying"),
+        (["--users-file", "/nowhere"], "--users-file: /nowhere cannot be read: No such file"),
         (["--user", "a:b", "--allow-peer", "10.0.0.1/8"], "--allow-peer: '10.0.0.1/8' is no network"),
         (["--user", "a:b", "--relay-address", "here"], "--relay-address here: an IPv4 or IPv6 address is expected"),
         (["--user", "a:b", "--port-range", "9"], "two ports like"),

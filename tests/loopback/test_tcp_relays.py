@@ -17,7 +17,7 @@ import pytest
 from iceagent.net.address import TransportAddress
 from iceagent.net.local import LocalHost
 from iceagent.net.streams import connect_tcp, listen_tcp
-from relay.relays import Relaying
+from relay.places import Relaying
 from relay.server import Server, ServerOptions, server_ssl_context
 from relay.stun import (
     CONNECTION_ID,
@@ -179,10 +179,12 @@ class Scene:
 
 
 @contextlib.asynccontextmanager
-async def scene(*, tls: tuple[Path, Path] | None = None, **options: Any) -> AsyncIterator[Scene]:
+async def scene(
+    *, tls: tuple[Path, Path] | None = None, external: dict[str, str | None] | None = None, **options: Any
+) -> AsyncIterator[Scene]:
     turn = TurnOptions(accounts=Accounts(realm="lab", users={"me": "secret"}), **options)
     server_options = ServerOptions(
-        relaying=Relaying(turn=turn, allow=("127.0.0.0/8",)),
+        relaying=Relaying(turn=turn, allow=("127.0.0.0/8",), external=external or {}),
         tls=None if tls is None else server_ssl_context(str(tls[0]), str(tls[1])),
         tls_port=0,
     )
@@ -427,10 +429,10 @@ def test_who_is_not_there_is_447_and_who_is_here_403(loop_factory: LoopFactory) 
         made.peer.close()
         await asyncio.sleep(0)
         assert code(await made.control.ask(Method.CONNECT, (XOR_PEER_ADDRESS, nobody))) == 447
-        # The server itself, over the loopback: not without being told to, and not even then.
+        # The server itself, over the loopback: not even where that is allowed. What else is on this host may be.
         control_at = TransportAddress(*made.control.writer.get_extra_info("peername")[:2])
-        for peer in (control_at, made.relayed, TransportAddress(HOST, 22)):
-            assert code(await made.control.ask(Method.CONNECT, (XOR_PEER_ADDRESS, peer))) == 403
+        for peer, expected in ((control_at, 403), (made.relayed, 403), (TransportAddress(HOST, 1), 447)):
+            assert code(await made.control.ask(Method.CONNECT, (XOR_PEER_ADDRESS, peer))) == expected
 
     play(loop_factory, story)
 
@@ -494,3 +496,25 @@ def test_connections_leave_from_where_a_listener_is_if_it_says_so(loop_factory: 
             each.close()
 
     run(loop_factory, main())
+
+
+@on_both_loops
+def test_two_clients_behind_a_nat_of_the_servers_meet_inside(loop_factory: LoopFactory) -> None:
+    """Each knows the other's relay by its public address, which nobody here has."""
+    public = "198.41.0.4"
+
+    async def story(made: Scene) -> None:
+        other = await made.data_wire()
+        theirs = (await other.ask(Method.ALLOCATE, TCP)).get(XOR_RELAYED_ADDRESS)
+        assert theirs is not None and theirs.host == made.relayed.host == public
+        assert code(await other.ask(Method.CREATE_PERMISSION, (XOR_PEER_ADDRESS, made.relayed))) == 0
+        answer = await made.control.ask(Method.CONNECT, (XOR_PEER_ADDRESS, theirs))
+        ends = [await made.data_wire(), await made.data_wire()]
+        attempt = await other.hear()
+        assert attempt.get(XOR_PEER_ADDRESS) == made.relayed
+        for end, told in zip(ends, (answer, attempt), strict=True):
+            assert code(await end.ask(Method.CONNECTION_BIND, (CONNECTION_ID, told.get(CONNECTION_ID) or 0))) == 0
+        ends[0].writer.write(b"hello")
+        assert await ends[1].read(5) == b"hello"
+
+    play(loop_factory, story, external={public: HOST})

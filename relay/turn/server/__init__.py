@@ -1,7 +1,8 @@
 """The server's side of TURN, sans-IO.
 
 Who may relay (``auth``), whom to (``policy``), what there is (``allocation``), what transports share (``service``),
-what is asked for (``allocate``) and answered (``core``), and connections with peers over TCP (``tcp``).
+what is asked for (``allocate``) and answered (``core``), and connections with peers over TCP (``tcp``). Whether what an
+operator says of it can be meant is judged first (``checks``).
 """
 
 from __future__ import annotations

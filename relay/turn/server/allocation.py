@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from iceagent.net.address import TransportAddress
 
-__all__ = ["CHANNELS", "ServedAllocation", "TokenMeter"]
+__all__ = ["CHANNELS", "OVER_FROM_PEERS", "OVER_TO_PEERS", "ServedAllocation", "TokenMeter"]
 
 PERMISSION_S = 300.0
 CHANNEL_S = 600.0
@@ -23,6 +23,9 @@ CHANNELS = range(0x4000, 0x8000)
 # RFC 8489, 6.3.1: "remember all requests … for 40 seconds"; of one allocation so many.
 ANSWER_S = 40.0
 MAX_ANSWERS = 16
+OVER_TO_PEERS, OVER_FROM_PEERS = "over the bandwidth, to peers", "over the bandwidth, from peers"
+"""Why something is dropped that its meter does not admit."""
+
 _HEAD = struct.Struct(">HH")
 
 
@@ -172,6 +175,17 @@ class ServedAllocation:
         self.packets[0] += 1
         self.octets[0] += length
         return self.relayed[peer.version], peer, message[4 : 4 + length]
+
+    def why_dropped(self, message: bytes, now: float) -> str:
+        """Why :meth:`to_peer` has just not relayed this."""
+        number, length = _HEAD.unpack_from(message) if len(message) >= 4 else (0, 0)
+        bound = self.channels.get(number)
+        if len(message) < 4 + length:
+            return "channel data that is too short"
+        if bound is None or now >= bound[1]:
+            return "channel data without a channel"
+        is_permitted = now < self.permissions.get(bound[0].host, 0.0)
+        return OVER_TO_PEERS if is_permitted else "channel data without permission"
 
     def train_to_peer(
         self, messages: Sequence[bytes], now: float

@@ -34,7 +34,7 @@ from relay.stun import (
 )
 from relay.turn.credentials import Pair
 from relay.turn.server.allocate import TCP, VERSIONS, open_udp, tell_relayed, wanted
-from relay.turn.server.allocation import CHANNELS, ServedAllocation, TokenMeter
+from relay.turn.server.allocation import CHANNELS, OVER_FROM_PEERS, OVER_TO_PEERS, ServedAllocation, TokenMeter
 from relay.turn.server.asked import Asked, FiveTuple
 from relay.turn.server.auth import Challenge, Identity, Refused, Silence
 from relay.turn.server.events import AllocationEnded, AllocationMade
@@ -64,7 +64,8 @@ class TurnServer:
     Attributes:
         allocations: by our end and the client's.
         tcp: the connections of TCP allocations.
-        counters: ``requests``, ``errors``, ``dropped: <reason>``, and each method's name.
+        counters: ``requests``, ``errors`` (those that were answered with one), ``errors: <code>`` for each code,
+            ``wrong passwords``, and ``dropped: <reason>``.
     """
 
     def __init__(self, service: TurnService, *, is_stream: bool = False) -> None:
@@ -125,7 +126,8 @@ class TurnServer:
     def from_peer(self, allocation: ServedAllocation, peer: tuple[str, int], data: bytes, now: float) -> bytes | None:
         """What a peer's datagram becomes for the client; ``None``: it is dropped."""
         if not allocation.admits(peer, len(data), now):
-            self.counters["dropped: peer without permission, or too much"] += 1
+            is_over = now < allocation.permissions.get(peer[0], 0.0)
+            self._drop(OVER_FROM_PEERS if is_over else "peer without permission")
             return None
         head = allocation.channel_head(peer, len(data), now)
         if head is not None:
@@ -134,6 +136,10 @@ class TurnServer:
         if message is None:
             self.counters["dropped: too long for an indication"] += 1
         return message
+
+    def note_dropped(self, allocation: ServedAllocation, message: bytes, now: float) -> None:
+        """ChannelData of a client's was not relayed; see :meth:`ServedAllocation.to_peer`."""
+        self._drop(allocation.why_dropped(message, now))
 
     def icmp_from_peer(
         self, allocation: ServedAllocation, peer: TransportAddress, icmp: Icmp, now: float
@@ -232,8 +238,10 @@ class TurnServer:
                 raise Refused(420, "Unknown Attribute", (UNKNOWN_ATTRIBUTES, unknown[:MAX_UNKNOWN]))
             asked = Asked(request, datagram.base, client, identity)
             pairs = _HANDLERS[request.method](self, asked, now)
-        except Silence:
-            self.counters["dropped: too many wrong passwords"] += 1
+        except Silence as silence:
+            if silence.is_wrong:
+                self.counters["wrong passwords"] += 1
+            self._drop("too many wrong passwords")
         except Refused as refused:
             if identity is not None:
                 self._answer(Asked(request, datagram.base, client, identity), refused, now)
@@ -246,18 +254,23 @@ class TurnServer:
     def _challenge(self, request: Message, datagram: Datagram, refused: Refused, now: float) -> None:
         """Refuse somebody whose source may be forged: an answer could be aimed at somebody else."""
         service, client = self._service, datagram.source
-        self.counters["errors"] += 1
-        if not self._is_stream and not service.limiter.admits(client.host, now):
-            self.counters["dropped: too many errors"] += 1
+        is_question = isinstance(refused, Challenge)
+        is_wrong = isinstance(refused, Challenge) and refused.is_wrong
+        if is_wrong:
+            self.counters["wrong passwords"] += 1
+        limiter = service.challenges if is_question and not is_wrong else service.limiter
+        if not self._is_stream and not limiter.admits(client.host, now):
+            self._drop("too many errors" if limiter is service.limiter else "too many challenges")
             return
-        pairs = service.gate.challenge(client, now) if isinstance(refused, Challenge) else refused.pairs
+        self._count_error(refused)
+        pairs = service.gate.challenge(client, now) if is_question else refused.pairs
         response = request.error_response(refused.code, refused.reason, *pairs)
         self._transmits.append(Transmit(datagram.base, client, response.encode(fingerprint=request.has_fingerprint)))
 
     def _answer(self, asked: Asked, outcome: Sequence[Pair] | Refused, now: float) -> None:
         request, identity = asked.request, asked.identity
         if isinstance(outcome, Refused):
-            self.counters["errors"] += 1
+            self._count_error(outcome)
             response = request.error_response(outcome.code, outcome.reason, *outcome.pairs)
         else:
             response = request.success(*outcome)
@@ -434,7 +447,7 @@ class TurnServer:
         elif not self._service.policy.admits(peer):
             self._drop("peer that is not admitted")
         elif allocation.meter is not None and not allocation.meter.admits(len(data), now):
-            self._drop("too much")
+            self._drop(OVER_TO_PEERS)
         else:
             allocation.packets[0] += 1
             allocation.octets[0] += len(data)
@@ -486,6 +499,10 @@ class TurnServer:
             self.tcp.end(allocation, address, now)
         else:
             self._service.close(address)
+
+    def _count_error(self, refused: Refused) -> None:
+        self.counters["errors"] += 1
+        self.counters[f"errors: {refused.code}"] += 1
 
     def _drop(self, reason: str) -> None:
         self.counters[f"dropped: {reason}"] += 1

@@ -15,9 +15,10 @@ from random import Random
 from typing import NamedTuple, Protocol
 
 from iceagent.net.address import TransportAddress
-from relay.stun_server import ErrorLimiter
+from relay.error_limits import ErrorLimiter, challenge_limiter
 from relay.turn.server.allocation import ServedAllocation
 from relay.turn.server.auth import Accounts, Gate, Refused
+from relay.turn.server.checks import check_number
 from relay.turn.server.policy import PeerPolicy
 
 __all__ = ["RelayPorts", "TurnOptions", "TurnService"]
@@ -25,6 +26,9 @@ __all__ = ["RelayPorts", "TurnOptions", "TurnService"]
 MAX_LIFETIME_S = 3600
 DEFAULT_LIFETIME_S = 600
 """RFC 8656, 3.2 and 7.2."""
+
+MIN_BYTES_PER_S = 125
+"""A kilobit in a second: below it, no datagram of ordinary length would ever pass."""
 
 RESERVATION_S = 30.0
 MAX_RESERVATIONS = 1024
@@ -61,11 +65,14 @@ class TurnOptions:
         accounts: who may.
         max_allocations: in total; beyond it 508.
         user_quota: of one user; beyond it 486. ``None``: no limit.
-        max_bytes_per_s: of one allocation, both directions together; ``None``: no limit.
+        max_bytes_per_s: of one allocation, both directions together, at least 125; ``None``: no limit.
         mobility: RFC 8016; else 405.
         max_lifetime_s: 600 … 3600.
         max_connections: with peers, of one TCP allocation (RFC 6062), at least 1; beyond it 508, and who comes is
             closed.
+
+    Raises:
+        ValueError: a number is out of its limits.
     """
 
     accounts: Accounts
@@ -75,6 +82,15 @@ class TurnOptions:
     mobility: bool = True
     max_lifetime_s: int = MAX_LIFETIME_S
     max_connections: int = 64
+
+    def __post_init__(self) -> None:
+        check_number("max_allocations", self.max_allocations, 1)
+        if self.user_quota is not None:
+            check_number("user_quota", self.user_quota, 1)
+        if self.max_bytes_per_s is not None:
+            check_number("max_bytes_per_s", self.max_bytes_per_s, MIN_BYTES_PER_S)
+        check_number("max_lifetime_s", self.max_lifetime_s, DEFAULT_LIFETIME_S, MAX_LIFETIME_S)
+        check_number("max_connections", self.max_connections, 1)
 
 
 class Reservation(NamedTuple):
@@ -97,6 +113,7 @@ class TurnService:
         limiter: of error responses.
 
     Attributes:
+        challenges: limits questions for credentials: every client begins with one.
         allocations: how many there are.
         relayed: packets and payload bytes to peers, and from them, of those that have ended.
         is_draining: no new ones are made.
@@ -117,6 +134,7 @@ class TurnService:
         self.system_rng = system_rng
         self.wall_now = wall_now
         self.limiter = limiter
+        self.challenges = challenge_limiter()
         self.gate = Gate(options.accounts, system_rng)
         self.by_user: Counter[str] = Counter()
         self.allocations = 0

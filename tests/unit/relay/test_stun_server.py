@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, PacketDropped, Transmit
+from relay.error_limits import ErrorLimiter
 from relay.stun import (
     CHANGE_REQUEST,
     MAPPED_ADDRESS,
@@ -34,7 +35,7 @@ from relay.stun import (
     short_term_key,
 )
 from relay.stun.values import decode_bytes, encode_bytes
-from relay.stun_server import MAX_PADDING, ErrorLimiter, StunServer, discovery_table
+from relay.stun_server import MAX_PADDING, StunServer, discovery_table
 
 BASE = TransportAddress("192.0.2.1", 3478)
 BASE_6 = TransportAddress("2001:db8::1", 3478)
@@ -142,7 +143,7 @@ def test_unknown_required_attributes_are_named_in_a_420() -> None:
     assert message.error is not None
     assert message.error.code == 420
     assert message.get(UNKNOWN_ATTRIBUTES) == (0x7FFE,)
-    assert server.counters == {"requests": 1, "errors": 1}
+    assert server.counters == {"requests": 1, "errors": 1, "errors: 420": 1}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,8 @@ from typing import Any
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Event
 from iceagent.net.host import Stream, StreamListener
-from relay.relays import MAX_TRIES, Places, Relaying
+from relay.places import Places, Relaying
+from relay.relays import MAX_TRIES
 from relay.tcp_relays import TcpRelays
 from relay.turn.server import Accounts, ClosePeer, ConnectPeer, Opening, OpenListeners, Refused, TurnOptions
 from tests.unit.relay.turn.server_kit import PEER, RELAY_HOSTS, Client

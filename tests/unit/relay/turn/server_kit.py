@@ -8,6 +8,7 @@ from typing import Any
 
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Event
+from relay.error_limits import ErrorLimiter
 from relay.stun import (
     NONCE,
     REALM,
@@ -21,7 +22,7 @@ from relay.stun import (
     long_term_key,
     parse,
 )
-from relay.stun_server import ErrorLimiter, StunServer
+from relay.stun_server import StunServer
 from relay.turn.credentials import Pair
 from relay.turn.server import Accounts, PeerPolicy, ServedAllocation, TurnOptions, TurnServer, TurnService
 

@@ -14,7 +14,8 @@ import pytest
 from iceagent.net.address import TransportAddress
 from iceagent.testing import MemoryInternet
 from relay import server
-from relay.relays import Relaying, RelaySockets
+from relay.places import Relaying
+from relay.relays import RelaySockets
 from relay.stun import (
     EVEN_PORT,
     LIFETIME,
@@ -40,7 +41,7 @@ from relay.stun import (
 from relay.stun_server import StunServer
 from relay.turn.credentials import Pair
 from relay.turn.server import Accounts, AllocationEnded, AllocationMade, TurnOptions, TurnServer, TurnService
-from relay.turn.server.auth import ATTEMPTS, ATTEMPTS_PER_S, MAX_NETWORKS, Attempts
+from relay.turn.server.auth import ATTEMPTS, ATTEMPTS_PER_S, LOOKS, LOOKS_PER_S, MAX_NETWORKS, MEMORY_S, Attempts
 from relay.turn.server.service import MAX_RESERVATIONS_OF_USER, RESERVATION_S
 from tests.unit.relay.turn.server_kit import CLIENT, OTHER, REALM_NAME, USERS, WALL, Client, Court, code
 
@@ -274,29 +275,60 @@ def test_a_truncated_sha256_is_wrong() -> None:
 
 def test_too_many_wrong_passwords_are_met_with_silence() -> None:
     court = Court()
-    judged = guess_until_silence(court, Client(court, password="guess"))
-    assert ATTEMPTS <= judged <= ATTEMPTS + 5
-    # The whole /24 is silent, with the right password too; no other network is.
-    right = Client(court, NEIGHBOUR)
-    nonce = court.service.gate.make_nonce(NEIGHBOUR, court.now)
-    request = right.request(Method.ALLOCATE, (REQUESTED_TRANSPORT, 17), nonce=nonce)
-    assert court.deliver(request, NEIGHBOUR) == []
-    assert not court.turn.allocations
+    guesser = Client(court, password="guess")
+    answered = guess_until_silence(court, guesser)
+    assert ATTEMPTS <= answered <= ATTEMPTS + 5
+    # Of the whole /24, and of no other network.
+    neighbour = Client(court, NEIGHBOUR, password="another guess")
+    assert wrong_password(neighbour) == []
     assert court.turn.counters["dropped: too many wrong passwords"] == 2
-    assert code(Client(court, ELSEWHERE).allocate()) == 0
-    assert code(Client(court, TransportAddress("192.0.3.1", 5000)).allocate()) == 0
+    assert court.turn.counters["wrong passwords"] == answered + 2
+    assert len(wrong_password(Client(court, ELSEWHERE, password="guess"))) == 1
+    assert len(wrong_password(Client(court, TransportAddress("192.0.3.1", 5000), password="guess"))) == 1
     court.pass_time(60.0)
+    assert len(wrong_password(guesser)) == 1
+
+
+def test_wrong_passwords_lock_nobody_out_who_has_the_right_one() -> None:
+    """An office with one agent that has yesterday's password: the others are let in, those that come now as well."""
+    court = Court()
+    guesser = Client(court, password="guess")
+    for number in range(LOOKS - 1):
+        wrong_password(guesser)
+        if not number % 50:
+            good = Client(court, NEIGHBOUR._replace(port=6000 + number))
+            assert code(good.allocate()) == 0, number
+    assert court.turn.counters["wrong passwords"] == LOOKS - 1
+
+
+def test_passwords_are_not_looked_at_for_ever() -> None:
+    """Five hundred wrong ones from a network, and then five a second; the right one is none of those for as long."""
+    court = Court()
+    guesser, right = Client(court, password="guess"), Client(court, NEIGHBOUR)
+    right.challenge()
+    early = Client(court, OTHER)
+    assert code(early.allocate()) == 0
+    for _ in range(LOOKS + 100):
+        wrong_password(guesser)
+    assert court.turn.counters["wrong passwords"] == LOOKS
+    assert court.deliver(right.request(Method.ALLOCATE, (REQUESTED_TRANSPORT, 17)), NEIGHBOUR) == []
+    # Who has an allocation already is heard, and so is every other network.
+    assert code(early.ask(Method.REFRESH)) == 0
+    assert code(Client(court, ELSEWHERE).allocate()) == 0
+    court.pass_time(1.0)
+    for _ in range(20):
+        wrong_password(guesser)
+    assert court.turn.counters["wrong passwords"] == LOOKS + LOOKS_PER_S
+    court.pass_time(1.0)
     assert code(right.allocate()) == 0
 
 
 def test_an_ipv6_network_is_a_64() -> None:
     court = Court()
     guess_until_silence(court, Client(court, TransportAddress("2a00:1:2:3::1", 5000), password="guess"))
-    neighbour = TransportAddress("2a00:1:2:3:ffff::9", 5000)
-    nonce = court.service.gate.make_nonce(neighbour, court.now)
-    request = Client(court, neighbour).request(Method.ALLOCATE, (REQUESTED_TRANSPORT, 17), nonce=nonce)
-    assert court.deliver(request, neighbour) == []
-    assert code(Client(court, TransportAddress("2a00:1:2:4::1", 5000)).allocate()) == 0
+    for host, expected in (("2a00:1:2:3:ffff::9", 0), ("2a00:1:2:4::1", 1)):
+        guesser = Client(court, TransportAddress(host, 5000), password="guess")
+        assert len(wrong_password(guesser)) == expected
 
 
 def test_who_goes_on_guessing_has_ten_attempts_a_minute() -> None:
@@ -327,12 +359,14 @@ def test_nobody_can_be_silenced_from_a_forged_address() -> None:
 def test_a_used_up_network_is_not_forgotten_because_others_guess_as_well() -> None:
     """As ErrorLimiter has it: "forgetting one of them would fill it at once, which is what an attacker would want"."""
     attempts = Attempts()
-    for _ in range(ATTEMPTS):
-        attempts.note("192.0.2.1", 0.0)
+    assert [attempts.note("192.0.2.1", 0.0) for _ in range(LOOKS)] == [True] * ATTEMPTS + [False] * (LOOKS - ATTEMPTS)
     assert attempts.are_used_up("192.0.2.1", 0.0)
-    for number in range(MAX_NETWORKS + 1):
-        attempts.note(f"2a00:1:2:{number:x}::1", 0.0)
+    for number in range(MAX_NETWORKS - 1):
+        assert attempts.note(f"2a00:1:2:{number:x}::1", 0.0)
     assert attempts.are_used_up("192.0.2.1", 0.0)
+    # There is no room for another one: it is not answered, and let in with the right password.
+    assert not attempts.note("198.18.0.1", 0.0) and not attempts.are_used_up("198.18.0.1", 0.0)
+    assert attempts.note("198.18.0.1", MEMORY_S) and len(attempts._buckets) == 1
 
 
 def test_an_unknown_user_and_a_wrong_password_look_the_same() -> None:

@@ -11,7 +11,7 @@ import pytest
 from iceagent.net.address import TransportAddress, canonical_host
 from iceagent.net.host import DatagramSocket, SocketOptions
 from iceagent.testing import MemoryHost, MemoryInternet
-from relay.relays import Relaying
+from relay.places import Relaying
 from relay.server import Server, ServerOptions
 from relay.stun import (
     ADDITIONAL_ADDRESS_FAMILY,
@@ -239,14 +239,39 @@ def test_own_addresses_are_no_peers(host: str, port: int) -> None:
     assert not is_sent(client, at(host, port))
 
 
-def test_own_addresses_are_no_peers_even_where_they_are_allowed() -> None:
-    court = Court(allow=("0.0.0.0/0", "::/0"))
-    court.policy.own.add("127.0.0.1")
+def test_own_addresses_are_peers_where_they_are_allowed() -> None:
+    """As docs/turn.md has it, for tests on one machine; over UDP and TCP."""
+    court = Court(allow=("127.0.0.0/8", f"{RELAY_HOSTS[6]}/128"), deny=("127.0.0.9/32",))
+    court.policy.own.update(("127.0.0.1", "127.0.0.9"))
     client = Client(court)
     client.allocate(DUAL)
-    for peer in (SERVER, at("127.0.0.1", 22), at(RELAY_HOSTS[6], 22)):
+    for number, peer in enumerate((at("127.0.0.1", 22), at("127.0.0.2", 22), at(RELAY_HOSTS[6], 22))):
+        assert answers(client, peer, 0x4001 + number) == (0, 0) and is_sent(client, peer)
+        assert court.policy.admits(peer, is_tcp=True)
+    for peer in (at(SERVER.host, 22), at(RELAY_HOSTS[4], 22), at("127.0.0.9", 22), at("127.0.0.1", 0)):
         assert answers(client, peer)[1] == 403 and not is_sent(client, peer)
-    assert answers(client, at("127.0.0.2", 22)) == (0, 0)
+        assert not court.policy.admits(peer, is_tcp=True)
+
+
+def test_what_the_server_listens_on_is_no_peer_whatever_is_allowed() -> None:
+    """A client could else make the server speak to itself, or read its metrics."""
+    court = Court(allow=("0.0.0.0/0", "::/0"))
+    court.policy.own.update(("127.0.0.1", "::1"))
+    court.policy.protect(SERVER)
+    court.policy.protect(at("::", 9641))
+    client = Client(court)
+    client.allocate(DUAL)
+    refused = [
+        SERVER,
+        *(at(host, 9641) for host in ("127.0.0.1", "127.0.0.77", "::1", SERVER.host, *RELAY_HOSTS.values())),
+    ]
+    for peer in refused:
+        # A permission is for a host; its ports are judged when one is named.
+        assert answers(client, peer) == (0, 403) and not is_sent(client, peer)
+        assert not court.policy.admits(peer, is_tcp=True)
+    admitted = [SERVER._replace(port=22), at("127.0.0.1", SERVER.port), at(PEER.host, 9641)]
+    for number, peer in enumerate(admitted):
+        assert answers(client, peer, 0x4001 + number) == (0, 0) and is_sent(client, peer)
 
 
 def test_a_live_relayed_address_of_this_server_is_a_peer() -> None:

@@ -12,7 +12,8 @@ from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram
 from iceagent.net.host import Stream
 from iceagent.testing import MemoryHost, MemoryInternet
-from relay.relays import Relaying
+from relay.error_limits import CHALLENGE_BURST
+from relay.places import Relaying
 from relay.server import Server, ServerOptions
 from relay.stun import (
     ADDITIONAL_ADDRESS_FAMILY,
@@ -262,8 +263,8 @@ def test_who_sends_malformed_attributes_is_asked_for_credentials_first() -> None
     court = Court()
     bits = message_type(Method.ALLOCATE, MessageClass.REQUEST)
     unsigned = raw(bits, bytes(12), REQUESTED_TRANSPORT, b"\x11")
-    codes = [code(parse(answer)) for _ in range(50) for answer in court.deliver(unsigned)]
-    assert codes == [401] * 10
+    codes = [code(parse(answer)) for _ in range(CHALLENGE_BURST + 50) for answer in court.deliver(unsigned)]
+    assert codes == [401] * CHALLENGE_BURST
     court.pass_time(2.0)
     (answer,) = ask_raw(Client(court, OTHER, password="guess"), Method.ALLOCATE, REQUESTED_TRANSPORT, b"\x11")
     assert code(parse(answer)) == 401
