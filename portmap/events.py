@@ -46,7 +46,7 @@ class NotFound(Event):
 
     Attributes:
         protocol: which.
-        reason: a sentence's end: ``no answer within 0.75 s``, ``the port is closed``, ``it speaks NAT-PMP only``.
+        reason: a sentence's end: ``no answer within 0.75 s``, ``its port 5351 is closed``, ``it speaks NAT-PMP only``.
     """
 
     protocol: ProtocolName
@@ -205,6 +205,18 @@ class ProtocolClient(Core, Protocol):
 
     def abandon(self, key: int) -> None:
         """Forget a mapping without deleting it: its rule is somebody else's now."""
+
+    def withdraw(self, key: int, request: MapRequest, now: float) -> bool:
+        """Delete what an abandoned request that had no answer may have made all the same.
+
+        Args:
+            key: names it in ``Unmapped``; never used twice, but it may be that of the abandoned mapping.
+            request: as it was given to ``map``.
+            now: the time.
+
+        Returns:
+            Whether that takes an exchange; then :class:`Unmapped` follows within half a second.
+        """
 
     def refresh(self, now: float) -> None:
         """The network changed, or another protocol noticed a restart: renew all mappings at once."""

@@ -115,8 +115,10 @@ class _Reader:
             raise FetchFailed(f"not to be sent by HTTP: {error}") from error
 
     def forget(self) -> None:
-        """Nobody waits any more. An error that came in the same moment is nobody's, and asyncio need not complain."""
-        if self.response.done() and not self.response.cancelled():
+        """Nobody waits any more. An error that came in the same moment, or comes later, is nobody's, and asyncio need
+        not complain.
+        """
+        if not self.response.cancel() and not self.response.cancelled():
             self.response.exception()
 
     def data_received(self, stream: Stream, data: bytes) -> None:

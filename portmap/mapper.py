@@ -90,7 +90,7 @@ class PortMapper:
         system_rng: nonces and ports.
 
     Raises:
-        ValueError: a protocol or version that there is not, or a gateway that is not an IP address.
+        ValueError: a protocol or version that there is not, no protocol, or a gateway that is not an IP address.
     """
 
     def __init__(
@@ -104,10 +104,14 @@ class PortMapper:
         rng: Random = _system_rng,
         system_rng: Random = _system_rng,
     ) -> None:
+        if isinstance(protocols, str) or isinstance(gateways, str):
+            raise ValueError("protocols and gateways are several: a tuple or a list, and no text")
         if unknown := set(protocols) - set(PROTOCOLS):
             raise ValueError(f"{sorted(unknown)[0]!r} is not one of {', '.join(PROTOCOLS)}")
         if not set(versions) <= {4, 6}:
             raise ValueError("IP versions are 4 and 6")
+        if not protocols:
+            raise ValueError("at least one protocol is needed")
         self._host = host
         self._protocols = tuple(name for name in PROTOCOLS if name in protocols)
         self._named = tuple(canonical_host(host) for host in gateways)
@@ -224,7 +228,7 @@ class PortMapper:
             raise RuntimeError(_CLOSED)
         if isinstance(outcome, MappingUnavailable):
             mapping.close()
-            raise MappingFailed(_no_mapping(transport, mapping.internal, outcome.reasons), outcome.reasons)
+            raise MappingFailed(self._no_mapping(transport, mapping.internal, outcome.reasons), outcome.reasons)
         return mapping
 
     def hold(
@@ -480,6 +484,24 @@ class PortMapper:
                 # This one asks again by itself.
                 self._tell_unavailable(held)
 
+    def _no_mapping(self, transport: Transport, internal: TransportAddress, reasons: Mapping[str, str]) -> str:
+        """Why there is none, as a sentence."""
+        why, where = _in_words(reasons), ""
+        if why:
+            asked = dict.fromkeys(str(gateway) for gateway in self.gateways if _fits(gateway, internal))
+            where = f" at {', '.join(asked)}" if asked else ""
+        elif self.gateways:
+            if ip_address(internal.host).is_unspecified:
+                why = f"there is no router for IPv{internal.version}"
+            else:
+                mapped = ", ".join(dict.fromkeys(gateway.source for gateway in self.gateways))
+                why = f"{internal.host} is no address that a router maps for this host; those are {mapped}"
+        elif self._named:
+            why = f"no route of this host leads to {', '.join(self._named)}"
+        else:
+            why = "no default route of this host leads through a router that could make one"
+        return f"no mapping for {transport} port {internal.port}{where}: {why}"
+
     def _tell_unavailable(self, held: _Held) -> None:
         reasons = _merged(held.failed)
         if held.retry is None:
@@ -524,7 +546,8 @@ def _internal(internal: TransportAddress | int) -> TransportAddress:
     """
     if isinstance(internal, int):
         return TransportAddress(_ANY_HOST, internal)
-    if not isinstance(internal, tuple):
+    given: object = internal
+    if not (isinstance(given, tuple) and len(given) == 2 and isinstance(given[0], str)):
         raise ValueError(f"{internal!r} is neither an address nor a port")
     return TransportAddress(canonical_host(internal[0]), internal[1])
 
@@ -548,8 +571,8 @@ def _merged(failed: dict[Gateway, dict[str, str]]) -> dict[str, str]:
     return merged
 
 
-def _no_mapping(transport: Transport, internal: TransportAddress, reasons: Mapping[str, str]) -> str:
-    what = f"no mapping for {transport} port {internal.port}"
-    if not reasons:
-        return f"{what}: no default route of this host leads through a router that could make one"
-    return f"{what}: " + "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+def _in_words(reasons: Mapping[str, str]) -> str:
+    """What all said, or who said what."""
+    if len(said := set(reasons.values())) == 1:
+        return said.pop()
+    return "; ".join(f"{name}: {reason}" for name, reason in reasons.items())

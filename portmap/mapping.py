@@ -137,7 +137,7 @@ class PortMapping:
         lifetime_s: that was asked for.
         gateway: where it is; ``None``: there is none now.
         protocol: by which; likewise.
-        external: where it is reached from outside; likewise.
+        external: where it is reached from outside; likewise. After the end it stays as it was at last.
         granted_s: seconds that the gateway gave at last; 0: until it is deleted.
     """
 
@@ -171,6 +171,8 @@ class PortMapping:
 
     def __repr__(self) -> str:
         where = f"{self.external} by {self.protocol} at {self.gateway}" if self.external else "not mapped"
+        if self._is_closed:
+            where = "closed"
         return f"<PortMapping {self.transport} {self.internal}: {where}>"
 
     @property

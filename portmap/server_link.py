@@ -53,7 +53,7 @@ DEVIATION: RFC 6886, 3.1, would have nobody say that NAT-PMP is not spoken befor
 ``test_a_silent_gateway_is_asked_twice_within_three_quarters_of_a_second``."""
 PROBE_S = sum(PROBE_WAITS)
 WAS_SILENT = f"no answer within {PROBE_S:g} s"
-IS_CLOSED = "the port is closed"
+IS_CLOSED = f"its port {SERVER_PORT} is closed"
 
 DELETION_WAITS = (0.25, 0.25)
 """RFC 6886, 3.1: "it may be acceptable for a client to retry only once or twice before giving up on deleting"."""

@@ -35,7 +35,7 @@ from portmap.events import (
 from portmap.natpmp import NatPmpClient
 from portmap.pace import Pace
 from portmap.pcp import PCP_PORT, PcpClient, is_for_pcp
-from portmap.upnp import UpnpClient
+from portmap.upnp import MappingsListed, UpnpClient
 from portmap.values import PROTOCOLS, Gateway, MapRequest, ProtocolName, Transport
 
 __all__ = ["GRACE_S", "MAX_MAPPINGS", "GatewaySession"]
@@ -107,6 +107,7 @@ class _Wanted:
         active: who maps it, or is asked to.
         client_key: its name there; each attempt has another one.
         failed: who was asked in vain, and why.
+        silent: who was asked and did not answer, and may have made it all the same.
         news: when it is told.
         untold: waits for that.
         losses: how often it was lost.
@@ -117,6 +118,7 @@ class _Wanted:
     active: ProtocolName | None = None
     client_key: int = 0
     failed: dict[ProtocolName, str] = field(default_factory=dict)
+    silent: set[ProtocolName] = field(default_factory=set)
     retry_at: float = math.inf
     retries: int = 0
     news: Pace = field(default_factory=lambda: Pace(*NEWS))
@@ -200,15 +202,31 @@ class GatewaySession:
         self._collect(now)
 
     def unmap(self, key: int, now: float) -> bool:
-        """Delete a mapping. True: that takes an exchange, and :class:`Unmapped` follows within half a second."""
+        """Delete a mapping. True: that takes an exchange, and :class:`Unmapped` follows within half a second.
+
+        Where nobody maps it, what those may have made who did not answer is deleted: it has no other owner then.
+        """
         wanted = self._wanted.pop(key, None)
-        if wanted is None or wanted.active is None:
+        if wanted is None:
             return False
+        if wanted.active is None:
+            return self._withdraw(key, wanted, now)
         self._by_client_key.pop(wanted.client_key, None)
         self._ending[wanted.client_key] = key
         self._speakers[wanted.active].client.unmap(wanted.client_key, now)
         self._collect(now)
         return True
+
+    def _withdraw(self, key: int, wanted: _Wanted, now: float) -> bool:
+        for name in self.protocols:
+            if name in wanted.silent:
+                self._keys += 1
+                self._ending[self._keys] = key
+                if not self._speakers[name].client.withdraw(self._keys, wanted.request, now):
+                    del self._ending[self._keys]
+        is_asked = key in self._ending.values()
+        self._collect(now)
+        return is_asked
 
     def list_mappings(self, now: float) -> None:
         """See :meth:`portmap.upnp.UpnpClient.list_mappings`."""
@@ -384,7 +402,7 @@ class GatewaySession:
             self._on_answer(self._speakers[name], event, now)
         elif isinstance(event, Unmapped):
             key = self._ending.pop(event.key, None)
-            if key is not None:
+            if key is not None and key not in self._ending.values():
                 self._events.append(replace(event, key=key))
         elif isinstance(event, Mapped | MappingRefused | MappingLost):
             self._on_mapping(name, event, now)
@@ -408,7 +426,11 @@ class GatewaySession:
     def _list_if_known(self, now: float) -> None:
         if self._is_list_wanted and self.upnp is not None and self._speakers["upnp"].state is not _State.ASKING:
             self._is_list_wanted = False
-            self.upnp.list_mappings(now)
+            speaker = self._speakers["upnp"]
+            if speaker.state is _State.MISSING:
+                self._events.append(MappingsListed(protocol="upnp", mappings=(), reason=speaker.reason))
+            else:
+                self.upnp.list_mappings(now)
             self._collect(now)
 
     def _on_mapping(self, name: ProtocolName, event: Mapped | MappingRefused | MappingLost, now: float) -> None:
@@ -417,6 +439,7 @@ class GatewaySession:
             return
         wanted, speaker = self._wanted[key], self._speakers[name]
         if isinstance(event, Mapped):
+            wanted.silent.discard(name)
             if wanted.losses.ready_at(now) <= now:
                 wanted.retries = 0
             wanted.untold = replace(event, key=key)
@@ -429,6 +452,10 @@ class GatewaySession:
             self._on_lost(wanted, name, replace(event, key=key), now)
         else:
             wanted.failed[name] = event.reason
+            if event.code is None:
+                wanted.silent.add(name)
+            else:
+                wanted.silent.discard(name)
             if event.code is not None and event.retry_s is not None:
                 speaker.silent_until, speaker.reason = now + event.retry_s, event.reason
         self._choose(now)

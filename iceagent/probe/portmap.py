@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from iceagent.config import Config
-from iceagent.net.address import TransportAddress
+from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.host import Host, Interface
 from portmap.mapper import PortMapper
 from portmap.report import GatewayReport, ProtocolReport, Status
@@ -84,7 +84,8 @@ def working_mapping(
     """A mapping over IPv4 that a stranger can be expected to get through: its external address is global and, where
     servers saw us, the one that they saw.
     """
-    seen = {address.host for address in reflexive if address.version == 4}
+    # A server on loopback sees nothing of what the router does.
+    seen = {each.host for each in reflexive if each.version == 4 and not ip_address(each.host).is_loopback}
     for report, row in mapped_rows(reports):
         if row.trust is Trust.GLOBAL and row.external is not None and (not seen or row.external.host in seen):
             return report, row

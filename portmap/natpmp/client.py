@@ -162,18 +162,20 @@ class NatPmpClient:
     def unmap(self, key: int, now: float) -> None:
         """See :meth:`ProtocolClient.unmap`. What had no turn within half a second is sent then, without waiting."""
         mapping = self._forget(key)
-        if mapping is None:
-            return
-        opcode, port = mapping.identity
-        data = map_request(opcode, port, 0, 0)
-        job = Job(data, mapping.identity, now, waits=DELETION_WAITS, is_deletion=True)
-        self._deletions[mapping.identity] = _Deletion(key, job, now + sum(DELETION_WAITS))
-        self._queue.add(job)
-        self._send_next(now)
+        if mapping is not None:
+            self._delete(key, mapping.identity, now)
 
     def abandon(self, key: int) -> None:
         """See :meth:`ProtocolClient.abandon`. One that is being deleted is not known any more."""
         self._forget(key)
+
+    def withdraw(self, key: int, request: MapRequest, now: float) -> bool:
+        """See :meth:`ProtocolClient.withdraw`."""
+        identity = (int(_OPCODES[request.transport]), request.internal.port)
+        if identity in self._mappings or identity in self._deletions:
+            return False
+        self._delete(key, identity, now)
+        return True
 
     def refresh(self, now: float) -> None:
         """See :meth:`ProtocolClient.refresh`. An error is waited for, and so is the answer to a first request."""
@@ -474,6 +476,13 @@ class NatPmpClient:
             self._link.tell(MappingLost(protocol="nat-pmp", key=mapping.key, reason=reason))
         else:
             self._tell_refused(mapping, code, reason, hold_s)
+
+    def _delete(self, key: int, identity: _Identity, now: float) -> None:
+        opcode, port = identity
+        job = Job(map_request(opcode, port, 0, 0), identity, now, waits=DELETION_WAITS, is_deletion=True)
+        self._deletions[identity] = _Deletion(key, job, now + sum(DELETION_WAITS))
+        self._queue.add(job)
+        self._send_next(now)
 
     def _forget(self, key: int) -> Mapping | None:
         identity = self._identities.pop(key, None)

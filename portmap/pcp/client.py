@@ -194,6 +194,15 @@ class PcpClient:
         """See :meth:`ProtocolClient.abandon`. One that is being deleted is not known any more."""
         self._forget(key)
 
+    def withdraw(self, key: int, request: MapRequest, now: float) -> bool:
+        """See :meth:`ProtocolClient.withdraw`. The nonce sees to it that it is ours."""
+        identity = (_PROTOCOLS[request.transport], request.internal.port)
+        if identity in self._mappings or identity in self._deletions or now < self._silent_until:
+            return False
+        self._deletions[identity] = _Deletion(key, Attempts.start(DELETION_WAITS, now))
+        self._send_deletion(identity)
+        return True
+
     def refresh(self, now: float) -> None:
         """See :meth:`ProtocolClient.refresh`. An error is waited for, and so is the answer to a first request."""
         for mapping in self._mappings.values():

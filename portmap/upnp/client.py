@@ -125,6 +125,12 @@ class UpnpClient:
             if not self._has_mappings:
                 self._external.rest()
 
+    def withdraw(self, key: int, request: MapRequest, now: float) -> bool:
+        """See :meth:`ProtocolClient.withdraw`. Nothing: nobody knows which port it was, and who has it now; what there
+        may be ends with its lease.
+        """
+        return False
+
     def refresh(self, now: float) -> None:
         """Look at and renew all mappings at once, and ask for what was refused."""
         if self._upkeeps:

@@ -319,7 +319,10 @@ def test_the_command_says_what_each_protocol_said(natlab: Lab) -> None:
     code, lines, err = run(inside, "UDP", str(PORT))
     assert (code, [line["event"] for line in lines]) == (4, ["portmap.failed"])
     assert set(lines[0]["reasons"]) == {"pcp", "nat_pmp", "upnp"}  # type: ignore[call-overload]
-    assert err.startswith("no mapping for udp port 6000: pcp: ") and err.count("\n") == 1
+    assert (
+        err.startswith("no mapping for udp port 6000 at 192.168.1.1 (eth0): pcp: its port 5351 is closed; ")
+        and err.count("\n") == 1
+    )
 
 
 def test_the_command_probes_and_lists(home: Home) -> None:
@@ -330,7 +333,7 @@ def test_the_command_probes_and_lists(home: Home) -> None:
         "nat_pmp": "ok",
         "upnp": "ok",
     }
-    assert run(home.inside, "--list")[:2] == (0, [])
+    assert run(home.inside, "--list") == (0, [], "The router has no mappings.\n")
     home.inside.run(["upnpc", "-m", "eth0", "-a", home.inside.address, "6005", "16005", "udp"])
     code, (entry,), _ = run(home.inside, "--list")
     assert (code, entry["external"], entry["internal"]) == (0, 16005, f"{home.inside.address}:6005")
@@ -351,6 +354,71 @@ def test_one_protocol_alone_may_be_asked_for(home: Home) -> None:
     assert process.wait(2.0) == 130
 
 
+def test_a_port_that_the_router_is_slow_to_refuse_is_not_left_open(home: Home) -> None:
+    """miniupnpd gives nobody a port below 1024 here, and looks for another one for longer than we wait."""
+    code, _, err = run(home.inside, "UDP", str(PORT), "--external", "80", "--protocol", "pcp")
+    if code == 4:
+        assert "no answer within" in err
+    else:
+        pytest.fail("it has become fast: ask for something that takes longer")
+    home.lab.wait_until(lambda: "dport 1024" not in rules(home), 3.0, "the port that was refused stays open")
+
+
+def rules(home: Home) -> str:
+    return home.router.run(["nft", "list", "chain", "inet", "filter", "prerouting_miniupnpd"])
+
+
+def test_a_port_other_than_the_one_that_was_asked_for_is_told(home: Home) -> None:
+    other = home.lab.machine("other", behind=home.router)
+    other.run(["upnpc", "-m", "eth0", "-a", other.address, "6005", "16005", "udp"])
+    process = home.inside.popen(
+        command("UDP", str(PORT), "--external", "16005"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None and process.stderr is not None
+    port = json.loads(process.stdout.readline())["external"].rpartition(":")[2]
+    assert process.stderr.readline() == f"The router gave port {port} outside, and not 16005.\n"
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(2.0) == 0
+
+
+def test_an_ipv6_router_that_is_named_opens_a_pinhole(home: Home) -> None:
+    (host6,) = home.inside.hosts_of(6)
+    process = home.inside.popen(
+        command("UDP", str(PORT), "--gateway", str(home.router.inside_host6)),
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+    )
+    assert process.stdout is not None
+    internal = TransportAddress(host6, PORT)
+    assert json.loads(process.stdout.readline())["external"] == str(internal)
+    assert home.gets_in(internal, internal)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(2.0) == 0
+    assert not home.gets_in(internal, internal)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ("", "UDP or TCP and a port are needed, as in: iceagent map UDP 6000"),
+        ("UDP 6000 --probe", "a port does not go with --probe"),
+        ("--list --lifetime 300", "--lifetime does not go with --list"),
+        ("--list --protocol pcp", "--list is by UPnP: pcp tells nobody what is mapped"),
+        ("--list --probe", "--probe and --list do not go together"),
+        ("UDP 6000 --gateway 224.0.0.1", "--gateway 224.0.0.1: no router has this address"),
+        ("UDP 70000", "70000 is not in the range 1<=x<=65535"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_asks_nobody(natlab: Lab, words: str, complaint: str) -> None:
+    code, lines, err = run(natlab.machine(), *words.split())
+    assert (code, lines) == (2, []) and complaint in err and err.count("\n") == 1
+
+
 def probe(machine: Machine, *words: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "iceagent", "probe", "--json", *words]
     out, _ = machine.popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT).communicate(timeout=20.0)
@@ -368,6 +436,8 @@ def test_a_probe_tells_what_the_router_maps_and_how_many_nats_there_are(natlab: 
     assert str(report["portmap"]["pcp"]["external"]).startswith(f"{home.router.address}:")
     assert (report["nat"]["mapping"], report["layers"]) == ("APDM", 1)
     assert f" {home.router.address} " in " ".join(map(str, report["candidates"]))
+    alone = " ".join(probe(home.inside)["advice"])
+    assert "another NAT" not in alone, "our own server on loopback does not see the router's address"
     off = probe(home.inside, "--no-portmap")
     assert off["portmap"]["pcp"]["reason"] == "port mapping is switched off"
 

@@ -27,6 +27,7 @@ from portmap import (
     PortMapping,
     Trust,
 )
+from portmap.values import ProtocolName
 from tests.fakes.gateway import FakeGateway
 from tests.fakes.gateway.faults import Delivery
 from tests.fakes.gateway.shell import GatewayShell
@@ -102,7 +103,9 @@ async def test_leaving_deletes_everything_in_less_than_a_second_whatever_the_gat
 @in_virtual_time
 async def test_a_gateway_that_refuses_is_a_failure_with_the_reason_of_each() -> None:
     async with at_home(external_host="") as (_, mapper):
-        with pytest.raises(MappingFailed, match=r"port 6000: pcp: 8 NO_RESOURCES.*; nat-pmp: 3 ") as failed:
+        with pytest.raises(
+            MappingFailed, match=r"port 6000 at 192.168.1.1 \(eth0\): pcp: 8 NO_RESOURCES.*; nat-pmp: 3 "
+        ) as failed:
             await mapper.map("udp", 6000)
         assert set(failed.value.reasons) == set(PROTOCOLS)
 
@@ -228,6 +231,37 @@ async def test_wrong_use_is_refused() -> None:
             await mapper.map("udp", 0)
         with pytest.raises(ValueError, match="'sctp' is not"):
             await mapper.map("sctp", 6000)  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match="neither an address nor a port"):
+            await mapper.map("udp", (INSIDE,))  # type: ignore[arg-type]
+    for options in ({"protocols": "upnp"}, {"gateways": ROUTER}, {"protocols": ()}):
+        with pytest.raises(ValueError, match=r"several|at least one"):
+            PortMapper(**options)
+
+
+@in_virtual_time
+async def test_what_no_router_can_map_is_told_apart_from_there_being_no_router() -> None:
+    async with at_home() as (home, mapper):
+        with pytest.raises(MappingFailed, match=r"127.0.0.1 is no address that a router maps .* those are 192.168.1.2"):
+            await mapper.map("udp", TransportAddress("127.0.0.1", 6000))
+        with pytest.raises(MappingFailed, match="there is no router for IPv6"):
+            await mapper.map("udp", TransportAddress("::", 6000))
+        async with home.mapper(gateways=("2001:db8::1",)) as other:
+            with pytest.raises(MappingFailed, match="no route of this host leads to 2001:db8::1"):
+                await other.map("udp", 6000)
+
+
+@in_virtual_time
+@pytest.mark.parametrize("protocol", ["pcp", "nat-pmp"])
+async def test_a_mapping_that_was_made_without_an_answer_is_not_left_behind_by_who_was_told_that_there_is_none(
+    protocol: ProtocolName,
+) -> None:
+    async with at_home(protocols=frozenset({protocol})) as (home, mapper):
+        faults = home.gateway.faults
+        (faults.pcp if protocol == "pcp" else faults.natpmp).delay_s = 1.2
+        with pytest.raises(MappingFailed, match="no answer within"):
+            await mapper.map("udp", 6000)
+        await asyncio.sleep(3.0)
+        assert not home.gateway.mappings
     with pytest.raises(RuntimeError, match="closed"):
         await mapper.map("udp", 6000)
     with pytest.raises(ValueError, match="'igd' is not one of"):

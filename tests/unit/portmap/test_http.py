@@ -390,3 +390,30 @@ def test_no_server_makes_it_raise_anything_else(parts: list[bytes], is_closed: b
     result, _ = exchange(saying(*parts, is_closed=is_closed))
     if isinstance(result, Response):
         assert 200 <= result.status <= 999 and len(result.body) <= 1000
+
+
+def test_a_connection_that_ends_after_nobody_waits_any_more_is_nobodys_error() -> None:
+    """It was being made when the exchange was cancelled; asyncio would tell the application of an error of its own."""
+    complaints: list[dict[str, object]] = []
+
+    class Slow:
+        listener: StreamListener
+
+        async def connect_tcp(self, remote: TransportAddress, listener: StreamListener, **_: object) -> Stream:
+            self.listener = listener
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    async def main() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        host = Slow()
+        exchange = asyncio.ensure_future(fetch(host, GET))  # type: ignore[arg-type]
+        await asyncio.sleep(0)
+        exchange.cancel()
+        await asyncio.wait([exchange])
+        host.listener.connection_lost(cast(Stream, None), 0)
+        del host.listener
+        gc.collect()
+
+    asyncio.run(main())
+    assert not complaints

@@ -54,7 +54,7 @@ def test_a_closed_port_ends_discovery_at_once() -> None:
     play = NatPmpPlay(silent)
     play.client.discover(play.now)
     play.refuse()
-    assert play.only(NotFound).reason == "the port is closed"
+    assert play.only(NotFound).reason == "its port 5351 is closed"
     play.run(200)
     assert play.times == [0]
 
@@ -201,7 +201,7 @@ def test_a_closed_port_ends_a_first_attempt() -> None:
     play.client.map(1, request(), play.now)
     play.refuse()
     event = play.only(MappingRefused)
-    assert (event.code, event.reason, event.retry_s) == (None, "the port is closed", 1024)
+    assert (event.code, event.reason, event.retry_s) == (None, "its port 5351 is closed", 1024)
     play.answer = play.obey
     play.client.refresh(play.now)
     play.run(1)

@@ -56,7 +56,7 @@ def test_a_closed_port_ends_discovery_at_once() -> None:
     play.refuse(EHOSTUNREACH)
     assert play.take() == []
     play.refuse()
-    assert play.only(NotFound).reason == "the port is closed"
+    assert play.only(NotFound).reason == "its port 5351 is closed"
 
 
 def test_an_icmp_error_of_another_socket_or_port_ends_nothing() -> None:
@@ -209,7 +209,7 @@ def test_a_closed_port_ends_a_first_attempt_but_not_what_the_rfc_says() -> None:
     play.client.map(1, request(), play.now)
     play.refuse()
     event = play.only(MappingRefused)
-    assert (event.code, event.reason) == (None, "the port is closed")
+    assert (event.code, event.reason) == (None, "its port 5351 is closed")
     assert event.retry_s == pytest.approx(3, abs=0.3)
     play.answer = play.obey
     play.run(4)

@@ -84,6 +84,27 @@ def test_one_that_falls_silent_when_it_is_to_map_is_left_after_its_probe_time_an
     assert bench.kinds().count("Mapped") == 1
 
 
+@pytest.mark.parametrize("name", ["pcp", "nat-pmp"])
+def test_what_was_made_without_an_answer_is_deleted_when_nobody_wants_it_any_more(name: ProtocolName) -> None:
+    """Else a port stays open, for an hour, for somebody who was told that it is not."""
+    bench = Bench(gateway(name))
+    bench.map()
+    faults = bench.gateway.faults.pcp if name == "pcp" else bench.gateway.faults.natpmp
+    faults.lose = 100
+    bench.until(NoMapping)
+    assert bench.gateway.mappings, "it was made, and the answers are lost"
+    assert bench.unmap()
+    took, _ = bench.until(Unmapped)
+    assert took <= 0.5 and not bench.gateway.mappings
+
+
+def test_who_was_refused_has_nothing_to_delete() -> None:
+    bench = Bench(gateway("pcp", "nat-pmp", external_host=""))
+    bench.map()
+    bench.until(NoMapping)
+    assert not bench.unmap()
+
+
 def test_nothing_here_is_known_within_a_second_and_a_half() -> None:
     bench = Bench(None)
     bench.map()
@@ -97,7 +118,7 @@ def test_a_port_that_is_closed_says_so_at_once() -> None:
     bench.gateway.faults.closed_ports.add(5351)
     bench.map(protocols=("pcp", "nat-pmp"))
     took, nothing = bench.until(NoMapping)
-    assert took < 0.05 and set(nothing.reasons.values()) == {"the port is closed"}
+    assert took < 0.05 and set(nothing.reasons.values()) == {"its port 5351 is closed"}
 
 
 def test_a_router_behind_a_private_network_refuses_in_all_three_and_each_says_why() -> None:
