@@ -191,7 +191,8 @@ class Server:
     def turn_counters(self) -> Counter[str]:
         """Requests of TURN's, errors and drops; see ``relay/turn/server/core.py``."""
         parts = (*self._turns, self._path.relays, self._tcp_relays)
-        return sum((part.counters for part in parts if part is not None), Counter())
+        # Copies, made at once: whoever exports them may do so from another thread.
+        return sum((Counter(part.counters) for part in parts if part is not None), Counter())
 
     def relayed(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """Packets and payload bytes that were relayed to peers, and from them; over TCP, a packet is what was read at

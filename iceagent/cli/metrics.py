@@ -1,21 +1,35 @@
 """What does a server tell Prometheus?
 
 Read when it is asked for, from what the server counts anyway: nothing is paid for by who is served. It is answered by a
-thread of its own, over HTTP, to whoever may connect: bind it to where only your monitoring does.
+few threads, over HTTP, to whoever may connect: bind it to where only your monitoring does. Of more connections than
+:data:`MAX_CONNECTIONS` the oldest is ended, and so is one that is silent for :data:`SILENCE_S`.
 """
 
 from __future__ import annotations
 
+import contextlib
+import socket
+import sys
+import threading
+from collections import Counter
 from collections.abc import Iterable
+from socketserver import TCPServer, ThreadingMixIn
+from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, make_wsgi_app
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from iceagent.net.address import TransportAddress
 from relay.server import Server
 
-__all__ = ["Exporter"]
+__all__ = ["MAX_CONNECTIONS", "SILENCE_S", "Exporter"]
+
+MAX_CONNECTIONS = 16
+SILENCE_S = 10.0
+# How often the thread looks whether it is to end.
+POLL_S = 0.1
 
 
 class Exporter:
@@ -32,7 +46,10 @@ class Exporter:
     def __init__(self, server: Server, address: TransportAddress) -> None:
         registry = CollectorRegistry()
         registry.register(_Counters(server))
-        self._http, self._thread = start_http_server(address.port, address.host, registry)
+        self._http = _Http(address)
+        self._http.set_app(make_wsgi_app(registry))
+        self._thread = threading.Thread(target=self._http.serve_forever, args=(POLL_S,), daemon=True)
+        self._thread.start()
         host, port = self._http.server_address[:2]
         self.address = TransportAddress(str(host), int(port))
 
@@ -41,6 +58,54 @@ class Exporter:
         self._http.shutdown()
         self._http.server_close()
         self._thread.join()
+
+
+class _Handler(WSGIRequestHandler):
+    timeout = SILENCE_S
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Requests are not logged."""
+
+
+class _Http(ThreadingMixIn, WSGIServer):
+    """A thread for each connection, which has one request."""
+
+    daemon_threads = True
+    # What the kernel keeps between two turns of the thread; with socketserver's five, others would wait for seconds.
+    request_queue_size = 128
+
+    def __init__(self, address: TransportAddress) -> None:
+        self.address_family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
+        self._open: dict[socket.socket, None] = {}
+        super().__init__((address.host, address.port), _Handler)
+
+    def server_bind(self) -> None:
+        """Bind, and ask no name server for our own name, as HTTPServer does."""
+        TCPServer.server_bind(self)
+        host, port = self.server_address[:2]
+        self.server_name, self.server_port = str(host), int(port)
+        self.setup_environ()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """Make room for it; called by one thread."""
+        # Others remove theirs at any moment.
+        waiting = list(self._open)
+        for oldest in waiting[: max(0, len(waiting) - MAX_CONNECTIONS + 1)]:
+            self._open.pop(oldest, None)
+            with contextlib.suppress(OSError):  # It has ended by itself.
+                oldest.shutdown(socket.SHUT_RDWR)
+        self._open[request] = None
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: Any) -> None:
+        """It is answered, or has ended."""
+        self._open.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who hangs up or says nothing is no error of ours."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handle_error(request, client_address)
 
 
 class _Counters(Collector):
@@ -54,9 +119,10 @@ class _Counters(Collector):
         # The first request of every client is answered with 401: it asks for credentials.
         errors = CounterMetricFamily("iceagent_errors", "Error responses", labels=["kind", "code"])
         drops = CounterMetricFamily("iceagent_dropped", "Messages that were not answered or relayed", labels=["reason"])
+        # Copies, made at once: the server goes on counting in its own thread.
         kinds = {
-            "stun_datagram": server.counters,
-            "stun_stream": server.stream_counters,
+            "stun_datagram": Counter(server.counters),
+            "stun_stream": Counter(server.stream_counters),
             "turn": server.turn_counters,
         }
         for kind, counters in kinds.items():
@@ -67,7 +133,7 @@ class _Counters(Collector):
                     errors.add_metric([kind, detail], count)
                 elif what == "dropped":
                     drops.add_metric([f"{kind}: {detail}"], count)
-        wrong = server.turn_counters["wrong passwords"]
+        wrong = kinds["turn"]["wrong passwords"]
         yield from (requests, errors, drops)
         yield CounterMetricFamily("iceagent_wrong_passwords", "TURN requests signed with a wrong one", value=wrong)
         packets = CounterMetricFamily("iceagent_relayed_packets", "Datagrams relayed", labels=["direction"])

@@ -57,12 +57,12 @@ class AccountOptions:
     @property
     def are_given(self) -> bool:
         """Whether anybody may relay."""
-        return bool(self.users or self.secrets or self.users_file or self.secrets_file)
+        return bool(self.users or self.secrets) or self.have_files
 
     @property
     def have_files(self) -> bool:
         """Whether there may be others at SIGHUP."""
-        return bool(self.users_file or self.secrets_file)
+        return self.users_file is not None or self.secrets_file is not None
 
     def read(self, *, again: bool = False) -> Accounts:
         """What they are now.
@@ -103,6 +103,8 @@ def _lines(option: str, file: str | None) -> Iterator[tuple[str, str]]:
     """The lines of a file, each with where it stands; without those that are empty or begin with ``#``."""
     if file is None:
         return
+    if not file:
+        raise click.UsageError(f"{option}: a file name is expected")
     try:
         with Path(file).open(encoding="utf-8-sig") as stream:
             text = stream.read(_MAX_ACCOUNTS + 1)

@@ -444,6 +444,10 @@ class TcpStream(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Called by asyncio when the stream is usable (over TLS, after the handshake)."""
         self._transport = cast(asyncio.Transport, transport)
+        if transport.get_extra_info("peername") is None:
+            # It was reset before anybody could ask who it is.
+            self._transport.abort()
+            return
         self._local_address = _address_of(transport.get_extra_info("sockname"))
         self._remote_address = _address_of(transport.get_extra_info("peername"))
         self._listener = _DEAF

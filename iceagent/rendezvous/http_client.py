@@ -126,7 +126,7 @@ class HttpClient:
         addresses = await self._host.resolve(self._name)
         failure: OSError = OSError(errno.EADDRNOTAVAIL, f"{self._name} has no address")
         for index, address in enumerate(addresses, start=1):
-            link = _Link()
+            link = _Link(is_tls=self._is_tls)
             try:
                 async with asyncio.timeout(TRY_S if index < len(addresses) else None):
                     link.stream = await self._host.connect_tcp(
@@ -144,8 +144,9 @@ class HttpClient:
 class _Link:
     """One connection; implements :class:`iceagent.net.host.StreamListener`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_tls: bool) -> None:
         self.stream: Stream | None = None
+        self._hint = "" if is_tls else ": is this a port for https://?"
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEADER_BYTES)
         self._response: asyncio.Future[Response] | None = None
         self._head: h11.Response | None = None
@@ -228,8 +229,13 @@ class _Link:
                 if event is h11.NEED_DATA or event is h11.PAUSED or isinstance(event, h11.ConnectionClosed):
                     return
                 self._take(event, self._response)
-        except h11.RemoteProtocolError as error:
-            self.fail(OSError(errno.EPROTO, f"the answer is not HTTP: {error}" if data else "the answer ends early"))
+        except h11.RemoteProtocolError:
+            if data:
+                self.fail(OSError(errno.EPROTO, "the answer is not HTTP, or its headers are too long"))
+            elif self._left == MAX_RESPONSE_BYTES:
+                self.fail(OSError(errno.EPROTO, f"it closes the connection without an answer{self._hint}"))
+            else:
+                self.fail(OSError(errno.EPROTO, "the answer ends early"))
 
     def _take(self, event: object, response: asyncio.Future[Response]) -> None:
         if isinstance(event, h11.Response):

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import os
 import re
 import ssl
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -36,8 +38,10 @@ ANSWER_S = 10.0
 # What closing may take: Ctrl-C ends within 1 s.
 LEAVE_S = 0.4
 FIRST_PAUSE_S, MAX_PAUSE_S = 0.25, 5.0
-# A server that does not wait, or has a new version every time, is not asked more often.
-MIN_INTERVAL_S = 0.01
+# A server that does not wait, or has a new version every time, is not asked more often: a hundred changes come as they
+# are, as late candidates do, and then one a second.
+MIN_INTERVAL_S, SLOW_INTERVAL_S = 0.01, 1.0
+CHANGE_BURST = 100
 # An answer that there is nothing new was not waited for if it came so soon.
 PROMPT_S = 1.0
 # What was found and not yet taken.
@@ -73,6 +77,9 @@ class RoomUrl:
         Raises:
             UsageError: it is something else; the text says what is expected.
         """
+        if not text.isprintable():
+            # urlsplit leaves line ends out without a word.
+            raise UsageError(f"{quoted(text)}: {_EXPECTED}")
         try:
             parts = urlsplit(text)
             host, port = parts.hostname or "", parts.port
@@ -229,8 +236,12 @@ class MailboxExchange:
         """Wait for the peer's side to change, again and again."""
         pauses = _Pauses(self._rng)
         version = NOTHING
+        # Changes that may come at once; they come back with time.
+        credit, credited_at = float(CHANGE_BURST), self._host.now()
         while True:
             asked_at = self._host.now()
+            credit = min(float(CHANGE_BURST), credit + (asked_at - credited_at) / SLOW_INTERVAL_S)
+            credited_at = asked_at
             headers = [self._token, ("If-None-Match", f'"{version}"')]
             try:
                 response = await self._reader.ask("GET", self._theirs, headers, timeout_s=WAIT_S + ANSWER_S)
@@ -251,7 +262,8 @@ class MailboxExchange:
                 self._to_write.set()
             if response.status == 200:
                 await self._take(response.body)
-            await asyncio.sleep(MIN_INTERVAL_S)
+            credit = max(0.0, credit - 1.0)
+            await asyncio.sleep(MIN_INTERVAL_S if credit >= 1.0 else SLOW_INTERVAL_S)
 
     async def _take(self, text: bytes) -> None:
         if text == self._taken:
@@ -317,6 +329,8 @@ def _version(response: Response) -> str | None:
 
 
 def _complaint(response: Response) -> str:
+    if response.status in (200, 304, 404) and _version(response) is None:
+        return f"it answers {response.status} and no version: is this a server of iceagent serve --rendezvous?"
     sentence = response.body[:200].decode("utf-8", errors="replace").strip().partition("\n")[0]
     is_ours = response.headers.get("content-type", "").startswith("text/plain") and sentence
     return f"it answers {response.status}" + (f" ({sentence})" if is_ours else "")
@@ -327,4 +341,11 @@ def _words(error: OSError) -> str:
         return "no answer in time"
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"its certificate is not valid: {error.verify_message}"
+    if isinstance(error, ssl.SSLError):
+        return (
+            f"there is no TLS ({(error.reason or str(error)).replace('_', ' ').lower()}): is this a port for http://?"
+        )
+    if (error.strerror or "").startswith("Connect call failed"):
+        # asyncio's words, which have the address again, and not what is wrong.
+        return os.strerror(error.errno or errno.EIO)
     return error.strerror or str(error) or type(error).__name__

@@ -102,6 +102,11 @@ async def test_over_https(tmp_path: Path) -> None:
             await b.until(lambda: b.of("description.refused"))
             reason = b.of("description.refused")[0]["reason"]
             assert "its certificate is not valid: self-signed certificate" in reason and ROOM not in reason
+            plain = [each.replace("https://", "http://") for each in second]
+            async with connect(*plain, "--json") as c:
+                await c.until(lambda: c.of("description.refused"))
+                reason = c.of("description.refused")[0]["reason"]
+                assert "it closes the connection without an answer: is this a port for https://?" in reason
             async with connect(*second, *PING, **trusted) as c:
                 assert [await a.ended(), await c.ended()] == [0, 0]
 
@@ -119,7 +124,7 @@ async def test_a_server_that_comes_late_and_goes_early() -> None:
     first, second = ends(TransportAddress("127.0.0.1", port))
     async with connect(*first, "--ping", "0.05", "--json") as a, connect(*second, "--json") as b:
         await a.until(lambda: a.of("description.refused"))
-        assert a.of("description.refused")[0]["reason"].endswith("; asking again")
+        assert a.of("description.refused")[0]["reason"] == f"http://127.0.0.1:{port}: Connection refused; asking again"
         async with serve(port=port):
             await a.until(lambda: a.of("ping.echoed"))
         seen = len(a.of("ping.echoed"))
@@ -132,6 +137,12 @@ async def test_a_server_that_comes_late_and_goes_early() -> None:
             # A second for the command, and half of one for a busy machine.
             assert loop.time() - told_at < 1.5
         assert a.events[-1]["lost"] == 0
+
+
+async def test_https_is_asked_for_where_http_is_spoken() -> None:
+    async with serve() as (_, address), connect(*ends(address, "https")[0], "--json") as command:
+        await command.until(lambda: command.of("description.refused"))
+        assert "there is no TLS (wrong version number): is this a port for http://?" in command.errors[0]
 
 
 async def test_interrupted_while_it_waits() -> None:

@@ -8,19 +8,24 @@ import os
 import signal
 import socket
 import ssl
+import struct
 import subprocess
+import sys
 import urllib.request
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 from iceagent import Agent, Config, IceServer
+from iceagent.cli.metrics import MAX_CONNECTIONS
 from iceagent.cli.serve import DRAIN_S
 from iceagent.net.address import TransportAddress, parse_address
 from iceagent.net.host import SocketOptions
 from iceagent.net.local import local_host
+from relay.places import Relaying
+from relay.server import Server, ServerOptions
 from relay.stun import (
     CHANNEL_NUMBER,
     NONCE,
@@ -35,6 +40,7 @@ from relay.stun import (
     parse,
 )
 from relay.turn.credentials import Pair
+from relay.turn.server import Accounts, TurnOptions
 from tests.certificates import make_certificate
 from tests.loopback.loops import Inbox
 from tests.loopback.test_serve import PATIENCE_S, REQUEST, next_event, refused, serving
@@ -158,6 +164,9 @@ async def test_sighup_reads_users_again(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_a_file_of_accounts(tmp_path: Path) -> None:
     users, secrets = tmp_path / "users", tmp_path / "secrets"
+    for option in ("--users-file", "--secrets-file"):
+        # Of a variable that is not set, say: not STUN alone without a word.
+        assert f"{option}: a file name is expected" in refused(option, "")
     for file, option, content, complaint in (
         (users, "--users-file", b"a:b\nno colon\n", f"{users}, line 2: NAME:PASSWORD is expected"),
         (users, "--users-file", b"a:\n", "line 1: NAME:PASSWORD is expected"),
@@ -242,6 +251,65 @@ async def test_prometheus_tells_questions_from_wrong_passwords_by_code() -> None
         assert float(values["iceagent_allocations"]) == 1
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 0
+
+
+def test_connections_that_say_nothing_do_not_keep_prometheus_out() -> None:
+    """Nor do they cost a thread each; and who hangs up rudely is not logged."""
+    with serving("--listen", f"{HOST}:0", "--metrics", f"{HOST}:0", "--json") as process, ExitStack() as stack:
+        event = next_event(process)
+        host, _, port = event["listeners"][-1]["address"].partition(":")
+        slow = stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
+        for _ in range(MAX_CONNECTIONS - 1):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S))
+        slow.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
+        assert slow.recv(12) == b"HTTP/1.0 200"
+        for _ in range(3 * MAX_CONNECTIONS):
+            stack.enter_context(socket.create_connection((host, int(port)), timeout=PATIENCE_S)).sendall(b"GET /")
+        page = urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=PATIENCE_S).read().decode()
+        assert "iceagent_allocations 0.0" in page
+        assert len(os.listdir(f"/proc/{process.pid}/task")) <= MAX_CONNECTIONS + 4
+        for _ in range(20):
+            rude = socket.create_connection((host, int(port)), timeout=PATIENCE_S)
+            rude.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            rude.close()
+        assert urllib.request.urlopen(f"http://{host}:{port}/metrics", timeout=PATIENCE_S).status == 200
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=PATIENCE_S)
+        assert (process.returncode, errors) == (0, "")
+
+
+def test_counters_are_read_while_the_server_counts() -> None:
+    """By the thread that answers Prometheus."""
+    accounts = Accounts(realm="example", users={"me": "secret"})
+    loop = asyncio.new_event_loop()
+
+    async def main() -> None:
+        relaying = Relaying(turn=TurnOptions(accounts=accounts))
+        options = ServerOptions(relaying=relaying)
+        async with Server(local_host(), [TransportAddress(HOST, 0)], options=options) as server:
+            counters = server._path.on_datagrams.counters  # type: ignore[union-attr]
+            counters.update({f"dropped: {number}": 1 for number in range(60)})
+
+            def read() -> int:
+                for _ in range(300):
+                    assert server.turn_counters["dropped: 1"] == 1
+                return 300
+
+            reading = loop.run_in_executor(None, read)
+            while not reading.done():
+                for _ in range(100):
+                    counters["dropped: passing"] += 1
+                    del counters["dropped: passing"]
+                await asyncio.sleep(0)
+            assert await reading == 300
+
+    interval_s = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        loop.run_until_complete(main())
+    finally:
+        sys.setswitchinterval(interval_s)
+        loop.close()
 
 
 def test_metrics_that_cannot_be_end_it_before_it_is_ready() -> None:

@@ -12,6 +12,7 @@ import ssl
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -168,6 +169,28 @@ def test_a_refused_connection_raises(loop_factory: LoopFactory) -> None:
         listener.close()
         with pytest.raises(ConnectionRefusedError):
             await connect_tcp(listener.address, Ear())
+
+    run(loop_factory, main())
+
+
+@on_both_loops
+def test_who_is_gone_before_it_is_accepted_does_no_harm(loop_factory: LoopFactory) -> None:
+    """A client that connects and resets has no name any more when it is asked."""
+
+    async def main() -> None:
+        server = Server()
+        complaints: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        async with listening(server.accept) as listener:
+            for _ in range(20):
+                client = socket.create_connection(listener.address)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                client.close()
+            stream = await connect_tcp(listener.address, Ear())
+            await server.until(lambda: len(server.streams) == 1)
+            stream.close()
+            await settle()
+        assert not complaints
 
     run(loop_factory, main())
 

@@ -19,7 +19,7 @@ from iceagent.net.address import TransportAddress
 from iceagent.net.host import Listener, Stream
 from iceagent.rendezvous.exchange import Refusal
 from iceagent.rendezvous.mailbox import MAX_TEXT, WAIT_S
-from iceagent.rendezvous.mailbox_client import FIRST_PAUSE_S, MAX_PAUSE_S, MailboxExchange, RoomUrl
+from iceagent.rendezvous.mailbox_client import CHANGE_BURST, FIRST_PAUSE_S, MAX_PAUSE_S, MailboxExchange, RoomUrl
 from iceagent.rendezvous.mailbox_server import MailboxServer
 from iceagent.rendezvous.payload import Payload, PingEchoed
 from iceagent.rendezvous.peer_session import PeerSession, Plan
@@ -434,6 +434,48 @@ class Mallory:
     def connection_lost(self, stream: Stream, errno: int) -> None: ...
 
 
+@in_virtual_time
+async def test_a_server_that_has_something_new_every_time_is_asked_at_leisure() -> None:
+    """Each of its descriptions may have a thousand candidates that are refused, and told as such."""
+    meeting = Meeting()
+    texts = [description(f"name{number}").to_sdp().encode() for number in range(300)]
+    answers = [
+        b'HTTP/1.1 200 OK\r\nETag: "%d"\r\nContent-Length: %d\r\n\r\n' % (number, len(text)) + text
+        for number, text in enumerate(texts)
+    ]
+    mallory = Mallory([(answer, False) for answer in answers])
+    listener: Listener = await meeting.server_host.listen_tcp(SERVER, lambda stream: mallory)
+    async with entered(meeting, "controlled") as (_, end):
+        await asyncio.sleep(100)
+        assert CHANGE_BURST + 90 < mallory.requests < CHANGE_BURST + 110
+        assert len(end.names) > CHANGE_BURST + 90
+    listener.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (b"", "it closes the connection without an answer: is this a port for https://?"),
+        (b"\x15\x03\x03\x00\x02\x02\x16\r\n\r\n", "the answer is not HTTP, or its headers are too long"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", "the answer ends early"),
+        (
+            b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+            "it answers 200 and no version: is this a server of iceagent",
+        ),
+        (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "it answers 302"),
+    ],
+)
+@in_virtual_time
+async def test_what_is_said_of_a_server_of_another_kind(answer: bytes, complaint: str) -> None:
+    meeting = Meeting()
+    mallory = Mallory([(answer, True)])
+    listener: Listener = await meeting.server_host.listen_tcp(SERVER, lambda stream: mallory)
+    async with entered(meeting, "controlled") as (_, end):
+        await end.until(lambda: end.reasons)
+        assert end.reasons[0].startswith(f"http://192.0.2.99:8080: {complaint}")
+    listener.close()
+
+
 @settings(max_examples=60)
 @given(st.lists(st.tuples(st.one_of(ANSWERS, st.binary(max_size=60)), st.booleans()), min_size=1, max_size=8))
 def test_whatever_a_server_answers(answers: list[tuple[bytes, bool]]) -> None:
@@ -486,6 +528,8 @@ def test_urls(text: str, server: str, room: str) -> None:
         ("http://rendezvous.example/short", "the room 'short' is not 8 to 64"),
         ("http://rendezvous.example/our-room/controlling", "is not 8 to 64"),
         ("http://rendezvous.example/our%20room", "is not 8 to 64"),
+        ("http://rendezvous.example/our-\nroom", "is expected"),
+        ("http://rendezvous.example/our-room\r\n", "is expected"),
         ("http://me:secret@rendezvous.example/our-room", "has no meaning"),
         ("http://rendezvous.example/our-room?x=1", "has no meaning"),
         ("http://rendezvous.example:99999/our-room", "ort"),

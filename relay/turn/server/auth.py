@@ -52,6 +52,8 @@ NONCE_S = 600
 
 ALGORITHMS = (AlgorithmParameters(PasswordAlgorithm.SHA256), AlgorithmParameters(PasswordAlgorithm.MD5))
 
+# RFC 8489, 14.9: "fewer than 128 characters".
+REALM_END = 128
 # Wrong passwords from one network that are answered: a burst, and so many a minute.
 ATTEMPTS, ATTEMPTS_PER_S = 10, 10 / 60
 # That are looked at: more than the clients of an office that has yesterday's password send. Who tries them all has
@@ -140,6 +142,8 @@ class Accounts:
         secrets = texts("secrets", self.secrets, '("north", "south")')
         # RFC 8489, 14.3 and 14.9: as they stand in requests.
         object.__setattr__(self, "realm", _opaque("realm", self.realm))
+        if len(self.realm) >= REALM_END:
+            raise ValueError(f"realm: fewer than {REALM_END} characters are expected")
         for secret in secrets:
             _opaque("secrets", secret)
         object.__setattr__(self, "secrets", secrets)

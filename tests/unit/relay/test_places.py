@@ -171,6 +171,7 @@ def test_limits_that_cannot_be_are_told(options: dict[str, Any], complaint: str)
         ({"users": {"a": ""}}, "users, 'a': an empty string"),
         ({"users": {"jose\u0301": "x", "jos\u00e9": "y"}}, "twice, in two spellings"),
         ({"realm": ""}, "realm: an empty string"),
+        ({"realm": "x" * 128}, "realm: fewer than 128 characters"),
     ],
 )
 def test_accounts_that_cannot_be_are_told(options: dict[str, Any], complaint: str) -> None:

@@ -301,6 +301,22 @@ def test_a_client_that_goes_on_sending_while_it_waits_is_cut_off(wire: Wire) -> 
     assert key in wire.closed and wire.core.counters["closed: unread"] == 1
 
 
+def test_headers_that_come_in_one_piece_are_not_read_to_their_end(wire: Wire) -> None:
+    """Else a quarter of a megabyte of them would hold up everybody for a tenth of a second."""
+    key = wire.open()
+    many = get().removesuffix(b"\r\n") + b"a: b\r\n" * 40_000 + b"\x00 is no header\r\n\r\n"
+    assert status(wire.send(key, many)) == 431 and key in wire.closed
+
+
+def test_a_client_that_sends_more_than_is_answered_is_cut_off(wire: Wire) -> None:
+    key = wire.open()
+    many = get() * (3 * MAX_UNREAD // len(get()))
+    wire.core.handle_data(key, many, wire.now)
+    wire.wait(0)
+    assert key in wire.closed and wire.core.counters["closed: unread"] == 1
+    assert wire.written[key].count(b"HTTP/1.1 ") == 1
+
+
 def test_what_is_kept_of_a_client_does_not_grow_from_request_to_request(wire: Wire) -> None:
     key = wire.open()
     long_wait = get('If-None-Match: "none"', "X: " + "x" * 5000)
