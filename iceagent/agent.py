@@ -256,6 +256,17 @@ class Agent(DataPath):
         self._driver.command(self._session.restart)
         return self.local_description
 
+    def report_loss(self, component: int = 1) -> None:
+        """Say that what is sent does not arrive, although the path looks well: there are networks that let checks
+        through and eat the rest. Data moves as soon as another path answers, and the present one is shunned for a
+        while. Without another path, the event :class:`iceagent.RestartAdvised` says so.
+
+        Raises:
+            AgentClosed: after :meth:`aclose`.
+        """
+        self._check()
+        self._driver.command(self._session.report_loss, component)
+
     # --- connecting ----------------------------------------------------------------------------------------------
 
     async def connect(self) -> Path:
@@ -369,6 +380,9 @@ class Agent(DataPath):
         self._gathering.set_sink(sink)
         # Who waits in recv() has to hear that nothing comes there any more.
         self._wake_receivers()
+
+    def _on_sending(self, component: int) -> None:
+        self._driver.command(self._session.note_sending, component)
 
     def _on_network_error(self, base: TransportAddress, destination: TransportAddress, number: int) -> None:
         self._driver.error(base, destination, number)

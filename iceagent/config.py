@@ -215,13 +215,13 @@ class Config:
     wake-up of three on either side, and on a phone one of three times that the radio has to come to life. Two agents of
     one process meet by ``consent_slack_s`` as well.
     """
+    liveness: bool = True
+    """Doubt a path on which what should come back does not, ask it and those that stand by, and leave it for one that
+    answers (``relay/upgrade.py`` has the times). Off: only the end of consent ends a path, after 30 s.
+    """
     consent_timeout_s: float = 30.0
     """RFC 7675, 5.1: consent expires after 30 s. It must leave a check at its latest two seconds to be answered:
     with an interval above 12 s a single lost one can end consent.
-    """
-    disconnected_after_s: float = 11.0
-    """Silence on the selected path after which the state says ``disconnected``: two consent checks at their slowest
-    and a second.
     """
 
     def __post_init__(self) -> None:

@@ -12,6 +12,7 @@ import errno
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
 
 from iceagent.core.pair import CandidatePair
 from iceagent.errors import NoPath, UsageError
@@ -128,6 +129,10 @@ class DataPath(ABC):
         """Where the sockets deliver."""
 
     @abstractmethod
+    def _on_sending(self, component: int) -> None:
+        """Data leaves, for the first time on this path or after a pause."""
+
+    @abstractmethod
     def _on_network_error(self, base: TransportAddress, destination: TransportAddress, number: int) -> None:
         """A send failed with this errno."""
 
@@ -151,6 +156,7 @@ class DataPath(ABC):
             self._host.now,
             self._coalesce_s,
             self._on_send_error,
+            partial(self._on_sending, component),
         )
         out.adopt(waiting)
 

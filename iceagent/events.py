@@ -25,6 +25,8 @@ __all__ = [
     "NetworkChanged",
     "PacketDropped",
     "Path",
+    "PathDoubted",
+    "PathTrusted",
     "PortMapped",
     "PortMappingLost",
     "PortMappingUnavailable",
@@ -34,6 +36,7 @@ __all__ = [
     "RemoteCandidateAdded",
     "RemoteCandidateRefused",
     "RerollDue",
+    "RestartAdvised",
     "RoleChanged",
     "SelectedPathChanged",
     "ServerFailed",
@@ -212,6 +215,47 @@ class SelectedPathChanged(Event):
     component: int
     old: Path | None
     new: Path | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathDoubted(Event):
+    """Data of a component may not arrive any more: its path, and those that stand by, are asked (``relay/upgrade.py``).
+
+    Attributes:
+        path: which one.
+        reason: what is suspicious.
+    """
+
+    component: int
+    path: Path | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathTrusted(Event):
+    """A path that was in doubt works.
+
+    Attributes:
+        path: which one.
+        reason: why.
+    """
+
+    component: int
+    path: Path | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RestartAdvised(Event):
+    """No path answers any more, and none that is known can be expected to: an ICE restart
+    (:meth:`iceagent.Agent.restart`) finds others, if signalling still works. Whatever there is is tried meanwhile.
+
+    Attributes:
+        reason: what was seen.
+    """
+
+    component: int
     reason: str
 
 

@@ -25,6 +25,8 @@ from iceagent.events import (
     NetworkChanged,
     PacketDropped,
     Path,
+    PathDoubted,
+    PathTrusted,
     PortMapped,
     PortMappingLost,
     PortMappingUnavailable,
@@ -34,6 +36,7 @@ from iceagent.events import (
     RemoteCandidateAdded,
     RemoteCandidateRefused,
     RerollDue,
+    RestartAdvised,
     RoleChanged,
     SelectedPathChanged,
     ServerFailed,
@@ -98,6 +101,11 @@ def _selected(event: SelectedPathChanged) -> Line:
     return Line("info", "path.selected", {**_path(path), "reason": event.reason, "rtt_ms": _ms(path.rtt_ms)})
 
 
+def _of_path(event: PathDoubted | PathTrusted) -> dict[str, Any]:
+    path = {} if event.path is None else _path(event.path)
+    return {**path, "component": event.component, "reason": event.reason}
+
+
 def _path(path: Path) -> dict[str, Any]:
     return {
         "local": _end(path.local),
@@ -158,6 +166,9 @@ _TABLE: dict[type, Describer] = {
     ),
     StateChanged: _state,
     SelectedPathChanged: _selected,
+    PathDoubted: lambda e: Line("info", "path.doubted", _of_path(e)),
+    PathTrusted: lambda e: Line("info", "path.trusted", _of_path(e)),
+    RestartAdvised: lambda e: Line("warning", "restart.advised", {"component": e.component, "reason": e.reason}),
     RoleChanged: lambda e: Line(
         "info", "role.changed", {"role": "controlling" if e.controlling else "controlled", "reason": e.reason}
     ),

@@ -44,9 +44,11 @@ class Outgoing:
         now: seconds, the host's clock.
         coalesce_s: see :class:`iceagent.Config`.
         failed: called with (this, datagrams lost, errno) for what the socket refused.
+        began: called when something leaves for the first time, or after a pause.
     """
 
     __slots__ = (
+        "_began",
         "_coalesce_s",
         "_failed",
         "_is_flush_due",
@@ -72,6 +74,7 @@ class Outgoing:
         now: Callable[[], float],
         coalesce_s: float,
         failed: Callable[[Outgoing, int, int], None],
+        began: Callable[[], None],
     ) -> None:
         self.socket = socket
         self.destination = destination
@@ -81,6 +84,7 @@ class Outgoing:
         self._now = now
         self._coalesce_s = coalesce_s
         self._failed = failed
+        self._began = began
         self._waiting: list[bytes] = []
         self._sent_at = -1.0
         self._is_flush_due = False
@@ -97,13 +101,13 @@ class Outgoing:
         waiting = self._waiting
         if not waiting and not self._is_burst():
             self._send_now(data)
-            self._sent_at = self._now()
+            self._note()
             return
         if type(data) is not bytes or len(data) > MAX_SEGMENT:
             # What may change until the loop comes round cannot wait, nor can what is no bytes at all.
             self.flush()
             self._send_now(data)
-            self._sent_at = self._now()
+            self._note()
             return
         # First, because a debugging loop refuses other threads: then nothing waits.
         self._flush_soon()
@@ -127,7 +131,7 @@ class Outgoing:
             lost = len(waiting) - taken if number == errno.EAGAIN else 1
             waiting = waiting[taken + lost :]
             self._failed(self, lost, number)
-        self._sent_at = self._now()
+        self._note()
 
     @property
     def is_waiting(self) -> bool:
@@ -145,6 +149,16 @@ class Outgoing:
         if datagrams:
             self._sent_at = self._now()
             self._flush_soon()
+
+    def _note(self) -> None:
+        """Something left: see ``core/liveness.py``."""
+        traffic = self.traffic
+        self._sent_at = traffic.sent_at = now = self._now()
+        if traffic.unanswered_at <= traffic.received_at:
+            traffic.unanswered_at = now
+        if traffic.is_asleep:
+            traffic.is_asleep = False
+            self._began()
 
     def _is_burst(self) -> bool:
         """Whether to expect more behind a datagram that nothing waits before; counts those that are let pass."""

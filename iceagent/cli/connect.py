@@ -114,7 +114,7 @@ def connect(
     """Connect to a peer that runs the same, or any ICE agent, on another host.
 
     Descriptions are exchanged by two files that both ends can read: each writes MINE whenever it changes, and watches
-    THEIRS. New credentials in THEIRS are an ICE restart.
+    THEIRS. New credentials in THEIRS are an ICE restart; one is begun when no path answers any more.
 
     Or, with --rendezvous, through a server: both name the same room, 8 to 64 characters, and whoever knows the name can
     read the descriptions, passwords included. So can whoever listens on the way, unless it is https.
@@ -128,7 +128,8 @@ def connect(
         raise click.UsageError("--policy relay needs a TURN server: add --server turn:…, or --servers-file")
     wanted = replace(config, servers=servers, relay_only=policy == "relay")
     files = None if mine is None or theirs is None else _files(mine, theirs, output)
-    plan = Plan(ping_s=ping_s, count=count, duration_s=duration_s)
+    is_by_hand = _PASTE in (mine, theirs)
+    plan = Plan(ping_s=ping_s, count=count, duration_s=duration_s, restarts=not is_by_hand)
     # Two ends with the same seed must not take each other's pings for their own.
     payload = Payload(sender=SystemRandom().getrandbits(64), echo=echo)
 

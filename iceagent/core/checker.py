@@ -63,6 +63,14 @@ class Purpose(Enum):
     NOMINATION = "nomination"
     EARLY = "early"
     CONSENT = "consent"
+    DOUBT = "doubt"
+    SEARCH = "search"
+
+
+# Sent once.
+_SINGLE = frozenset({Purpose.EARLY, Purpose.CONSENT, Purpose.DOUBT, Purpose.SEARCH})
+# What becomes of the pair if they are not answered is decided elsewhere.
+_OF_LIFE = frozenset({Purpose.CONSENT, Purpose.DOUBT, Purpose.SEARCH})
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -136,7 +144,9 @@ class Checker:
         """
         if not self._context.controlling:
             nomination = None
-        single = purpose in (Purpose.EARLY, Purpose.CONSENT)
+        single = purpose in _SINGLE
+        if pair.asked_at <= (pair.responded_at or 0.0):
+            pair.asked_at = now
         check = Check(pair=pair, purpose=purpose, controlling=self._context.controlling, nomination=nomination)
         identity = self._context.transaction_id()
         data = self._request(check, identity)
@@ -194,7 +204,7 @@ class Checker:
             self._context.drop(datagram, "response with wrong integrity")
             return False
         symmetric = datagram.source == transaction.destination and datagram.base == transaction.base
-        if not symmetric and (check.pair.is_valid or check.purpose in (Purpose.CONSENT, Purpose.EARLY)):
+        if not symmetric and (check.pair.is_valid or check.purpose in _SINGLE):
             # 7.2.5.2.1 is about connectivity checks. Whoever sees a response can repeat it from elsewhere, and be
             # faster.
             self._context.drop(datagram, "response from another address")
@@ -325,7 +335,7 @@ class Checker:
             self._on_role_conflict(check, now)
         elif error is not None and error.code == FORBIDDEN and check.pair.is_valid:
             self._on_revoked(check.pair, now)
-        elif check.purpose is not Purpose.CONSENT:
+        elif check.purpose not in _OF_LIFE:
             code = f"{error.code} {error.reason}" if error is not None else "an error without a code"
             self._fail(check, f"the peer answered {code}", now)
 
@@ -333,7 +343,7 @@ class Checker:
 
     def _fail(self, check: Check, reason: str, now: float) -> None:
         pair = check.pair
-        if check.purpose is Purpose.CONSENT:
+        if check.purpose in _OF_LIFE:
             return
         self._end_main(pair)
         self._on_failure(check, reason, now)

@@ -248,10 +248,16 @@ class CheckList:
         if self._unchecked:
             heapq.heappush(self._unchecked, (pair.order, -pair.number, pair))
         # RFC 8838, 12: the first pair of a foundation, and one whose foundation already succeeded, start Waiting.
+        # DEVIATION: also one that comes when all others of its foundation are under way, some of its component. It is
+        # the peer's next address, mostly, and they may go unanswered for 39 s; pinned by
+        # test_the_peers_next_address_does_not_wait_for_the_one_before.
         foundation = pair.foundation
         count = self._foundations.get(foundation, 0)
         self._foundations[foundation] = count + 1
-        if not count or any(p.state is PairState.SUCCEEDED for p in self._of_foundation(foundation)):
+        others = [p for p in self._of_foundation(foundation) if p is not pair] if count else []
+        states = {p.state for p in others}
+        is_next = states == {PairState.IN_PROGRESS} and any(p.component == pair.component for p in others)
+        if not count or PairState.SUCCEEDED in states or is_next:
             self.set_state(pair, PairState.WAITING)
 
     def _make_room(self, order: tuple[bool, int], *, proven: bool) -> bool:

@@ -1,4 +1,4 @@
-"""Does the peer still want our data, and is the path still there?
+"""Does the peer still want our data?
 
 RFC 7675, 5.1: while a pair carries data, a Binding request leaves every 4 … 6 s (each interval drawn anew), once
 only, under a new transaction id. Only a valid response on that five-tuple renews consent; data, indications or the
@@ -36,9 +36,6 @@ __all__ = ["Consent"]
 
 # RFC 7675, 5.1: "each interval MUST be randomized from between 0.8 and 1.2 times the basic period".
 _SHORTEST, _LONGEST = 0.8, 1.2
-# A path in doubt is checked before its turn, but RFC 7675, 5.1, also holds for whoever can forge ICMP errors:
-# "Implementations MUST NOT set the period between checks to less than 4 seconds".
-_DOUBT_INTERVAL_S = 4.0
 # RFC 8445, 11: Tr, for a lite agent, which asks nobody for consent and keeps its bindings alive by indications.
 _LITE_KEEPALIVE_S = 15.0
 
@@ -56,11 +53,13 @@ class Consent:
         wakeups: of all sessions of the process.
         on_expired: called once per pair whose consent ran out.
         standby: the pairs that are to be kept alive beside one that carries data.
+        on_check: called with a pair whenever its peer is asked.
     """
 
     __slots__ = (
         "_checker",
         "_context",
+        "_on_check",
         "_on_expired",
         "_standby",
         "_wakeups",
@@ -75,12 +74,14 @@ class Consent:
         *,
         on_expired: Callable[[CandidatePair, float], None],
         standby: Callable[[CandidatePair], list[CandidatePair]],
+        on_check: Callable[[CandidatePair, float], None],
     ) -> None:
         self._context = context
         self._checker = checker
         self._wakeups = wakeups
         self._on_expired = on_expired
         self._standby = standby
+        self._on_check = on_check
         self._watched: dict[CandidatePair, _Watch] = {}
 
     def watch(self, pair: CandidatePair, now: float) -> None:
@@ -118,14 +119,6 @@ class Consent:
         watch.next_at = max(latest, now + interval * _SHORTEST)
         return True
 
-    def doubt(self, pair: CandidatePair, now: float) -> None:
-        """Something speaks against the path (an ICMP error, which may be forged): ask the peer itself."""
-        watch = self._watched.get(pair)
-        if watch is not None and now - watch.checked_at >= _DOUBT_INTERVAL_S:
-            self._wakeups.leave(watch.next_at)
-            self._check(pair, watch, now)
-            watch.next_at = self._next_at(now)
-
     def handle_timeout(self, now: float) -> bool:
         """Send what is due, and report what expired; whether anything did."""
         has_expired = False
@@ -156,6 +149,7 @@ class Consent:
 
     def _check(self, pair: CandidatePair, watch: _Watch, now: float) -> None:
         watch.checked_at = now
+        self._on_check(pair, now)
         for each in (pair, *self._standby(pair)):
             # A nomination that is not answered yet may have been lost four times: this one is as good as a repetition.
             main = self._checker.main_check(each)

@@ -157,6 +157,12 @@ class RemoteBudget:
         entry = self._remotes.setdefault(remote, _Remote(now))
         entry.credit = min(entry.credit + 1, _MAX_CREDIT)
 
+    def grant(self, remote: TransportAddress, now: float) -> None:
+        """One more may go there: a peer that we are connected with is looked for (``search.py``, which says how often),
+        and stopped answering us if it named somebody else's address.
+        """
+        self.asked(remote, now)
+
     def has_answered(self, remote: TransportAddress) -> bool:
         """Whether a check of ours was ever answered from there."""
         return remote in self._answered

@@ -56,6 +56,9 @@ class Traffic:
         component: 1 … 256.
         received_at: when data last came in, seconds; 0.0: never.
         has_answered: a check of ours was answered from there.
+        sent_at: when data last left.
+        unanswered_at: when data first left since any last came in.
+        is_asleep: whoever sends next is to say so (``liveness.py``).
     """
 
     component: int
@@ -66,6 +69,9 @@ class Traffic:
     packets_discarded: int = 0
     received_at: float = 0.0
     has_answered: bool = False
+    sent_at: float = 0.0
+    unanswered_at: float = 0.0
+    is_asleep: bool = True
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -88,6 +94,11 @@ class CandidatePair:
         openers: how many were sent (``nat/openers.py``); the last one at ``opened_at``.
         rtt_s: smoothed round trip; ``None`` before the first.
         last_error: errno of the last ICMP or send error.
+        requested_at: when a check of the peer's last came in.
+        asked_at: when the first check of ours left that was not answered, nor any after it.
+        is_silent: in use, although it does not answer: nothing else does either (``liveness.py``).
+        shunned_until: it was left because it did not work; until then others come first.
+        times_left: how often.
         main: the transaction that is repeated and decides about failure (``checker.py``).
         transactions: all that may still be answered, oldest first; ``main`` is one of them.
     """
@@ -110,6 +121,11 @@ class CandidatePair:
     responded_at: float | None = None
     rtt_s: float | None = None
     last_error: int = 0
+    requested_at: float = 0.0
+    asked_at: float = 0.0
+    is_silent: bool = False
+    shunned_until: float = 0.0
+    times_left: int = 0
     requests_sent: int = 0
     responses_received: int = 0
     requests_received: int = 0
@@ -142,6 +158,17 @@ class CandidatePair:
     @property
     def is_valid(self) -> bool:
         return self.valid_local is not None and not self.dead
+
+    @property
+    def is_relayed(self) -> bool:
+        """Whether a TURN server is on the way."""
+        return CandidateType.RELAYED in (self.local.type, self.remote.type)
+
+    @property
+    def relays(self) -> frozenset[str]:
+        """The IP addresses of relays on the way."""
+        ends = ((self.local.type, self.base.host), (self.remote.type, self.destination.host))
+        return frozenset(host for kind, host in ends if kind is CandidateType.RELAYED)
 
     @property
     def order(self) -> tuple[bool, int]:

@@ -20,6 +20,7 @@ test_a_new_socket_sends_openers_and_no_check.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Sequence
 
 from iceagent.candidate import CandidateType
 from iceagent.core.checker import Checker, Purpose
@@ -57,6 +58,7 @@ class Scheduler:
         "_deferred",
         "_delaying",
         "_early",
+        "_looks",
         "_opened",
         "_opened_at",
         "_pacer",
@@ -82,6 +84,8 @@ class Scheduler:
         self._checklist: CheckList | None = None
         self._early: list[tuple[float, int, CandidatePair, float]] = []
         self._deferred: dict[CandidatePair, float] = {}
+        # Single checks that wait for a token each.
+        self._looks: tuple[CandidatePair, ...] = ()
         # Pairs whose opener has left, and when their check follows.
         self._opened = _NO_PAIRS
         # Openers that cost another check its token.
@@ -98,6 +102,7 @@ class Scheduler:
         self._checklist = checklist
         self._early.clear()
         self._deferred.clear()
+        self._looks = ()
         self._opened = _NO_PAIRS
         self._delaying = 0
         self._quiet = _NO_BASES
@@ -105,6 +110,10 @@ class Scheduler:
     def trigger_at(self, pair: CandidatePair, at: float) -> None:
         """Trigger a check of an In-Progress pair later, unless it is answered by then."""
         self._deferred.setdefault(pair, at)
+
+    def look(self, pairs: Sequence[CandidatePair]) -> None:
+        """Send one check on each of these pairs, that nothing follows; what still waits of earlier ones does not."""
+        self._looks = tuple(pairs)
 
     def use_openers_only(self, base: TransportAddress) -> None:
         """No check leaves from this base until :meth:`release`."""
@@ -139,6 +148,8 @@ class Scheduler:
             heapq.heappop(self._early)
         if self._token_at is None:
             self._send_early(self._checklist, now)
+        if self._looks:
+            self._send_looks(self._checklist, now)
 
     def poll_timeout(self) -> float | None:
         """When something is due; early checks have no turn before everything else had its token."""
@@ -204,6 +215,19 @@ class Scheduler:
             if p.state is PairState.WAITING and not p.dead and p.base not in self._quiet and self._selection.wants(p)
         )
         self._budget_at = min((at for at in waiting if at > now), default=None)
+
+    def _send_looks(self, checklist: CheckList, now: float) -> None:
+        for number, pair in enumerate(self._looks):
+            if pair.is_valid or pair.dead or checklist.find(*pair.key) is not pair:
+                continue
+            if self._token_at is not None or not self._pacer.may_send(now, urgent=False):
+                self._token_at = self._token_at or self._pacer.ready_at(now, urgent=False)
+                self._looks = self._looks[number:]
+                return
+            self._pacer.take(now)
+            self._budget.grant(pair.destination, now)
+            self._checker.check(pair, Purpose.SEARCH, now)
+        self._looks = ()
 
     # --- openers -------------------------------------------------------------------------------------------------
 

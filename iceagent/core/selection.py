@@ -21,6 +21,7 @@ question.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -28,6 +29,7 @@ from iceagent.core.checklist import CheckList
 from iceagent.core.context import Context
 from iceagent.core.pair import CandidatePair, PairState
 from iceagent.events import Path, SelectedPathChanged
+from relay.upgrade import TIMINGS, Decision
 
 __all__ = ["Selection"]
 
@@ -39,6 +41,9 @@ _MAX_NOMINATION = 2**24 - 1
 
 # Pairs beside the one in use that are kept alive: one fails with its interface, the second may be another one's.
 _STANDBY_PAIRS = 2
+
+# More do not make the time any longer that a pair is shunned.
+_MAX_TIMES_LEFT = 10
 
 _UNFINISHED = frozenset({PairState.FROZEN, PairState.WAITING, PairState.IN_PROGRESS})
 
@@ -89,6 +94,7 @@ class Selection:
         "_on_selected",
         "_on_superseded",
         "_on_unanswered",
+        "_shunned",
     )
 
     def __init__(
@@ -108,11 +114,14 @@ class Selection:
         self._checklist: CheckList | None = None
         self._components: dict[int, _Component] = {}
         self._counter = 0
+        # Pairs that were left for another one, a moment ago.
+        self._shunned: tuple[CandidatePair, ...] = ()
 
     def use(self, checklist: CheckList) -> None:
         """A new generation begins; the paths in use stay until it has found one (RFC 8445, 9)."""
         self._checklist = checklist
         self._counter = 0
+        self._shunned = ()
         self._components = {number: _Component(current=c.current) for number, c in self._components.items()}
 
     # --- what happened -------------------------------------------------------------------------------------------
@@ -130,7 +139,7 @@ class Selection:
             self._move(component, pair, "the first valid pair", now)
         elif current.keys is not pair.keys:
             self._move(component, pair, "the first valid pair after the restart", now)
-        elif component.selected is None and pair.rank > current.rank:
+        elif component.selected is None and pair.rank > current.rank and now >= pair.shunned_until:
             self._move(component, pair, "a better valid pair, before nomination", now)
 
     def on_nomination_answered(self, pair: CandidatePair, value: int, now: float) -> None:
@@ -173,15 +182,42 @@ class Selection:
     def on_lost(self, pair: CandidatePair, reason: str, now: float) -> None:
         """The pair cannot carry data any more."""
         component = self._component(pair)
-        pair.valid_local = None
-        pair.nominated = False
-        if component.nominating is pair:
-            component.nominating = None
-        if component.selected is pair:
-            component.selected = None
-            component.valid_since = now
+        self._invalidate(component, pair, now)
         if component.current is pair:
             self._move(component, self._best_standby(pair.component, now), reason, now)
+
+    def leave(self, pair: CandidatePair, decision: Decision, now: float) -> list[CandidatePair]:
+        """Data moves to another valid pair, because this one does not work; it is shunned for a while.
+
+        Returns:
+            Pairs that were valid, and are to be checked: they share an end or a relay with the one that is left, and
+            have not answered since that was doubted. Where the application says that its data is eaten, answers prove
+            nothing: what leaves from the same socket is shunned instead.
+        """
+        to = decision.to
+        assert isinstance(to, CandidatePair)
+        component = self._component(pair)
+        unproven: list[CandidatePair] = []
+        if decision.is_reported:
+            beside = [p for p in self.valid_pairs(pair.component) if p.base == pair.base != to.base]
+            seconds = min(TIMINGS.reported_shun_s * 2**pair.times_left, TIMINGS.max_reported_shun_s)
+            for each in beside:
+                self._shun(each, seconds, now)
+        else:
+            seconds = min(TIMINGS.shun_s * 2**pair.times_left, TIMINGS.max_shun_s)
+            for each in self.valid_pairs(pair.component):
+                if each not in (pair, to) and _shares(each, pair) and (each.responded_at or 0.0) <= decision.since:
+                    self._shun(each, seconds, now)
+                    self._invalidate(component, each, now)
+                    unproven.append(each)
+        self._shun(pair, seconds, now)
+        pair.times_left = min(pair.times_left + 1, _MAX_TIMES_LEFT)
+        self._invalidate(component, pair, now)
+        self._move(component, to, decision.reason, now)
+        config = self._context.config
+        if self._context.controlling and (config.renomination or not component.is_concluded):
+            self._nominate(component, to, now)
+        return unproven
 
     def on_data(self, pair: CandidatePair, now: float) -> bool:
         """Data came in on another path than ours goes out on; whether that counts. Called for every such datagram."""
@@ -201,6 +237,8 @@ class Selection:
 
     def evaluate(self, now: float) -> None:
         """Decide about nominations, if that is our role."""
+        if self._shunned:
+            self._shunned = tuple(pair for pair in self._shunned if now < pair.shunned_until)
         if not self._context.controlling or self._context.config.lite or self._context.keys is None:
             return
         for number, component in self._components.items():
@@ -221,8 +259,10 @@ class Selection:
         return self._counter
 
     def poll_timeout(self) -> float | None:
-        """When a wait for something better ends, or patience with an unanswered nomination."""
-        return min((at for c in self._components.values() if (at := self._deadline(c)) is not None), default=None)
+        """When a wait for something better ends, or patience with an unanswered nomination, or a pair may come back."""
+        times = [at for c in self._components.values() if (at := self._deadline(c)) is not None]
+        times += [pair.shunned_until for pair in self._shunned if pair.is_valid]
+        return min(times, default=None)
 
     # --- questions -----------------------------------------------------------------------------------------------
 
@@ -249,27 +289,44 @@ class Selection:
         """Every valid pair of this generation, in no order."""
         return [p for p in self._checklist or () if p.component == component and p.is_valid]
 
+    def alternatives(self, pair: CandidatePair, now: float) -> list[CandidatePair]:
+        """The other pairs that data may move to, best first: those that share no socket with this one."""
+        others = [p for p in self.valid_pairs(pair.component) if p is not pair and self._has_consent(p, now)]
+        return sorted(others, key=lambda p: (now >= p.shunned_until, p.base != pair.base, p.rank), reverse=True)
+
     def standby(self, pair: CandidatePair) -> list[CandidatePair]:
-        """The best valid pairs beside the one in use, which are kept alive with it."""
+        """Two valid pairs beside the one in use, which are kept alive with it. One leaves from another socket, if there
+        is any, for what breaks is a network mostly; and one goes over a relay that this one does not need.
+        """
         if not self._context.config.keep_pairs or pair.keys is not self._context.keys:
             return []
         if self._checklist is None or len(self._checklist) < 2:
             return []
         others = [p for p in self.valid_pairs(pair.component) if p is not pair]
-        return sorted(others, key=lambda p: p.rank, reverse=True)[:_STANDBY_PAIRS]
+        others.sort(key=lambda p: (p.base != pair.base, p.rank), reverse=True)
+        relay = next((p for p in others if _is_beside(p, pair)), None)
+        if relay is None or relay in others[:_STANDBY_PAIRS]:
+            return others[:_STANDBY_PAIRS]
+        return [*others[: _STANDBY_PAIRS - 1], relay]
 
     def wants(self, pair: CandidatePair) -> bool:
-        """Whether a check of this pair can still improve something (8.1.2 stops the others)."""
+        """Whether a check of this pair can still improve something (8.1.2 stops the others): be better than the
+        selected one, or the first relay that stands by.
+        """
         selected = self.selected(pair.component)
-        return selected is None or pair.priority > selected.rank
+        if selected is None or pair.priority > selected.rank:
+            return True
+        if not (pair.is_relayed and self._context.config.keep_pairs and _is_beside(pair, selected)):
+            return False
+        return not any(_is_beside(p, selected) for p in self.valid_pairs(pair.component))
 
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _evaluate(self, number: int, component: _Component, now: float) -> None:
         nominating = component.nominating
-        best = self._best(number)
+        best = self._best(number, now)
         if nominating is not None and not component.due and now >= component.nominated_at + _NOMINATION_PATIENCE_S:
-            other = self._best(number, but=nominating)
+            other = self._best(number, now, but=nominating)
             if other is not None:
                 component.nominating = None
                 self._on_unanswered(nominating, now)
@@ -308,13 +365,14 @@ class Selection:
         if not self._context.controlling or self._context.config.lite:
             return None
         if component.nominating is not None:
-            alternative = not component.due and self._best(component.nominating.component, but=component.nominating)
+            nominating = component.nominating
+            alternative = not component.due and self._best(nominating.component, math.inf, but=nominating)
             return component.nominated_at + _NOMINATION_PATIENCE_S if alternative else None
         if component.is_concluded and not self._context.config.renomination:
             # One nomination is all there is (8.1.1).
             return None
         if component.selected is None and component.valid_since is not None and component.current is not None:
-            best = self._best(component.current.component)
+            best = self._best(component.current.component, math.inf)
             if best is not None:
                 return component.valid_since + self._context.config.nomination_wait_s[best.slower_type]
         return None
@@ -365,16 +423,30 @@ class Selection:
             SelectedPathChanged(component=either.component, old=as_path(old), new=as_path(pair), reason=reason)
         )
 
-    def _best(self, number: int, but: CandidatePair | None = None) -> CandidatePair | None:
+    def _shun(self, pair: CandidatePair, seconds: float, now: float) -> None:
+        pair.shunned_until = now + seconds
+        if pair not in self._shunned:
+            self._shunned = (*self._shunned, pair)
+
+    def _invalidate(self, component: _Component, pair: CandidatePair, now: float) -> None:
+        pair.valid_local = None
+        pair.nominated = False
+        if component.nominating is pair:
+            component.nominating = None
+        if component.selected is pair:
+            component.selected = None
+            component.valid_since = now
+
+    def _best(self, number: int, now: float, but: CandidatePair | None = None) -> CandidatePair | None:
         valid = (p for p in self.valid_pairs(number) if p is not but)
-        return max(valid, key=lambda p: p.rank, default=None)
+        return max(valid, key=lambda p: (now >= p.shunned_until, p.rank), default=None)
 
     def _best_standby(self, number: int, now: float) -> CandidatePair | None:
         """The best pair that may carry data at once: its last response is no older than consent may be (RFC 7675,
         5.1).
         """
         fresh = (p for p in self.valid_pairs(number) if self._has_consent(p, now))
-        return max(fresh, key=lambda p: p.rank, default=None)
+        return max(fresh, key=lambda p: (now >= p.shunned_until, p.rank), default=None)
 
     def _has_consent(self, pair: CandidatePair, now: float) -> bool:
         # Written as consent.py writes it: the two must not round differently at the instant of expiry.
@@ -386,6 +458,17 @@ class Selection:
         if found is None:
             found = self._components[pair.component] = _Component()
         return found
+
+
+def _shares(pair: CandidatePair, other: CandidatePair) -> bool:
+    """Whether what breaks one pair may well break the other one."""
+    is_same_end = pair.base == other.base or pair.destination == other.destination
+    return is_same_end or not pair.relays.isdisjoint(other.relays)
+
+
+def _is_beside(pair: CandidatePair, other: CandidatePair) -> bool:
+    """Whether a pair goes over a relay, and over none that the other one needs."""
+    return pair.is_relayed and pair.relays.isdisjoint(other.relays)
 
 
 def as_path(pair: CandidatePair | None) -> Path | None:

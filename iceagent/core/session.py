@@ -28,6 +28,7 @@ from iceagent.core.checklist import CheckList
 from iceagent.core.consent import Consent
 from iceagent.core.context import Context, Keys
 from iceagent.core.held import Held
+from iceagent.core.liveness import Liveness
 from iceagent.core.locals import Locals
 from iceagent.core.pacing import CheckPacer, RemoteBudget, TokenBucket
 from iceagent.core.pair import CandidatePair, PairState, Traffic
@@ -36,6 +37,7 @@ from iceagent.core.remotes import Remotes
 from iceagent.core.reroll import Reroll
 from iceagent.core.responder import IncomingCheck, Responder
 from iceagent.core.scheduler import Scheduler
+from iceagent.core.search import Searches
 from iceagent.core.selection import Selection, as_path
 from iceagent.core.status import Status
 from iceagent.core.wakeups import WakeUps
@@ -46,12 +48,15 @@ from iceagent.events import (
     IceRestarted,
     LocalCandidateFound,
     Path,
+    RestartAdvised,
     RoleChanged,
 )
 from iceagent.nat import openers
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Event, Transmit
+from iceagent.net.errno_words import errno_in_words
 from relay.stun import BadMessage, is_stun, parse
+from relay.upgrade import Decision
 
 __all__ = ["IceSession"]
 
@@ -91,8 +96,9 @@ class IceSession:
         "_decide_at",
         "_held",
         "_is_answer",
-        "_is_silence_next",
+        "_is_life_next",
         "_is_used",
+        "_liveness",
         "_locals",
         "_peers",
         "_preferred_host",
@@ -100,6 +106,7 @@ class IceSession:
         "_reroll",
         "_responder",
         "_scheduler",
+        "_searches",
         "_selection",
         "_spent_ufrags",
         "_status",
@@ -161,6 +168,10 @@ class IceSession:
             WakeUps() if wakeups is None else wakeups,
             on_expired=self._on_consent_expired,
             standby=self._selection.standby,
+            on_check=self._on_asked,
+        )
+        self._liveness = Liveness(
+            self._context, self._checker, self._selection, on_dead=self._on_dead, on_silent=self._on_silent
         )
         self._selection.use(self._checklist)
         self._held = Held(self._context)
@@ -173,6 +184,8 @@ class IceSession:
         self._reroll = Reroll(self._context, self._selection, self._locals)
         self._reroll.use(self._checklist)
         self._status = Status(self._context, self._selection)
+        self._searches = Searches(self._context, self._selection, self._scheduler)
+        self._searches.use(self._checklist)
         self._remotes = Remotes(self._context, self._held, self._locals, self._budget.has_answered)
         self._spent_ufrags: tuple[str, ...] = ()
         self._began_at = 0.0
@@ -181,11 +194,11 @@ class IceSession:
         # Relayed candidates that were announced a moment ago, and when they are paired.
         self._unpaired: tuple[tuple[float, Candidate], ...] = ()
         # Whose time passes without any decision, too.
-        self._clocks = (self._checker, self._consent, self._held, self._status)
+        self._clocks = (self._checker, self._consent, self._held, self._status, self._liveness)
         # When the last decisions must be looked at again, whatever happens until then.
         self._decide_at = -math.inf
         self._deadline: float | None = None
-        self._is_silence_next = False
+        self._is_life_next = False
 
     # --- commands ------------------------------------------------------------------------------------------------
 
@@ -242,7 +255,7 @@ class IceSession:
         """What is in use there has moved: it is checked at once."""
         for pair in self._selection.currents():
             if pair.base == base:
-                self._consent.doubt(pair, now)
+                self._liveness.doubt(pair, "our end of it moved", now)
         self._decide(now)
 
     def doubt_relays(self, hosts: Collection[str], now: float) -> None:
@@ -308,13 +321,31 @@ class IceSession:
         pair = self._checklist.find(base, source)
         if pair is None or pair is self.current(pair.component):
             return
-        if self._selection.on_data(pair, now):
+        current = self.current(pair.component)
+        counts = self._selection.on_data(pair, now)
+        if counts or (current is not None and self._liveness.on_data_elsewhere(current, pair, now)):
+            self._decide(now)
+
+    def note_sending(self, component: int, now: float) -> None:
+        """Data leaves, for the first time or after a pause (the data path tells)."""
+        pair = self.current(component)
+        if pair is not None:
+            self._liveness.wake(pair, now)
+            self._on_asked(pair, now)
+            self._set_deadline()
+
+    def report_loss(self, component: int, now: float) -> None:
+        """The application's data does not arrive, whatever is answered: data moves as soon as another path answers."""
+        pair = self.current(component)
+        if pair is not None:
+            self._liveness.report_loss(pair, now)
             self._decide(now)
 
     def close(self, now: float) -> None:
         """Nothing is sent, answered or waited for any more."""
         self._status.move(AgentState.CLOSED, "closed by the application")
         self._consent.stop()
+        self._liveness.stop()
         self._context.transmits.clear()
         self._deadline = None
 
@@ -346,7 +377,7 @@ class IceSession:
             is_routine = self._checker.handle_response(message, datagram, now)
         if not is_routine or now >= self._decide_at or self._status.state is not AgentState.CONNECTED:
             self._decide(now)
-        elif self._is_silence_next:
+        elif self._is_life_next:
             self._set_deadline()
 
     def handle_error(self, base: TransportAddress, destination: TransportAddress, errno: int, now: float) -> None:
@@ -362,7 +393,7 @@ class IceSession:
         for candidate in (pair, *self._selection.currents()):
             if candidate is not None and candidate.key == (base, destination):
                 candidate.last_error = errno
-                self._consent.doubt(candidate, now)
+                self._liveness.doubt(candidate, f"the network says: {errno_in_words(errno)}", now, is_hearsay=True)
         self._context.counters["network errors"] += 1
         self._decide(now)
 
@@ -522,6 +553,7 @@ class IceSession:
         self._selection.use(self._checklist)
         self._scheduler.use(self._checklist)
         self._reroll.use(self._checklist)
+        self._searches.use(self._checklist)
         self._context.keys = None
         self.remote_credentials = None
         self._status.remote_done = False
@@ -543,6 +575,7 @@ class IceSession:
         if is_of_now and pair is not None and self._is_routine(pair, check):
             pair.requests_received += 1
             pair.responses_sent += 1
+            pair.requested_at = now
             self._is_used = True
             if self._consent.follow(pair, now):
                 self._checker.flush(now)
@@ -573,6 +606,7 @@ class IceSession:
             return False
         pair.requests_received += 1
         pair.responses_sent += 1
+        pair.requested_at = now
         self._peers.allow(check.base, check.source, component, now, pair)
         if self.config.lite:
             self._on_check_as_lite(pair, check, now)
@@ -711,12 +745,20 @@ class IceSession:
     def _on_current(self, old: CandidatePair | None, new: CandidatePair | None, now: float) -> None:
         if old is not None:
             self._consent.unwatch(old)
+            self._liveness.unwatch(old)
             if old.keys is not self._context.keys:
                 self._checker.forget(old)
         if new is None and old is not None:
             self._recheck(old.component)
         elif new is not None:
             self._consent.watch(new, now)
+            self._liveness.watch(new, now)
+
+    def _on_asked(self, pair: CandidatePair, now: float) -> None:
+        self._searches.wake(pair, now)
+        at = self._searches.poll_timeout()
+        if at is not None:
+            self._decide_at = min(self._decide_at, at)
 
     def _recheck(self, component: int) -> None:
         """Nothing in use is known to work any more: whatever is left is tried again."""
@@ -725,6 +767,23 @@ class IceSession:
             if pair.component == component and not is_held and pair is not self.current(component):
                 self._checker.quiet(pair)
                 self._checklist.trigger(pair)
+
+    def _on_dead(self, pair: CandidatePair, decision: Decision, now: float) -> None:
+        """It does not answer, another one does; it may come back. What else shares an end with it has to prove that it
+        works.
+        """
+        self._checker.quiet(pair)
+        self._status.note_failure(pair, decision.reason)
+        for each in self._selection.leave(pair, decision, now):
+            self._checklist.trigger(each)
+        if not pair.is_valid:
+            self._checklist.set_state(pair, PairState.FAILED)
+
+    def _on_silent(self, pair: CandidatePair, reason: str, now: float) -> None:
+        """Nothing answers. Data goes on over the last pair until consent ends; whatever there is is tried again."""
+        self._status.move(AgentState.DISCONNECTED, reason)
+        self._recheck(pair.component)
+        self._context.emit(RestartAdvised(component=pair.component, reason=reason))
 
     def _on_consent_expired(self, pair: CandidatePair, now: float) -> None:
         self._on_consent_ended(pair, "consent expired", now)
@@ -748,16 +807,21 @@ class IceSession:
         if self._status.state is AgentState.CLOSED:
             return
         self._pair_relays(now)
+        self._liveness.evaluate(now)
         self._selection.evaluate(now)
         self._reroll.evaluate(now)
+        self._searches.evaluate(now)
         self._scheduler.run(now)
         self._status.update(self._checklist, self._scheduler.exhausted, now)
         self._checker.flush(now)
-        deciders = (self._selection, self._reroll, self._scheduler)
+        self._set_decide_at()
+        self._set_deadline()
+
+    def _set_decide_at(self) -> None:
+        deciders = (self._selection, self._reroll, self._searches, self._scheduler)
         self._decide_at = min(_or_never(part.poll_timeout()) for part in deciders)
         if self._unpaired:
             self._decide_at = min(self._decide_at, self._unpaired[0][0])
-        self._set_deadline()
 
     def _pair_relays(self, now: float, base: TransportAddress | None = None) -> None:
         """Those that the peer had time to hear of; and the one at ``base``."""
@@ -774,8 +838,8 @@ class IceSession:
             if at is not None and at < deadline:
                 deadline = at
         self._deadline = None if deadline == math.inf else deadline
-        # The last clock is the status: silence comes before the next check unless this one is answered.
-        self._is_silence_next = at == deadline
+        # The last clock is that of life: doubt comes before the next check unless this one is answered.
+        self._is_life_next = at == deadline
 
 
 def _or_never(at: float | None) -> float:

@@ -1,6 +1,7 @@
 """Is the agent connected, and if not, can it still become so?
 
-Connected: every component has a path. Failed only when nothing can change it any more: all pairs failed, gathering is
+Connected: every component has a path. Disconnected: one has none, or nothing answers on the one that it has. Failed
+only when nothing can change it any more: all pairs failed, gathering is
 done on both sides (RFC 8838, 8: a check list that trickles does not fail before end-of-candidates), and the PAC
 timer of RFC 8863 ran out, for the peer may reach us although we cannot reach it. A candidate or a check that comes
 later brings a failed agent back.
@@ -8,7 +9,6 @@ later brings a failed agent back.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 
 from iceagent.core.context import Context
@@ -88,7 +88,7 @@ class Status:
             self._pac_at = None
         paths = self._selection.currents()
         if len(paths) == self._context.config.components:
-            self._update_connected(paths, now)
+            self._update_connected(paths)
             return
         if self.state is AgentState.CONNECTED:
             self.move(AgentState.DISCONNECTED, "a path was lost")
@@ -103,23 +103,15 @@ class Status:
         self._context.emit(StateChanged(old=old, new=state, reason=reason))
 
     def poll_timeout(self) -> float | None:
-        """When the PAC timer ends, or silence becomes worth telling."""
-        if self.state is AgentState.CONNECTED and not self._context.config.lite:
-            return self._quiet_at(self._selection.currents())
+        """When the PAC timer ends."""
         return self._pac_at
 
-    def _quiet_at(self, paths: list[CandidatePair]) -> float:
-        oldest = math.inf
-        for pair in paths:
-            oldest = min(oldest, pair.responded_at or 0.0)
-        return oldest + self._context.config.disconnected_after_s
-
-    def _update_connected(self, paths: list[CandidatePair], now: float) -> None:
+    def _update_connected(self, paths: list[CandidatePair]) -> None:
         if self._context.config.lite:
             self.move(AgentState.CONNECTED, "every component has a nominated pair")
             return
-        if now >= self._quiet_at(paths):
-            self.move(AgentState.DISCONNECTED, "the peer does not answer checks")
+        if any(pair.is_silent for pair in paths):
+            # Which was told (``liveness.py``).
             return
         reason = (
             "the peer answers again" if self.state is AgentState.DISCONNECTED else "every component has a valid pair"

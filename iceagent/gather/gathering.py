@@ -126,7 +126,14 @@ class Gathering:
         uris = [ServerUri.parse(url) for server in config.servers for url in server.urls]
         if not (config.relay_only or config.lite) and any(is_asked_over_udp(uri) or not uri.is_turn for uri in uris):
             self._reflexive = ServerReflexive(
-                config, host, system_rng, found=self._on_found, tell=tell, changed=self._check_done, ceiling=ceiling
+                config,
+                host,
+                system_rng,
+                found=self._on_found,
+                lost=withdrawn,
+                tell=tell,
+                changed=self._check_done,
+                ceiling=ceiling,
             )
             gatherers.append(self._reflexive)
         self._mapped: Mapped | None = None

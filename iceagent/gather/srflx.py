@@ -32,6 +32,7 @@ class ServerReflexive:
 
     Args:
         found: called with each candidate.
+        lost: called with the base and the address of a candidate that is none any more: the NAT has another one for us.
         tell: called with what went wrong: ServerFailed, PacketDropped.
         changed: called when ``is_done`` may have changed.
         ceiling: what all transactions of the process share (RFC 8445, 14.2).
@@ -47,12 +48,14 @@ class ServerReflexive:
         system_rng: Random,
         *,
         found: Callable[[Candidate], object],
+        lost: Callable[[TransportAddress, TransportAddress], object],
         tell: Callable[[Event], None],
         changed: Callable[[], None],
         ceiling: TokenBucket | None = None,
     ) -> None:
         self._host = host
         self._found = found
+        self._lost = lost
         self._tell = tell
         self._changed = changed
         uris = [(url, ServerUri.parse(url)) for server in config.servers for url in server.urls]
@@ -60,6 +63,8 @@ class ServerReflexive:
         self._uris = [(url, uri) for url, uri in uris if not uri.is_turn or is_asked_over_udp(uri)]
         self._bases: dict[TransportAddress, Base] = {}
         self._servers: dict[TransportAddress, str] = {}
+        # What each server saw last, by base and server.
+        self._seen: dict[tuple[TransportAddress, TransportAddress], TransportAddress] = {}
         self.queries = StunQueries(
             system_rng,
             ta_s=config.ta_s,
@@ -91,6 +96,7 @@ class ServerReflexive:
     def stop(self, base: Base) -> None:
         """The base is gone."""
         self._bases.pop(base.address, None)
+        self._seen = {key: seen for key, seen in self._seen.items() if key[0] != base.address}
         self._driver.command(self.queries.forget_base, base.address)
 
     def conclude(self) -> None:
@@ -175,9 +181,20 @@ class ServerReflexive:
             base = self._bases.get(event.base)
             if base is not None:
                 url = self._servers[event.server]
+                self._note(event)
                 self._found(base.candidate(CandidateType.SERVER_REFLEXIVE, event.mapped, url, event.server))
         elif isinstance(event, QueryFailed):
             self._fail(self._servers[event.server], event.base, event.reason)
         else:
             self._tell(event)
         self._changed()
+
+    def _note(self, event: MappedAddress) -> None:
+        """Where no server sees us any more, nobody is to look for us."""
+        key = (event.base, event.server)
+        former = self._seen.get(key)
+        self._seen[key] = event.mapped
+        if former is not None and former != event.mapped:
+            still_seen = (seen for (base, _), seen in self._seen.items() if base == event.base)
+            if former not in still_seen:
+                self._lost(event.base, former)

@@ -2,12 +2,14 @@
 
 :class:`PeerSession` joins an agent, a way to exchange descriptions and a payload: it gathers, publishes our description
 whenever it changes, takes the peer's whenever that does (new credentials are an ICE restart, which the agent answers),
-pings once there is a path, and ends when the plan says so, when no path is left, or when it is cancelled.
+pings once there is a path, restarts ICE when nothing answers any more, and ends when the plan says so, when no path is
+left, or when it is cancelled.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from iceagent.events import (
     IceRestarted,
     LocalCandidateFound,
     Path,
+    RestartAdvised,
     SelectedPathChanged,
     StateChanged,
 )
@@ -35,6 +38,8 @@ _SETTLE_S = 1.0
 _SETTLE_STEP_S = 0.01
 # Answers to what arrived before our side had chosen a path; they leave with the choice.
 _MAX_WAITING_REPLIES = 64
+# After a restart, whoever began it, before another one of ours: answer and checks had their time.
+_RESTART_PAUSE_S = 5.0
 # A peer that pinged a moment ago is given the time for its next ping, by our own interval, and at least this.
 _MIN_QUIET_S = 0.3
 
@@ -47,11 +52,13 @@ class Plan:
         ping_s: seconds between pings; ``None``: none are sent.
         count: end after so many pings.
         duration_s: end so long after the first path.
+        restarts: begin an ICE restart when no path answers; of use where descriptions travel by themselves.
     """
 
     ping_s: float | None = None
     count: int | None = None
     duration_s: float | None = None
+    restarts: bool = True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,6 +118,7 @@ class PeerSession:
         self._path: Path | None = None
         self._switches = 0
         self._failed = False
+        self._restarted_at = -math.inf
 
     async def run(self) -> None:
         """Connect, and stay connected until the plan's end, or until no path is left; ends at once when the peer's
@@ -174,11 +182,15 @@ class PeerSession:
     def _on_event(self, event: Event) -> None:
         if isinstance(event, SelectedPathChanged) and event.component == 1:
             self._on_path(event.new)
+        elif isinstance(event, IceRestarted):
+            self._restarted_at = self._now()
         elif isinstance(event, StateChanged):
             self._failed = event.new is AgentState.FAILED or (self._failed and event.new is AgentState.CLOSED)
         self._tell(event)
         if isinstance(event, (LocalCandidateFound, GatheringDone, IceRestarted)):
             self._publish()
+        elif isinstance(event, RestartAdvised) and self._plan.restarts:
+            self._restart()
 
     def _on_path(self, path: Path | None) -> None:
         if path is None:
@@ -191,6 +203,12 @@ class PeerSession:
         self._path = path
         for _ in range(len(self._waiting)):
             self._send(self._waiting.popleft())
+
+    def _restart(self) -> None:
+        """Nothing answers, but the peer may still read what we publish. If both restart, one answers the other."""
+        is_time = self._now() >= self._restarted_at + _RESTART_PAUSE_S
+        if is_time and self._agent.state is not AgentState.CLOSED:
+            self._agent.restart()
 
     # --- signalling ----------------------------------------------------------------------------------------------
 

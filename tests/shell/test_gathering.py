@@ -128,7 +128,9 @@ class TestReflexive:
 
     @in_virtual_time
     async def test_a_mapping_that_changes_while_we_wait_for_the_peer(self) -> None:
-        """RFC 8445, 5.1.1.4: kept alive every 15 s until ICE concludes, which is how a new one is seen."""
+        """RFC 8445, 5.1.1.4: kept alive every 15 s until ICE concludes, which is how a new one is seen. The former one
+        is not signalled any more: nobody is there.
+        """
         world = World()
         server = world.stun("stun", STUN_1)
         nat = world.nat("nat", "port-restricted", "203.0.113.1")
@@ -138,10 +140,7 @@ class TestReflexive:
             await asyncio.sleep(20)
             world.network.readdress(nat, ["203.0.113.9"])
             await asyncio.sleep(30)
-            assert [host.partition(":")[0] for host in lines(agent.local_candidates, REFLEXIVE)] == [
-                "203.0.113.1",
-                "203.0.113.9",
-            ]
+            assert [host.partition(":")[0] for host in lines(agent.local_candidates, REFLEXIVE)] == ["203.0.113.9"]
             assert diary.at(LocalCandidateFound)[1:] == [pytest.approx(0.04), pytest.approx(30.12)]
             assert len(server.core.requests) == 4
 

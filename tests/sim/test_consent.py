@@ -7,7 +7,7 @@ from itertools import pairwise
 import pytest
 
 from iceagent.config import Config
-from iceagent.events import AgentState, StateChanged
+from iceagent.events import AgentState, RestartAdvised, StateChanged
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Transmit
 from relay.stun import USE_CANDIDATE, parse, short_term_key
@@ -17,6 +17,8 @@ DAY_S = 86_400.0
 
 
 BY_ITSELF = Config(consent_follows=False)
+# Nothing but RFC 7675.
+CONSENT_ALONE = Config(liveness=False)
 
 
 def settled(seed: int = 1, *, rtt_s: float = 0.040, hosts: int = 1, config: Config | None = None) -> World:
@@ -86,7 +88,7 @@ def test_without_following_each_end_keeps_its_own_time() -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_who_follows_does_not_wait_for_a_check_that_was_lost(seed: int) -> None:
     """Its own leaves 6 s after the one before, at the latest, and then it goes by its own time."""
-    world = settled(seed)
+    world = settled(seed, config=CONSENT_ALONE)
     world.run(30.0)
     (of_a, *_), of_b = requests_of(world.a, 15.0), requests_of(world.b, 15.0)
     is_a = any(at == pytest.approx(of_a[0] + 0.020) for at, _ in of_b)
@@ -114,7 +116,7 @@ def test_a_check_that_comes_too_early_takes_nothing_along() -> None:
 
 def test_consent_checks_are_sent_once_with_new_ids_and_do_not_nominate() -> None:
     """RFC 7675, 5.1: not retransmitted, a new transaction id each. libjuice#263: no USE-CANDIDATE on keepalives."""
-    world = settled()
+    world = settled(config=CONSENT_ALONE)
     world.b.node.link.cut()
     start = world.now
     world.run(20.0)
@@ -126,13 +128,13 @@ def test_consent_checks_are_sent_once_with_new_ids_and_do_not_nominate() -> None
 
 @pytest.mark.parametrize("seed", range(10))
 def test_consent_expires_after_thirty_seconds_and_transmission_stops(seed: int) -> None:
-    """RFC 7675, 5.1; before that, silence of 11 s is told as "disconnected"."""
+    """RFC 7675, 5.1; before that, silence is told as "disconnected" within 8.6 s, though nobody sends anything."""
     world = settled(seed)
     last_answer = world.a.session.current().responded_at  # type: ignore[union-attr]
     assert last_answer is not None
     world.b.node.link.cut()
     assert world.run_until(lambda: AgentState.DISCONNECTED in world.a.states(), 60.0), world
-    assert world.now == pytest.approx(last_answer + 11.0)
+    assert world.now < last_answer + 8.6
     assert world.a.session.path() is not None
     assert world.run_until(lambda: world.a.session.path() is None, 60.0), world
     assert world.now == pytest.approx(last_answer + 30.0)
@@ -193,27 +195,32 @@ def test_a_round_trip_of_two_seconds_lives() -> None:
     assert pair is not None and pair.rtt_s == pytest.approx(2.0)
 
 
-def test_a_blackout_of_ten_seconds_is_survived_in_silence() -> None:
+def test_a_blackout_of_four_seconds_is_survived_in_silence() -> None:
     world = settled()
+    world.run(0.1)
     world.b.node.link.cut()
-    world.run(10.0)
+    world.run(4.0)
     world.b.node.link.restore()
     world.run(60.0)
-    assert world.a.state() is AgentState.CONNECTED
-    assert world.a.path_reasons().count("consent expired") == 0
+    assert [event.new for event in world.a.events(StateChanged)][-1] is AgentState.CONNECTED
+    assert len(world.a.path_reasons()) == len(world.b.path_reasons()) == 1
 
 
-def test_a_blackout_of_twenty_seconds_is_told_and_its_end_too() -> None:
+@pytest.mark.parametrize("seconds", [10.0, 20.0])
+def test_a_blackout_is_told_and_its_end_too(seconds: float) -> None:
     world = settled()
     world.b.node.link.cut()
-    world.run(20.0)
+    world.run(seconds)
     world.b.node.link.restore()
-    world.run(10.0)
+    world.run(4.5)
     tail = [(event.new, event.reason) for event in world.a.events(StateChanged)][-2:]
     assert tail == [
-        (AgentState.DISCONNECTED, "the peer does not answer checks"),
+        (AgentState.DISCONNECTED, "a check was not answered; no path answers"),
         (AgentState.CONNECTED, "the peer answers again"),
     ]
+    (advice,) = world.a.events(RestartAdvised)
+    assert advice.reason == tail[0][1]
+    assert world.a.path_reasons() == ["the first valid pair"] or "consent expired" not in world.a.path_reasons()
 
 
 def test_a_forbidden_ends_consent_at_once() -> None:
@@ -251,13 +258,14 @@ def test_an_icmp_error_asks_for_a_check_and_kills_nothing() -> None:
     than 4 seconds", whoever forges it.
     """
     world = settled(config=BY_ITSELF)
-    world.run(4.5)
+    world.run(1.0)
     base, destination = world.a.bases[0], world.b.bases[0]
     start = world.now
     for _ in range(100):
         world.a.session.handle_error(base, destination, 111, world.now)
         world.run(0.01)
     assert len(requests_of(world.a, start)) == 1
+    assert world.a.state() is AgentState.CONNECTED
     world.run(30.0)
     assert world.a.state() is AgentState.CONNECTED
     unknown = TransportAddress("192.0.2.9", 9)

@@ -56,6 +56,9 @@ class Path(DataPath):
     def state(self) -> AgentState:
         return AgentState.CONNECTED
 
+    def _on_sending(self, component: int) -> None:
+        pass
+
     @property
     def send_dropped(self) -> int:
         return self._send_dropped

@@ -76,6 +76,7 @@ class Bench:
         self.socket = Socket()
         self.loop = Loop()
         self.failures: list[tuple[int, int]] = []
+        self.beginnings: list[float] = []
         self.traffic = Traffic(component=1)
         self.out = Outgoing(
             self.socket,
@@ -85,6 +86,7 @@ class Bench:
             lambda: self.now,
             coalesce_s,
             lambda out, lost, number: self.failures.append((lost, number)),
+            lambda: self.beginnings.append(self.now),
         )
 
     def send(self, *datagrams: bytes) -> None:

@@ -145,6 +145,30 @@ LINES: list[tuple[Event, str, str, dict[str, Any]]] = [
         },
     ),
     (
+        events.PathDoubted(component=1, path=None, reason="nothing came back for 0.3 s"),
+        "info",
+        "path.doubted",
+        {"component": 1, "reason": "nothing came back for 0.3 s"},
+    ),
+    (
+        events.PathTrusted(component=1, path=PATH, reason="the path answers"),
+        "info",
+        "path.trusted",
+        {
+            "local": {"type": "host", "address": "192.0.2.1:5000"},
+            "remote": {"type": "srflx", "address": "[2001:db8::2]:6000"},
+            "kind": "direct",
+            "component": 1,
+            "reason": "the path answers",
+        },
+    ),
+    (
+        events.RestartAdvised(component=1, reason="no path answers"),
+        "warning",
+        "restart.advised",
+        {"component": 1, "reason": "no path answers"},
+    ),
+    (
         events.PortMappingLost(internal=ADDRESS, external=ADDRESS, reason="the network changed"),
         "info",
         "portmap.lost",

@@ -161,6 +161,22 @@ def test_success_unfreezes_the_foundation() -> None:
     assert list(pairs)[-1].state is W
 
 
+def test_the_peers_next_address_does_not_wait_for_the_one_before() -> None:
+    """Its foundation is the same, and the pair with the former one may go unanswered for 39.5 s."""
+    pairs = form(checklist(), [local(0)], [remote(0, foundation="x"), remote(1, foundation="x")])
+    first, second = pairs
+    pairs.set_state(first, ACTIVE)
+    pairs.add_remote(remote(2, foundation="x"))
+    assert [pair.state for pair in pairs] == [ACTIVE, F, F]
+    pairs.set_state(second, W)
+    pairs.set_state(second, ACTIVE)
+    (third,) = [pair for pair in pairs if pair.state is F]
+    pairs.set_state(third, W)
+    pairs.set_state(third, ACTIVE)
+    pairs.add_remote(remote(3, foundation="x"))
+    assert [pair.state for pair in pairs] == [ACTIVE, ACTIVE, ACTIVE, W]
+
+
 def test_a_frozen_pair_is_checked_when_its_foundation_is_idle() -> None:
     """RFC 8445, 6.1.4.2: no pair of the foundation is Waiting or In-Progress."""
     pairs = form(checklist(), [local(0)], [remote(0, foundation="x"), remote(1, foundation="x")])

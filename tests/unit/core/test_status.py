@@ -41,11 +41,11 @@ def test_the_life_of_a_session() -> None:
     assert play.state() is AgentState.NEW
     play.describe(THEIRS, [remote_candidate()])
     play.answer(play.requests()[0][2])
-    play.pass_time(11.5)
+    play.pass_time(9.0)
     assert [(event.new, event.reason) for event in play.events_of(StateChanged)] == [
         (AgentState.CHECKING, "the peer's description is known"),
         (AgentState.CONNECTED, "every component has a valid pair"),
-        (AgentState.DISCONNECTED, "the peer does not answer checks"),
+        (AgentState.DISCONNECTED, "a check was not answered; no path answers"),
     ]
     play.answer(play.requests()[-1][2])
     assert play.events[-1] == StateChanged(
@@ -54,16 +54,6 @@ def test_the_life_of_a_session() -> None:
     play.pass_time(60.0)
     assert play.state() is AgentState.FAILED
     assert play.session.state_reason == f"{BASE} → {REMOTE}: consent expired"
-
-
-def test_silence_is_told_after_eleven_seconds_exactly() -> None:
-    """Two consent checks at their slowest, and a second."""
-    play = Play(controlling=False)
-    play.answer(play.requests()[0][2])
-    play.pass_time(10.999)
-    assert play.state() is AgentState.CONNECTED
-    play.pass_time(0.002)
-    assert play.state() is AgentState.DISCONNECTED
 
 
 def test_it_does_not_fail_before_our_own_gathering_is_done() -> None:

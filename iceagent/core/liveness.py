@@ -1,0 +1,197 @@
+"""Is the path that carries data alive, and where does data go when it is not?
+
+``relay/upgrade.py`` decides, from when something was sent, heard, asked and answered; here it is shown the pairs, and
+what it wants asked is asked. Checks that ask are ordinary Binding requests with a new transaction id each, sent once:
+one on the pair in use, one on each that stands by.
+
+DEVIATION: RFC 8445, 12.1 sends over the selected pair only, and RFC 7675, 5.1 has at least four seconds between the
+checks for consent; these are none, for they are few, and an answer to one is one to the other. Pinned by
+test_a_path_that_falls_silent_is_left_for_the_one_that_stands_by.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from iceagent.core.checker import Checker, Purpose
+from iceagent.core.context import Context
+from iceagent.core.pair import CandidatePair
+from iceagent.core.selection import Selection, as_path
+from iceagent.events import PathDoubted, PathTrusted, RestartAdvised
+from relay.upgrade import TIMINGS, Decision, PathWatch, Verdict
+
+__all__ = ["Liveness"]
+
+_ELSEWHERE = "the peer sends over another path"
+
+
+class _PairPath:
+    """A pair, as ``relay/upgrade.py`` sees it; see :class:`relay.upgrade.Path`."""
+
+    __slots__ = ("key",)
+
+    def __init__(self, pair: CandidatePair) -> None:
+        self.key = pair
+
+    @property
+    def rtt_s(self) -> float | None:
+        return self.key.rtt_s
+
+    @property
+    def heard_at(self) -> float:
+        pair = self.key
+        return max(pair.traffic.received_at, pair.responded_at or 0.0, pair.requested_at)
+
+    @property
+    def answered_at(self) -> float:
+        return self.key.responded_at or 0.0
+
+    @property
+    def asked_at(self) -> float:
+        return self.key.asked_at
+
+    @property
+    def sent_at(self) -> float:
+        return self.key.traffic.sent_at
+
+    @property
+    def unanswered_at(self) -> float:
+        return self.key.traffic.unanswered_at
+
+
+class Liveness:
+    """Watches the pairs in use.
+
+    Args:
+        on_dead: called with (pair, the decision to leave it, now).
+        on_silent: called with (pair, reason, now): nothing answers, there and elsewhere.
+    """
+
+    __slots__ = (
+        "_checker",
+        "_context",
+        "_elsewhere_of",
+        "_elsewhere_since",
+        "_on_dead",
+        "_on_silent",
+        "_selection",
+        "_watches",
+    )
+
+    def __init__(
+        self,
+        context: Context,
+        checker: Checker,
+        selection: Selection,
+        *,
+        on_dead: Callable[[CandidatePair, Decision, float], None],
+        on_silent: Callable[[CandidatePair, str, float], None],
+    ) -> None:
+        self._context = context
+        self._checker = checker
+        self._selection = selection
+        self._on_dead = on_dead
+        self._on_silent = on_silent
+        self._watches: dict[CandidatePair, PathWatch] = {}
+        # The pair in use that the peer's data does not come over, and since when.
+        self._elsewhere_of: CandidatePair | None = None
+        self._elsewhere_since = 0.0
+
+    def watch(self, pair: CandidatePair, now: float) -> None:
+        """Data goes there from now on."""
+        if self._context.config.liveness and not self._context.config.lite:
+            pair.traffic.is_asleep = True
+            self._watches[pair] = PathWatch(_PairPath(pair), now)
+
+    def unwatch(self, pair: CandidatePair) -> None:
+        """No data goes there any more."""
+        pair.is_silent = False
+        self._watches.pop(pair, None)
+
+    def stop(self) -> None:
+        """Watch nothing any more."""
+        self._watches.clear()
+
+    def wake(self, pair: CandidatePair, now: float) -> None:
+        """Data leaves again after a pause."""
+        watch = self._watches.get(pair)
+        if watch is not None:
+            watch.wake(now)
+
+    def doubt(self, pair: CandidatePair, reason: str, now: float, *, is_hearsay: bool = False) -> bool:
+        """Something speaks against a pair; of one that is not in use, nothing follows. Whether an episode began."""
+        watch = self._watches.get(pair)
+        return watch is not None and watch.doubt(reason, now, is_hearsay=is_hearsay)
+
+    def on_data_elsewhere(self, pair: CandidatePair, other: CandidatePair, now: float) -> bool:
+        """The peer's data comes over another pair than ours goes out on; called for every such datagram.
+
+        Nothing may come over this one any more, so it is asked. If it answers, and the peer goes on like that, then it
+        has left it for a reason that checks do not show; the controlling side follows.
+
+        Returns:
+            Whether something is to be decided.
+        """
+        watch = self._watches.get(pair)
+        if watch is None:
+            return False
+        is_here = pair is not self._elsewhere_of or pair.traffic.received_at >= self._elsewhere_since
+        if is_here or not self._selection.is_settled_on(pair):
+            self._elsewhere_since, self._elsewhere_of = now, pair
+        elif self._context.controlling and other.is_valid and now >= self._elsewhere_since + TIMINGS.follow_s:
+            decision = Decision(verdict=Verdict.MOVE, reason=_ELSEWHERE, to=other, since=now, is_reported=True)
+            self._on_dead(pair, decision, now)
+            return True
+        if now < watch.path.heard_at + TIMINGS.elsewhere_s:
+            return False
+        return watch.doubt(_ELSEWHERE, now, is_hearsay=True)
+
+    def report_loss(self, pair: CandidatePair, now: float) -> None:
+        """The application's data does not get through, whatever is answered."""
+        watch = self._watches.get(pair)
+        if watch is not None:
+            watch.report_loss(now)
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether the next answer may decide something."""
+        return any(watch.in_doubt for watch in self._watches.values())
+
+    def evaluate(self, now: float) -> None:
+        """Ask, move, and tell."""
+        for pair, watch in list(self._watches.items()):
+            # Every look that is no STAY brings the next one nearer to it.
+            while self._watches.get(pair) is watch and self._act(pair, watch, now):
+                pass
+
+    def poll_timeout(self) -> float | None:
+        """When to look again."""
+        at = min((watch.poll_timeout() for watch in self._watches.values()), default=math.inf)
+        return None if at == math.inf else at
+
+    def _act(self, pair: CandidatePair, watch: PathWatch, now: float) -> bool:
+        """One look; whether it is worth another one."""
+        was_in_doubt = watch.in_doubt
+        others = self._selection.alternatives(pair, now)
+        decision = watch.look([_PairPath(each) for each in others], now)
+        pair.traffic.is_asleep = not watch.is_awake
+        if decision.verdict is Verdict.STAY:
+            return False
+        if watch.in_doubt and not was_in_doubt:
+            self._context.counters["paths doubted"] += 1
+            self._context.emit(PathDoubted(component=pair.component, path=as_path(pair), reason=decision.reason))
+        if decision.verdict is Verdict.ASK:
+            for each in (pair, *self._selection.standby(pair)):
+                self._checker.check(each, Purpose.DOUBT, now)
+        elif decision.verdict is Verdict.TRUST:
+            pair.is_silent = False
+            self._context.emit(PathTrusted(component=pair.component, path=as_path(pair), reason=decision.reason))
+        elif decision.verdict is Verdict.MOVE:
+            self._on_dead(pair, decision, now)
+        elif decision.verdict is Verdict.STUCK:
+            self._context.emit(RestartAdvised(component=pair.component, reason=decision.reason))
+        else:
+            pair.is_silent = True
+            self._on_silent(pair, decision.reason, now)
+        return True
