@@ -63,6 +63,7 @@ from iceagent.net.driver import Driver
 from iceagent.net.host import Host
 from iceagent.net.local import local_host
 from iceagent.net.netlink import preload
+from iceagent.outgoing import Outgoing
 from iceagent.statistics import AgentStatistics, PairStatistics
 
 __all__ = ["Agent"]
@@ -381,8 +382,9 @@ class Agent(DataPath):
         # Who waits in recv() has to hear that nothing comes there any more.
         self._wake_receivers()
 
-    def _on_sending(self, component: int) -> None:
-        self._driver.command(self._session.note_sending, component)
+    def sending_began(self, out: Outgoing) -> None:
+        """See :class:`iceagent.outgoing.OutgoingListener`."""
+        self._driver.command(self._session.note_sending, out.traffic.component)
 
     def _on_network_error(self, base: TransportAddress, destination: TransportAddress, number: int) -> None:
         self._driver.error(base, destination, number)

@@ -12,7 +12,6 @@ import errno
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Mapping
-from functools import partial
 
 from iceagent.core.pair import CandidatePair
 from iceagent.errors import NoPath, UsageError
@@ -129,10 +128,6 @@ class DataPath(ABC):
         """Where the sockets deliver."""
 
     @abstractmethod
-    def _on_sending(self, component: int) -> None:
-        """Data leaves, for the first time on this path or after a pause."""
-
-    @abstractmethod
     def _on_network_error(self, base: TransportAddress, destination: TransportAddress, number: int) -> None:
         """A send failed with this errno."""
 
@@ -155,8 +150,7 @@ class DataPath(ABC):
             self._loop,
             self._host.now,
             self._coalesce_s,
-            self._on_send_error,
-            partial(self._on_sending, component),
+            self,
         )
         out.adopt(waiting)
 
@@ -210,7 +204,14 @@ class DataPath(ABC):
         if end is not None:
             raise end
 
-    def _on_send_error(self, out: Outgoing, lost: int, number: int) -> None:
+    # --- what Outgoing tells (OutgoingListener) ------------------------------------------------------------------
+
+    @abstractmethod
+    def sending_began(self, out: Outgoing) -> None:
+        """Data leaves, for the first time on this path or after a pause."""
+
+    def sending_failed(self, out: Outgoing, lost: int, number: int) -> None:
+        """The socket refused something."""
         out.traffic.packets_discarded += lost
         if number == errno.EAGAIN:
             self._send_dropped += lost

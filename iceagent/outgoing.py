@@ -14,6 +14,7 @@ from __future__ import annotations
 import errno
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from typing import Protocol
 
 from iceagent.core.pair import Traffic
 from iceagent.errors import UsageError
@@ -33,6 +34,16 @@ MAX_PATIENCE = 16
 MAX_DATAGRAM = 65_507
 
 
+class OutgoingListener(Protocol):
+    """Who has it."""
+
+    def sending_failed(self, out: Outgoing, lost: int, number: int) -> None:
+        """The socket refused so many datagrams with this errno."""
+
+    def sending_began(self, out: Outgoing) -> None:
+        """Something left for the first time, or after a pause (``core/liveness.py``)."""
+
+
 class Outgoing:
     """Where data of a component leaves.
 
@@ -43,16 +54,14 @@ class Outgoing:
         loop: whose next turn ends a burst.
         now: seconds, the host's clock.
         coalesce_s: see :class:`iceagent.Config`.
-        failed: called with (this, datagrams lost, errno) for what the socket refused.
-        began: called when something leaves for the first time, or after a pause.
+        listener: hears what the socket refused, and when something leaves after a pause.
     """
 
     __slots__ = (
-        "_began",
         "_coalesce_s",
-        "_failed",
         "_is_flush_due",
         "_is_late",
+        "_listener",
         "_loop",
         "_now",
         "_patience",
@@ -73,8 +82,7 @@ class Outgoing:
         loop: AbstractEventLoop,
         now: Callable[[], float],
         coalesce_s: float,
-        failed: Callable[[Outgoing, int, int], None],
-        began: Callable[[], None],
+        listener: OutgoingListener,
     ) -> None:
         self.socket = socket
         self.destination = destination
@@ -83,8 +91,7 @@ class Outgoing:
         self._loop = loop
         self._now = now
         self._coalesce_s = coalesce_s
-        self._failed = failed
-        self._began = began
+        self._listener = listener
         self._waiting: list[bytes] = []
         self._sent_at = -1.0
         self._is_flush_due = False
@@ -130,7 +137,7 @@ class Outgoing:
             # A full socket takes none of the others either; any other refusal may be about this datagram alone.
             lost = len(waiting) - taken if number == errno.EAGAIN else 1
             waiting = waiting[taken + lost :]
-            self._failed(self, lost, number)
+            self._listener.sending_failed(self, lost, number)
         self._note()
 
     @property
@@ -158,7 +165,7 @@ class Outgoing:
             traffic.unanswered_at = now
         if traffic.is_asleep:
             traffic.is_asleep = False
-            self._began()
+            self._listener.sending_began(self)
 
     def _is_burst(self) -> bool:
         """Whether to expect more behind a datagram that nothing waits before; counts those that are let pass."""
@@ -193,7 +200,7 @@ class Outgoing:
         if number:
             if number == errno.EMSGSIZE and len(data) > MAX_DATAGRAM:
                 raise UsageError(f"a datagram of {len(data)} bytes, at most {MAX_DATAGRAM} can be sent")
-            self._failed(self, 1, number)
+            self._listener.sending_failed(self, 1, number)
             return
         traffic = self.traffic
         traffic.packets_sent += 1

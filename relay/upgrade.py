@@ -18,7 +18,7 @@ A suspicion that was wrong makes the next one slower: there are applications tha
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Protocol
@@ -99,10 +99,6 @@ TIMINGS = Timings()
 
 class Path(Protocol):
     """What is known of one path. Times are 0.0 for what never happened."""
-
-    @property
-    def key(self) -> Hashable:
-        """Which one it is."""
 
     @property
     def rtt_s(self) -> float | None:
@@ -200,14 +196,14 @@ class Decision:
             ``STUCK``: the application reports loss, the path answers, and no other one does; the doubt is over.
             ``TRUST``: the doubt is over.
         reason: for people.
-        to: key of a path.
+        to: a path.
         since: of ``MOVE``: who has not answered since then, was not asked, or does not.
         is_reported: the application said it.
     """
 
     verdict: Verdict
     reason: str = ""
-    to: Hashable = None
+    to: Path | None = None
     since: float = 0.0
     is_reported: bool = False
 
@@ -333,7 +329,7 @@ class PathWatch:
             return Decision(
                 verdict=Verdict.MOVE,
                 reason=f"{doubt.reason}; another path answers",
-                to=other.key,
+                to=other,
                 since=doubt.began_at,
                 is_reported=doubt.is_reported,
             )

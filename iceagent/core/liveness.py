@@ -26,40 +26,6 @@ __all__ = ["Liveness"]
 _ELSEWHERE = "the peer sends over another path"
 
 
-class _PairPath:
-    """A pair, as ``relay/upgrade.py`` sees it; see :class:`relay.upgrade.Path`."""
-
-    __slots__ = ("key",)
-
-    def __init__(self, pair: CandidatePair) -> None:
-        self.key = pair
-
-    @property
-    def rtt_s(self) -> float | None:
-        return self.key.rtt_s
-
-    @property
-    def heard_at(self) -> float:
-        pair = self.key
-        return max(pair.traffic.received_at, pair.responded_at or 0.0, pair.requested_at)
-
-    @property
-    def answered_at(self) -> float:
-        return self.key.responded_at or 0.0
-
-    @property
-    def asked_at(self) -> float:
-        return self.key.asked_at
-
-    @property
-    def sent_at(self) -> float:
-        return self.key.traffic.sent_at
-
-    @property
-    def unanswered_at(self) -> float:
-        return self.key.traffic.unanswered_at
-
-
 class Liveness:
     """Watches the pairs in use.
 
@@ -93,7 +59,8 @@ class Liveness:
         self._selection = selection
         self._on_dead = on_dead
         self._on_silent = on_silent
-        self._watches: dict[CandidatePair, PathWatch] = {}
+        # For one component, a dict would be four times as large.
+        self._watches: tuple[tuple[CandidatePair, PathWatch], ...] = ()
         # The pair in use that the peer's data does not come over, and since when.
         self._elsewhere_of: CandidatePair | None = None
         self._elsewhere_since = 0.0
@@ -102,26 +69,26 @@ class Liveness:
         """Data goes there from now on."""
         if self._context.config.liveness and not self._context.config.lite:
             pair.traffic.is_asleep = True
-            self._watches[pair] = PathWatch(_PairPath(pair), now)
+            self._watches = (*self._watches, (pair, PathWatch(pair, now)))
 
     def unwatch(self, pair: CandidatePair) -> None:
         """No data goes there any more."""
         pair.is_silent = False
-        self._watches.pop(pair, None)
+        self._watches = tuple(entry for entry in self._watches if entry[0] is not pair)
 
     def stop(self) -> None:
         """Watch nothing any more."""
-        self._watches.clear()
+        self._watches = ()
 
     def wake(self, pair: CandidatePair, now: float) -> None:
         """Data leaves again after a pause."""
-        watch = self._watches.get(pair)
+        watch = self._watch_of(pair)
         if watch is not None:
             watch.wake(now)
 
     def doubt(self, pair: CandidatePair, reason: str, now: float, *, is_hearsay: bool = False) -> bool:
         """Something speaks against a pair; of one that is not in use, nothing follows. Whether an episode began."""
-        watch = self._watches.get(pair)
+        watch = self._watch_of(pair)
         return watch is not None and watch.doubt(reason, now, is_hearsay=is_hearsay)
 
     def on_data_elsewhere(self, pair: CandidatePair, other: CandidatePair, now: float) -> bool:
@@ -133,7 +100,7 @@ class Liveness:
         Returns:
             Whether something is to be decided.
         """
-        watch = self._watches.get(pair)
+        watch = self._watch_of(pair)
         if watch is None:
             return False
         is_here = pair is not self._elsewhere_of or pair.traffic.received_at >= self._elsewhere_since
@@ -149,32 +116,30 @@ class Liveness:
 
     def report_loss(self, pair: CandidatePair, now: float) -> None:
         """The application's data does not get through, whatever is answered."""
-        watch = self._watches.get(pair)
+        watch = self._watch_of(pair)
         if watch is not None:
             watch.report_loss(now)
 
-    @property
-    def in_doubt(self) -> bool:
-        """Whether the next answer may decide something."""
-        return any(watch.in_doubt for watch in self._watches.values())
-
     def evaluate(self, now: float) -> None:
         """Ask, move, and tell."""
-        for pair, watch in list(self._watches.items()):
+        for pair, watch in self._watches:
             # Every look that is no STAY brings the next one nearer to it.
-            while self._watches.get(pair) is watch and self._act(pair, watch, now):
+            while self._watch_of(pair) is watch and self._act(pair, watch, now):
                 pass
 
     def poll_timeout(self) -> float | None:
         """When to look again."""
-        at = min((watch.poll_timeout() for watch in self._watches.values()), default=math.inf)
+        at = min((watch.poll_timeout() for _, watch in self._watches), default=math.inf)
         return None if at == math.inf else at
+
+    def _watch_of(self, pair: CandidatePair) -> PathWatch | None:
+        return next((watch for each, watch in self._watches if each is pair), None)
 
     def _act(self, pair: CandidatePair, watch: PathWatch, now: float) -> bool:
         """One look; whether it is worth another one."""
         was_in_doubt = watch.in_doubt
         others = self._selection.alternatives(pair, now)
-        decision = watch.look([_PairPath(each) for each in others], now)
+        decision = watch.look(others, now)
         pair.traffic.is_asleep = not watch.is_awake
         if decision.verdict is Verdict.STAY:
             return False

@@ -173,6 +173,9 @@ class RemoteBudget:
             _make_room(self._answered)
             self._answered[remote] = None
         self._remotes.pop(remote, None)
+        if not self._remotes:
+            # An emptied dict keeps its table until it is cleared.
+            self._remotes.clear()
 
     def allows(self, remote: TransportAddress, now: float, *, early: bool = False) -> bool:
         """Whether one more packet may go there."""

@@ -159,6 +159,28 @@ class CandidatePair:
     def is_valid(self) -> bool:
         return self.valid_local is not None and not self.dead
 
+    # What ``relay/upgrade.py`` looks at.
+
+    @property
+    def heard_at(self) -> float:
+        """When anything of the peer's last came over it."""
+        return max(self.traffic.received_at, self.responded_at or 0.0, self.requested_at)
+
+    @property
+    def answered_at(self) -> float:
+        """When a check of ours was last answered; 0.0: never."""
+        return self.responded_at or 0.0
+
+    @property
+    def sent_at(self) -> float:
+        """When data last left."""
+        return self.traffic.sent_at
+
+    @property
+    def unanswered_at(self) -> float:
+        """When data first left since any last came in."""
+        return self.traffic.unanswered_at
+
     @property
     def is_relayed(self) -> bool:
         """Whether a TURN server is on the way."""

@@ -65,27 +65,32 @@ class IntegrityKey:
 
     Args:
         key: the key of the HMAC, any number of bytes.
-
-    Attributes:
-        sign: gives the HMAC-SHA1 of a message, 20 bytes.
     """
 
-    __slots__ = ("_block", "_sign_sha256", "sign")
-
-    sign: Callable[[bytes], bytes]
+    __slots__ = ("_block", "_inner", "_outer", "_sha256")
 
     def __init__(self, key: bytes) -> None:
         # RFC 2104: a key longer than a block is hashed, which the two algorithms do differently.
         is_short = len(key) <= _BLOCK_LENGTH
-        self.sign = _signer(hashlib.sha1, key if is_short else hashlib.sha1(key).digest())
+        self._inner, self._outer = _absorb(hashlib.sha1, key if is_short else hashlib.sha1(key).digest())
         self._block = key if is_short else hashlib.sha256(key).digest()
-        self._sign_sha256: Callable[[bytes], bytes] | None = None
+        self._sha256: tuple[_Hash, _Hash] | None = None
+
+    def sign(self, data: bytes) -> bytes:
+        """Give the HMAC-SHA1 of a message, 20 bytes."""
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(data)
+        outer.update(inner.digest())
+        return outer.digest()
 
     def sign_sha256(self, data: bytes) -> bytes:
         """Give the HMAC-SHA256 of a message, 32 bytes. The key is absorbed at the first call."""
-        if self._sign_sha256 is None:
-            self._sign_sha256 = _signer(hashlib.sha256, self._block)
-        return self._sign_sha256(data)
+        if self._sha256 is None:
+            self._sha256 = _absorb(hashlib.sha256, self._block)
+        inner, outer = (each.copy() for each in self._sha256)
+        inner.update(data)
+        outer.update(inner.digest())
+        return outer.digest()
 
 
 def short_term_key(password: str) -> IntegrityKey:
@@ -164,19 +169,10 @@ def security_features(nonce: str) -> SecurityFeature | None:
     return SecurityFeature(int.from_bytes(bits, "big")) if len(bits) == 3 else None
 
 
-def _signer(algorithm: Callable[[bytes], _Hash], key: bytes) -> Callable[[bytes], bytes]:
+def _absorb(algorithm: Callable[[bytes], _Hash], key: bytes) -> tuple[_Hash, _Hash]:
+    """RFC 2104, 2: the two hashes, each of which has taken its block; a message then costs two copies less work."""
     block = key.ljust(_BLOCK_LENGTH, b"\0")
-    copy_of_inner = algorithm(block.translate(_INNER_PAD)).copy
-    copy_of_outer = algorithm(block.translate(_OUTER_PAD)).copy
-
-    def sign(data: bytes) -> bytes:
-        inner = copy_of_inner()
-        inner.update(data)
-        outer = copy_of_outer()
-        outer.update(inner.digest())
-        return outer.digest()
-
-    return sign
+    return algorithm(block.translate(_INNER_PAD)), algorithm(block.translate(_OUTER_PAD))
 
 
 def _unquoted(text: str) -> str:

@@ -184,6 +184,10 @@ class TransactionTable:
             return
         del self._by_id[transaction.id]
         self._outgoing.pop(transaction.id, None)
+        if not self._by_id:
+            # A dict that was not empty keeps its table; most sessions wait for nothing most of the time.
+            self._by_id.clear()
+            self._outgoing.clear()
         transaction.next_at = math.inf
         self._drop_void_entries()
 

@@ -15,6 +15,7 @@ from iceagent.errors import NoPath
 from iceagent.events import AgentState
 from iceagent.gather.bases import Base
 from iceagent.net.address import TransportAddress
+from iceagent.outgoing import Outgoing
 from tests.sim.world import host_candidate
 from tests.unit.core.kit import OURS, REMOTE, THEIRS, remote_candidate
 from tests.unit.gather.kit import Socket, base_on
@@ -56,7 +57,7 @@ class Path(DataPath):
     def state(self) -> AgentState:
         return AgentState.CONNECTED
 
-    def _on_sending(self, component: int) -> None:
+    def sending_began(self, out: Outgoing) -> None:
         pass
 
     @property

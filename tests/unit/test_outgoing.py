@@ -85,9 +85,14 @@ class Bench:
             self.loop,  # type: ignore[arg-type]
             lambda: self.now,
             coalesce_s,
-            lambda out, lost, number: self.failures.append((lost, number)),
-            lambda: self.beginnings.append(self.now),
+            self,
         )
+
+    def sending_failed(self, out: Outgoing, lost: int, number: int) -> None:
+        self.failures.append((lost, number))
+
+    def sending_began(self, out: Outgoing) -> None:
+        self.beginnings.append(self.now)
 
     def send(self, *datagrams: bytes) -> None:
         for data in datagrams:

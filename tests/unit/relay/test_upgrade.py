@@ -99,7 +99,7 @@ def test_a_path_that_falls_silent_is_asked_twice_and_left_within_a_second() -> N
     story.answers["other"] = 0.04
     story.run(3.0, every=0.1)
     assert story.verdicts == [(0.3, Verdict.ASK), (0.5, Verdict.ASK), (0.7, Verdict.MOVE)]
-    assert story.told[-1][1].to == "other"
+    assert story.told[-1][1].to is story.other
     assert story.told[-1][1].reason == "nothing came back for 0.3 s; another path answers"
     assert not story.watch.in_doubt
 
