@@ -15,7 +15,7 @@ Knows nothing of STUN, pacing or time.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from iceagent.candidate import Candidate
 from iceagent.core.context import Context
@@ -93,6 +93,10 @@ class CheckList:
         preferred_host = self._preferred_host(candidate.address)
         for local in self._bases.get(candidate.component, {}).values():
             self._form(local, candidate, preferred_host)
+
+    def remotes(self, component: int) -> Sequence[Candidate]:
+        """The peer's candidates of a component; not to be changed."""
+        return self._remotes.get(component, ())
 
     def replace_remote(self, candidate: Candidate) -> None:
         """An address learnt by a check is now signalled: its pairs keep their state, and take over type, priority,

@@ -244,7 +244,7 @@ class Scheduler:
 
     def _open(self, pair: CandidatePair, checklist: CheckList, now: float) -> bool:
         """Send the opener before a pair's first check, which follows; false: none is needed, or it has no token."""
-        if pair.openers or pair.check_started_at is not None or not self._has_opener(pair):
+        if pair.openers or pair.check_started_at is not None or not self._has_opener(pair, checklist):
             return False
         if not self._budget.may_open(pair.destination):
             return False
@@ -279,12 +279,14 @@ class Scheduler:
             if at is not None:
                 self._quiet_at = at if self._quiet_at is None else min(self._quiet_at, at)
 
-    def _has_opener(self, pair: CandidatePair) -> bool:
+    def _has_opener(self, pair: CandidatePair, checklist: CheckList) -> bool:
         context = self._context
         is_asked_for = context.config.openers and not context.remote_lite
         # From a relayed address there is nothing to open.
         is_relayed = pair.local.type is CandidateType.RELAYED
-        return is_asked_for and not is_relayed and openers.is_wanted(pair.base, pair.remote.type)
+        if not is_asked_for or is_relayed or not openers.is_wanted(pair.base, pair.remote.type):
+            return False
+        return not openers.has_many_ports(pair.remote, checklist.remotes(pair.component))
 
     def _send_opener(self, pair: CandidatePair, now: float) -> None:
         ttl = openers.opener_ttl(pair.openers)

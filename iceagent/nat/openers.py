@@ -19,6 +19,8 @@ Where none goes:
 - from loopback. From a host that is on the Internet itself one goes all the same: the NAT at the other end has the
   same time, and it opens our firewall, if there is one, to what comes from there;
 - to a lite peer, which sends nothing before our check;
+- to reflexive addresses of one socket that differ in nothing but the port: the peer's NAT takes another one for every
+  destination (RFC 4787, 4.1), and what it sends us comes from none of these;
 - before a triggered check, also to a peer-reflexive address: the peer's packet came in, so our NAT is open to it and
   no trap was sprung on that flow. Only a peer-reflexive address that the peer *signalled* gets one;
 - before later checks: the first one opened all that there is to open.
@@ -35,12 +37,12 @@ it gets there, a pair has four at most, and an address twenty. Pure.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.net.address import TransportAddress, ip_address
 
-__all__ = ["explains", "is_outside", "is_wanted", "lead_s", "opener_ttl", "repeat_at"]
+__all__ = ["explains", "has_many_ports", "is_outside", "is_wanted", "lead_s", "opener_ttl", "repeat_at"]
 
 FIRST_TTL = 2
 """Dies behind the first router: it makes the mapping there. 1 would die in that router, before it is translated."""
@@ -60,6 +62,9 @@ pays for it, so it is little: for who begins later there is ``core/reroll.py``."
 EXPIRY_S = 1.0
 """So long after an opener, "host unreachable" is taken for its end: a round trip to the fifth router is below."""
 
+# What stands in the place of a related port that is not told (RFC 8839, 5.1).
+_NO_PORTS = (0, 9)
+
 _REFLEXIVE = frozenset({CandidateType.SERVER_REFLEXIVE, CandidateType.PEER_REFLEXIVE})
 
 
@@ -77,6 +82,25 @@ def is_outside(remote: Candidate) -> bool:
     """Whether what we send there passes our NAT, if we have one: a reflexive address, or a host on the Internet."""
     is_host = remote.type is CandidateType.HOST and not remote.has_name
     return remote.type in _REFLEXIVE or (is_host and ip_address(remote.address.host).is_global)
+
+
+def has_many_ports(remote: Candidate, others: Iterable[Candidate]) -> bool:
+    """Whether servers saw the peer's socket at several ports of one address.
+
+    Args:
+        remote: a candidate of the peer.
+        others: all of its component; ``remote`` may be among them.
+    """
+    related = remote.related_address
+    if remote.type is not CandidateType.SERVER_REFLEXIVE or related is None or related.port in _NO_PORTS:
+        return False
+    return any(
+        each.type is CandidateType.SERVER_REFLEXIVE
+        and each.related_address == related
+        and each.address.host == remote.address.host
+        and each.address.port != remote.address.port
+        for each in others
+    )
 
 
 def opener_ttl(sent: int) -> int | None:

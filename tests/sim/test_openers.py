@@ -8,6 +8,7 @@ the peer is caught; with openers, whoever begins later by more than their lead o
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -229,6 +230,24 @@ def test_relayed_addresses_have_none() -> None:
     world.a.session.add_remote_candidate(relayed_candidate(address), world.now)
     world.run(3.0)
     assert len(sent(world.a, openers=False)) > 3
+    assert sent(world.a, openers=True) == []
+
+
+def test_a_peer_whose_nat_takes_a_port_for_each_destination_gets_none() -> None:
+    """Two servers saw its socket at two ports; what it sends us comes from a third one. The token is for our answer."""
+    world = world_of()
+    seen = next(c for c in world.b.session.local_candidates if c.related_address is not None)
+    elsewhere = replace(
+        seen,
+        address=seen.address._replace(port=seen.address.port + 1),
+        priority=seen.priority - 256,
+        foundation="another",
+    )
+    world.a.session.set_remote_description(world.b.description(candidates=False), world.now)
+    world.a.session.add_remote_candidate(seen, world.now)
+    world.a.session.add_remote_candidate(elsewhere, world.now)
+    world.run(3.0)
+    assert {each.destination for _, each, _ in sent(world.a, openers=False)} == {seen.address, elsewhere.address}
     assert sent(world.a, openers=True) == []
 
 
