@@ -243,9 +243,8 @@ def test_a_peer_whose_nat_takes_a_port_for_each_destination_gets_none() -> None:
         priority=seen.priority - 256,
         foundation="another",
     )
-    world.a.session.set_remote_description(world.b.description(candidates=False), world.now)
-    world.a.session.add_remote_candidate(seen, world.now)
-    world.a.session.add_remote_candidate(elsewhere, world.now)
+    description = replace(world.b.description(candidates=False), candidates=(seen, elsewhere))
+    world.a.session.set_remote_description(description, world.now)
     world.run(3.0)
     assert {each.destination for _, each, _ in sent(world.a, openers=False)} == {seen.address, elsewhere.address}
     assert sent(world.a, openers=True) == []
