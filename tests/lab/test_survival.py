@@ -225,11 +225,16 @@ async def test_connect_restarts_where_only_signalling_can_help(natlab: Lab, tmp_
         if event == "both roam":
             homes.routers[1].move()
         outputs = await asyncio.gather(*(asyncio.to_thread(each.communicate, timeout=20.0) for each in programs))
+        advised = 0
         for (out, _), program in zip(outputs, programs, strict=True):
             lines = [json.loads(line) for line in out.splitlines()]
-            summary = lines[-1]
-            assert program.returncode == 0, lines
-            assert summary["longest_gap_ms"] <= 3000, lines
-            assert any(line["event"] == "restart.advised" for line in lines)
+            story_told = "\n".join(str(line)[:300] for line in lines if line["event"] != "ping.echoed")
+            assert program.returncode == 0, story_told
+            assert lines[-1]["longest_gap_ms"] <= 3000, story_told
+            names = [line["event"] for line in lines]
+            assert "ice.restarted" in names, story_told
+            advised += "restart.advised" in names
+        # The one that restarts first may be ahead of what the other one would have noticed.
+        assert advised
 
     await both_ways(story)

@@ -175,6 +175,20 @@ def test_the_peers_next_address_does_not_wait_for_the_one_before() -> None:
     pairs.set_state(third, ACTIVE)
     pairs.add_remote(remote(3, foundation="x"))
     assert [pair.state for pair in pairs] == [ACTIVE, ACTIVE, ACTIVE, W]
+    # Its opener has left, and its check is about to.
+    list(pairs)[-1].openers = 1
+    pairs.add_remote(remote(4, foundation="x"))
+    assert list(pairs)[-1].state is W
+
+
+def test_a_pair_that_is_not_answered_holds_its_foundation_back_for_three_transmissions() -> None:
+    pairs = form(checklist(), [local(0)], [remote(0, foundation="x"), remote(1, foundation="x")])
+    first, second = pairs
+    pairs.set_state(first, ACTIVE)
+    first.requests_sent = 2
+    assert pairs.next_ordinary(any_pair) is None
+    first.requests_sent = 3
+    assert pairs.next_ordinary(any_pair) is second
 
 
 def test_a_frozen_pair_is_checked_when_its_foundation_is_idle() -> None:
