@@ -158,8 +158,8 @@ class RemoteBudget:
         entry.credit = min(entry.credit + 1, _MAX_CREDIT)
 
     def grant(self, remote: TransportAddress, now: float) -> None:
-        """One more may go there: a peer that we are connected with is looked for (``search.py``, which says how often),
-        and stopped answering us if it named somebody else's address.
+        """One more may go there: a peer that we are connected with, and that is talking to us, is looked for
+        (``relay/upgrade.py`` says how often).
         """
         self.asked(remote, now)
 

@@ -776,7 +776,8 @@ class IceSession:
         self._status.note_failure(pair, decision.reason)
         for each in self._selection.leave(pair, decision, now):
             self._checklist.trigger(each)
-        if not pair.is_valid:
+        # One of the generation before stands in no list.
+        if pair.keys is self._context.keys:
             self._checklist.set_state(pair, PairState.FAILED)
 
     def _on_silent(self, pair: CandidatePair, reason: str, now: float) -> None:
