@@ -142,6 +142,39 @@ async def test_the_nat_of_a_direct_path_reboots(natlab: Lab) -> None:
     await both_ways(story)
 
 
+@pytest.mark.natlab_needs("conntrack")
+async def test_the_nat_of_a_relayed_path_reboots(natlab: Lab) -> None:
+    """Symmetric on both sides: every port that anybody knows is another one then."""
+
+    async def story(controlling: str) -> None:
+        homes = Homes(natlab, controlling, "symmetric", "symmetric")
+        async with talking(homes.a, homes.b, homes.servers, controlling=controlling) as talk:
+            assert talk.a.path.kind == talk.b.path.kind == "relay"
+            began = time.monotonic()
+            homes.routers[0].reboot()
+            await asyncio.sleep(4.0)
+            assert talk.gap(began) <= 2.0, talk.story(began)
+            assert talk.is_mirrored, talk.story(began)
+
+    await both_ways(story)
+
+
+async def test_one_side_roams_to_another_network(natlab: Lab) -> None:
+    """Another NAT, another subnet; a relay is known on both sides."""
+
+    async def story(controlling: str) -> None:
+        homes = Homes(natlab, controlling, "port-restricted", "port-restricted")
+        cafe = natlab.router("port-restricted", f"cafe-{controlling}")
+        async with talking(homes.a, homes.b, homes.servers, controlling=controlling) as talk:
+            began = time.monotonic()
+            homes.a.roam(cafe)
+            await asyncio.sleep(4.0)
+            assert talk.gap(began) <= 2.0, talk.story(began)
+            assert_told_the_same(talk, began)
+
+    await both_ways(story)
+
+
 async def test_everything_is_blackholed_for_ten_seconds(natlab: Lab) -> None:
     async def story(controlling: str) -> None:
         homes = Homes(natlab, controlling, "port-restricted", "port-restricted", impairment=Impairment())
