@@ -205,7 +205,8 @@ def test_without_translation_there_is_no_nat(world: World, tables: tuple[str, ..
     world.install(*tables)
     ended = probe(world.home, "--json", "--server", URI)
     report = ended.report
-    assert (report["nat"]["mapping"], report["nat"]["filtering"], report["layers"]) == ("none", filtering, 0)
+    found = (report["nat"]["mapping"], report["nat"]["filtering"], report["layers"])
+    assert found == ("none", filtering, 0), (report, ended.err)
     assert report["reflexive"][0]["address"].startswith(f"{HOME}:")
     assert ended.code == 0
 
