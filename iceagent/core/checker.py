@@ -145,7 +145,7 @@ class Checker:
         if not self._context.controlling:
             nomination = None
         single = purpose in _SINGLE
-        if pair.asked_at <= (pair.responded_at or 0.0):
+        if pair.asked_at <= pair.answered_at:
             pair.asked_at = now
         check = Check(pair=pair, purpose=purpose, controlling=self._context.controlling, nomination=nomination)
         identity = self._context.transaction_id()

@@ -158,7 +158,7 @@ class Consent:
     def _expires_at(self, pair: CandidatePair) -> float:
         if self._context.config.lite:
             return math.inf
-        return (pair.responded_at or 0.0) + self._context.config.consent_timeout_s
+        return pair.answered_at + self._context.config.consent_timeout_s
 
     def _next_at(self, now: float) -> float:
         config = self._context.config

@@ -164,7 +164,7 @@ class CandidatePair:
     @property
     def heard_at(self) -> float:
         """When anything of the peer's last came over it."""
-        return max(self.traffic.received_at, self.responded_at or 0.0, self.requested_at)
+        return max(self.traffic.received_at, self.answered_at, self.requested_at)
 
     @property
     def answered_at(self) -> float:

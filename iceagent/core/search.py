@@ -50,7 +50,8 @@ class Searches:
         if not config.liveness or not config.renomination or config.lite:
             # Nothing better could be nominated.
             return
-        if now >= _flowed_at(pair) + TIMINGS.search_idle_s or not _flowed_at(pair):
+        flowed_at = _flowed_at(pair)
+        if not flowed_at or now >= flowed_at + TIMINGS.search_idle_s:
             return
         search = next((search for each, search in self._searches if each is pair), None)
         if search is None:

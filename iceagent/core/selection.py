@@ -206,7 +206,7 @@ class Selection:
         else:
             seconds = min(TIMINGS.shun_s * 2**pair.times_left, TIMINGS.max_shun_s)
             for each in self.valid_pairs(pair.component):
-                if each not in (pair, to) and _shares(each, pair) and (each.responded_at or 0.0) <= decision.since:
+                if each not in (pair, to) and _shares(each, pair) and each.answered_at <= decision.since:
                     self._shun(each, seconds, now)
                     self._invalidate(component, each, now)
                     unproven.append(each)
@@ -439,14 +439,14 @@ class Selection:
 
     def _best(self, number: int, now: float, but: CandidatePair | None = None) -> CandidatePair | None:
         valid = (p for p in self.valid_pairs(number) if p is not but)
-        return max(valid, key=lambda p: (now >= p.shunned_until, p.rank), default=None)
+        return max(valid, key=lambda p: _preference(p, now), default=None)
 
     def _best_standby(self, number: int, now: float) -> CandidatePair | None:
         """The best pair that may carry data at once: its last response is no older than consent may be (RFC 7675,
         5.1).
         """
         fresh = (p for p in self.valid_pairs(number) if self._has_consent(p, now))
-        return max(fresh, key=lambda p: (now >= p.shunned_until, p.rank), default=None)
+        return max(fresh, key=lambda p: _preference(p, now), default=None)
 
     def _has_consent(self, pair: CandidatePair, now: float) -> bool:
         # Written as consent.py writes it: the two must not round differently at the instant of expiry.
@@ -458,6 +458,11 @@ class Selection:
         if found is None:
             found = self._components[pair.component] = _Component()
         return found
+
+
+def _preference(pair: CandidatePair, now: float) -> tuple[bool, int]:
+    """Greater is better: a pair that was left a moment ago comes behind all others."""
+    return now >= pair.shunned_until, pair.rank
 
 
 def _shares(pair: CandidatePair, other: CandidatePair) -> bool:
