@@ -219,6 +219,22 @@ class Config:
     """Doubt a path on which what should come back does not, ask it and those that stand by, and leave it for one that
     answers (``relay/upgrade.py`` has the times). Off: only the end of consent ends a path, after 30 s.
     """
+    standby: bool = True
+    """Keep two more pairs warm while data flows: a check every 15 s on each, so that one of them can take over at once.
+    Off: what takes over has to be found first.
+    """
+    mirror: bool = True
+    """While a path is in doubt, send data over the one that stands by as well, to a peer that knows path messages: for
+    1.5 s, 64 datagrams or 64 kB an episode at most. The peer's application gets such a datagram twice.
+    """
+    path_messages: bool = True
+    """Tell a peer that knows them (``docs/path-messages.md``) over any path that works what would need signalling
+    otherwise: new and withdrawn candidates, when to check, which pair to nominate, that we close.
+    """
+    relay_first: bool = False
+    """Begin on a relay, as soon as there is one, and move when a direct pair is valid. Off: on whatever works first."""
+    goodbye_s: float = 0.3
+    """So long :meth:`iceagent.Agent.aclose` waits at most for the peer to hear that we close."""
     consent_timeout_s: float = 30.0
     """RFC 7675, 5.1: consent expires after 30 s. It must leave a check at its latest two seconds to be answered:
     with an interval above 12 s a single lost one can end consent.
@@ -241,6 +257,7 @@ class Config:
         if self.consent_slack_s:
             _between("consent_slack_s", self.consent_slack_s, 0.01, 5.0)
         _between("consent_timeout_s", self.consent_timeout_s, 1.2 * self.consent_interval_s + _ANSWER_S, 30.0)
+        _between("goodbye_s", self.goodbye_s, 0.0, 10.0)
         if len(self.early_checks_s) > 3:
             raise UsageError(f"early_checks_s has {len(self.early_checks_s)} times, at most 3 are allowed")
         if self.port_range is not None:

@@ -17,16 +17,20 @@ from iceagent.net.core import Event, PacketDropped
 __all__ = [
     "AgentState",
     "BaseFailed",
+    "Cause",
     "DataReceived",
     "Event",
     "GatheringDone",
     "IceRestarted",
     "LocalCandidateFound",
+    "MachineSlept",
     "NetworkChanged",
     "PacketDropped",
     "Path",
+    "PathDiagnosed",
     "PathDoubted",
     "PathTrusted",
+    "PeerClosed",
     "PortMapped",
     "PortMappingLost",
     "PortMappingUnavailable",
@@ -257,6 +261,50 @@ class RestartAdvised(Event):
 
     component: int
     reason: str
+
+
+class Cause(Enum):
+    """What a server that is asked while a path is in doubt says about it."""
+
+    PATH = "path"
+    NAT = "nat"
+    UPLINK = "uplink"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PathDiagnosed(Event):
+    """A server was asked what broke while a path was in doubt.
+
+    Attributes:
+        component: whose path.
+        base: the socket that asked.
+        cause: ``PATH``: it sees us where it saw us before, so it is the peer, or the way there. ``NAT``: it sees
+            another address of ours, our NAT has forgotten us. ``UPLINK``: no server answers, our own network is dead.
+        reason: in words.
+    """
+
+    component: int
+    base: TransportAddress
+    cause: Cause
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PeerClosed(Event):
+    """The peer says that it has closed: nothing it had answers any more. Only a new description of its begins anew."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MachineSlept(Event):
+    """This machine was suspended; whatever it knew of the network may be over.
+
+    Attributes:
+        seconds: how long.
+    """
+
+    seconds: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

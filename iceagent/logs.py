@@ -22,11 +22,14 @@ from iceagent.events import (
     GatheringDone,
     IceRestarted,
     LocalCandidateFound,
+    MachineSlept,
     NetworkChanged,
     PacketDropped,
     Path,
+    PathDiagnosed,
     PathDoubted,
     PathTrusted,
+    PeerClosed,
     PortMapped,
     PortMappingLost,
     PortMappingUnavailable,
@@ -168,6 +171,13 @@ _TABLE: dict[type, Describer] = {
     SelectedPathChanged: _selected,
     PathDoubted: lambda e: Line("info", "path.doubted", _of_path(e)),
     PathTrusted: lambda e: Line("info", "path.trusted", _of_path(e)),
+    PathDiagnosed: lambda e: Line(
+        "info",
+        "path.diagnosed",
+        {"component": e.component, "base": str(e.base), "cause": e.cause.value, "reason": e.reason},
+    ),
+    PeerClosed: lambda e: Line("info", "peer.closed", {"reason": e.reason}),
+    MachineSlept: lambda e: Line("info", "machine.slept", {"seconds": round(e.seconds, 3)}),
     RestartAdvised: lambda e: Line("warning", "restart.advised", {"component": e.component, "reason": e.reason}),
     RoleChanged: lambda e: Line(
         "info", "role.changed", {"role": "controlling" if e.controlling else "controlled", "reason": e.reason}

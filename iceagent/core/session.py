@@ -47,6 +47,7 @@ from iceagent.events import (
     AgentState,
     IceRestarted,
     LocalCandidateFound,
+    MachineSlept,
     Path,
     RestartAdvised,
     RoleChanged,
@@ -256,6 +257,18 @@ class IceSession:
         for pair in self._selection.currents():
             if pair.base == base:
                 self._liveness.doubt(pair, "our end of it moved", now)
+        self._decide(now)
+
+    def note_sleep(self, seconds: float, now: float) -> None:
+        """This machine was suspended, while the monotonic clock stood still: answers are as much older (RFC 7675, 5.1
+        counts the peer's time), and what is in use has to prove that it still works.
+        """
+        for pair in {*self._checklist, *self._selection.currents()}:
+            if pair.responded_at is not None:
+                pair.responded_at -= seconds
+        for pair in self._selection.currents():
+            self._liveness.doubt(pair, f"this machine slept for {seconds:.0f} s", now)
+        self._context.emit(MachineSlept(seconds=seconds))
         self._decide(now)
 
     def doubt_relays(self, hosts: Collection[str], now: float) -> None:

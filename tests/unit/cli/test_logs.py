@@ -163,6 +163,14 @@ LINES: list[tuple[Event, str, str, dict[str, Any]]] = [
         },
     ),
     (
+        events.PathDiagnosed(component=1, base=ADDRESS, cause=events.Cause.NAT, reason="another address"),
+        "info",
+        "path.diagnosed",
+        {"component": 1, "base": "192.0.2.1:5000", "cause": "nat", "reason": "another address"},
+    ),
+    (events.PeerClosed(reason="the peer closed"), "info", "peer.closed", {"reason": "the peer closed"}),
+    (events.MachineSlept(seconds=7.25), "info", "machine.slept", {"seconds": 7.25}),
+    (
         events.RestartAdvised(component=1, reason="no path answers"),
         "warning",
         "restart.advised",
