@@ -27,6 +27,7 @@ from weakref import WeakKeyDictionary, WeakSet
 from iceagent.candidate import Candidate
 from iceagent.config import Config
 from iceagent.core.pacing import TokenBucket
+from iceagent.core.path_message import OPTION
 from iceagent.core.session import IceSession
 from iceagent.core.wakeups import WakeUps
 from iceagent.credentials import Credentials
@@ -41,14 +42,19 @@ from iceagent.errors import (
 )
 from iceagent.events import (
     AgentState,
+    BetterPathSought,
     DataReceived,
     Event,
     GatheringDone,
     IceRestarted,
     LocalCandidateFound,
+    NetworkChanged,
     Path,
+    PathDoubted,
+    PathTrusted,
     RelayLost,
     RelayMoved,
+    RemoteCandidateAdded,
     RerollDue,
     SelectedPathChanged,
     StateChanged,
@@ -57,9 +63,10 @@ from iceagent.eventstream import EventStream
 from iceagent.gather.bases import Base
 from iceagent.gather.gathering import Gathering
 from iceagent.gather.mdns import MdnsNames
+from iceagent.history import EMPTY, HistoryEntry, Ring, entries, noted
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Transmit
-from iceagent.net.driver import Driver
+from iceagent.net.driver import GAP_S, Driver
 from iceagent.net.host import Host
 from iceagent.net.local import local_host
 from iceagent.net.netlink import preload
@@ -120,7 +127,7 @@ class Agent(DataPath):
             preferred_host=host.source_host,
             credentials=credentials,
         )
-        self._driver = Driver(self._session, host, self._transmit, self._on_core_event)
+        self._driver = Driver(self._session, host, self._transmit, self._on_core_event, self._on_gap)
         self._mdns = MdnsNames(self._loop) if config.mdns or config.resolve_mdns else None
         # Weakly: a loop over events() that is left early leaves no queue behind. Made for the first one.
         self._streams: WeakSet[EventStream] | None = None
@@ -136,6 +143,8 @@ class Agent(DataPath):
                 found=self._on_candidate,
                 lost=self._on_base_lost,
                 withdrawn=self._on_withdrawn,
+                deprecated=self._on_deprecated,
+                link_changed=self._on_link,
                 tell=self._tell,
                 ceiling=ceiling,
             )
@@ -146,6 +155,8 @@ class Agent(DataPath):
         self._waiters: list[asyncio.Future[None]] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._closing: asyncio.Future[None] | None = None
+        self._goodbye: asyncio.Future[None] | None = None
+        self._history: Ring = EMPTY
         self._was_connected = False
         self._is_concluded = False
         self._ended_ufrag: str | None = None
@@ -162,10 +173,14 @@ class Agent(DataPath):
     def local_description(self) -> Description:
         """What is to be signalled to the peer: credentials, options, and the candidates found so far."""
         config = self._config
-        options = ("trickle", "ice2", "renomination") if config.renomination else ("trickle", "ice2")
+        options = ["trickle", "ice2"]
+        if config.renomination:
+            options.append("renomination")
+        if config.path_messages and not config.lite:
+            options.append(OPTION)
         return Description(
             credentials=self._session.local_credentials,
-            options=options,
+            options=tuple(options),
             pacing_ms=round(config.ta_s * 1000),
             lite=config.lite,
             candidates=tuple(self.local_candidates),
@@ -352,8 +367,14 @@ class Agent(DataPath):
             receive_queue_dropped=self._receive_queue_dropped,
             send_dropped=self._send_dropped,
             path_switches=self._path_switches,
-            counters=Counter(self._session.counters) + self._gathering.counters,
+            counters=Counter(self._session.counters) + self._gathering.counters + Counter(mirrored=self._mirrored),
         )
+
+    def history(self) -> list[HistoryEntry]:
+        """What has changed since the agent was made, the newest last: its state, its paths, its network, its peer. The
+        last 64 changes, also after :meth:`aclose`.
+        """
+        return entries(self._history)
 
     # --- what the sockets receive (BaseListener) -----------------------------------------------------------------
 
@@ -362,10 +383,12 @@ class Agent(DataPath):
         if not self._gathering.datagram_received(base, data, source):
             self._driver.datagram(base.address, source, data)
             self._conclude()
+            if self._goodbye is not None and self._session.is_heard and not self._goodbye.done():
+                self._goodbye.set_result(None)
 
     def data_moved(self, base: Base, source: tuple[str, int]) -> None:
         """The peer sends on another path than we do: among several nominated ones, that may decide."""
-        self._driver.command(self._session.note_data, base.address, TransportAddress._make(source))
+        self._inform(self._session.note_data, base.address, TransportAddress._make(source))
 
     def error_received(self, base: Base, destination: TransportAddress, number: int) -> None:
         """ICMP, which may be forged."""
@@ -375,7 +398,7 @@ class Agent(DataPath):
     # --- what the data path needs --------------------------------------------------------------------------------
 
     def _catch_up(self) -> None:
-        self._driver.command(self._session.handle_timeout)
+        self._inform(self._session.handle_timeout)
 
     def _set_sink(self, sink: Callable[[bytes, int], None]) -> None:
         self._gathering.set_sink(sink)
@@ -384,7 +407,7 @@ class Agent(DataPath):
 
     def sending_began(self, out: Outgoing) -> None:
         """See :class:`iceagent.outgoing.OutgoingListener`."""
-        self._driver.command(self._session.note_sending, out.traffic.component)
+        self._inform(self._session.note_sending, out.traffic.component)
 
     def _on_network_error(self, base: TransportAddress, destination: TransportAddress, number: int) -> None:
         self._driver.error(base, destination, number)
@@ -410,10 +433,18 @@ class Agent(DataPath):
         if isinstance(event, DataReceived):
             self._gathering.sink(event.data, event.component)
             return
+        if isinstance(event, BetterPathSought):
+            self._gathering.refresh()
+            return
         if isinstance(event, SelectedPathChanged):
             pair = self._session.current(event.component)
             self._gathering.expect(event.component, pair.traffic if pair is not None else None)
             self._set_path(event.component, pair, self._gathering.bases)
+        elif isinstance(event, PathDoubted):
+            if self._config.mirror and self._session.peer_knows_messages:
+                self._begin_mirroring(event.component, self._session.standby_of, self._gathering.bases)
+        elif isinstance(event, PathTrusted):
+            self._end_mirroring(event.component)
         elif isinstance(event, StateChanged):
             self._on_state(event.new)
         elif isinstance(event, IceRestarted):
@@ -422,9 +453,18 @@ class Agent(DataPath):
             self._gathering.begin_again()
         elif isinstance(event, RerollDue):
             self._reroll(event.base)
+        elif isinstance(event, RemoteCandidateAdded):
+            if event.via == "path message":
+                # Of what is signalled, relays know already.
+                self._gathering.permit(self._session.remote_candidates)
         elif isinstance(event, LocalCandidateFound):
             event = LocalCandidateFound(candidate=self._signalled(event.candidate))
         self._tell(event)
+
+    def _inform(self, method: Callable[..., object], *args: object) -> None:
+        """Tell the session what a socket, a server or the machine did; while we close, nobody wants to know."""
+        if not self._driver.is_closed:
+            self._driver.command(method, *args)
 
     def _reroll(self, base: TransportAddress) -> None:
         """Another socket beside a base; its candidate comes when a STUN server has answered."""
@@ -450,18 +490,37 @@ class Agent(DataPath):
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, GatheringDone):
-            self._driver.command(self._session.end_local_candidates)
-        elif isinstance(event, RelayLost):
-            self._driver.command(self._session.doubt_relays, {address.host for address in event.relayed})
+            self._inform(self._session.end_local_candidates)
+        elif isinstance(event, RelayLost) and not event.is_local:
+            self._inform(self._session.doubt_relays, {address.host for address in event.relayed})
         elif isinstance(event, RelayMoved):
             # RFC 8016, 3.2.2: the server sends to the new five-tuple once data came from there.
             for address in event.relayed:
-                self._driver.command(self._session.doubt_base, address)
+                self._inform(self._session.doubt_base, address)
+        elif isinstance(event, PathDoubted) and event.path is not None:
+            self._gathering.doubt(event.path.base)
+        elif isinstance(event, NetworkChanged):
+            self._driver.look_for_gap()
+        self._history = noted(self._history, event, self._host.now())
         for stream in self._streams or ():
             stream.push(event)
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _on_link(self, base: TransportAddress, is_up: bool) -> None:
+        self._inform(self._session.set_link, base, is_up)
+
+    def _on_deprecated(self, base: TransportAddress, is_deprecated: bool) -> None:
+        self._inform(self._session.deprecate, base, is_deprecated)
+
+    def _on_gap(self, slept_s: float, late_s: float) -> None:
+        """The machine was suspended, or this process held up: what is known of the network is as old."""
+        if slept_s > GAP_S:
+            self._inform(self._session.note_sleep, slept_s)
+            self._gathering.wake_up(slept_s)
+        if late_s > GAP_S:
+            self._inform(self._session.doubt_all, f"this process was held up for {late_s:.0f} s")
 
     async def _wait(self, condition: Callable[[], bool]) -> None:
         """Wait for an event after which ``condition`` holds."""
@@ -494,16 +553,16 @@ class Agent(DataPath):
     def _add_candidate(self, candidate: Candidate) -> bool:
         if self._mdns is not None and self._config.mdns:
             self._mdns.publish(candidate)
-        return self._driver.command(self._session.add_local_candidate, candidate)
+        return not self._driver.is_closed and self._driver.command(self._session.add_local_candidate, candidate)
 
     def _on_base_lost(self, base: Base) -> None:
         self._late = [candidate for candidate in self._late if candidate.base != base.address]
         reason = "its relay is gone" if base.is_relayed else "its local address is gone"
-        self._driver.command(self._session.remove_base, base.address, reason)
+        self._inform(self._session.remove_base, base.address, reason)
 
     def _on_withdrawn(self, base: TransportAddress, address: TransportAddress) -> None:
         self._late = [each for each in self._late if (each.base, each.address) != (base, address)]
-        self._driver.command(self._session.withdraw, base, address)
+        self._inform(self._session.withdraw, base, address)
 
     def _signalled(self, candidate: Candidate) -> Candidate:
         """What the peer is told: with the generation's fragment, and names for addresses where so configured."""
@@ -542,6 +601,7 @@ class Agent(DataPath):
         for task in tasks:
             task.cancel()
         self._flush()
+        await self._say_goodbye()
         self._driver.command(self._session.close)
         self._driver.close()
         await self._gathering.give_back()
@@ -556,6 +616,13 @@ class Agent(DataPath):
         if self._mdns is not None:
             await self._mdns.close()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _say_goodbye(self) -> None:
+        """Until the peer has heard that we close, or was told in vain."""
+        wait_s = min(self._driver.command(self._session.say_goodbye), self._config.goodbye_s)
+        if wait_s > 0.0:
+            self._goodbye = self._loop.create_future()
+            await asyncio.wait([self._goodbye], timeout=wait_s)
 
 
 def _this_machine() -> Host:

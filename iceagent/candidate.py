@@ -53,6 +53,8 @@ class Candidate:
         base: our own candidates only: the socket (or relayed address) that checks leave from (RFC 8445, 5.1.1.2).
         origin: our own candidates only: who found it, e.g. ``interface eth0``, the server's URI.
         is_mapped: our own candidates only: a router maps it for us (:mod:`portmap`).
+        network_id: our own candidates only: the index of the interface it stands on, as far as 16 bits hold it.
+        network_cost: our own candidates only: 0 … 999, what that network costs (``iceagent/priority.py``).
     """
 
     foundation: str
@@ -66,6 +68,8 @@ class Candidate:
     base: TransportAddress | None = None
     origin: str = ""
     is_mapped: bool = False
+    network_id: int = 0
+    network_cost: int = 0
 
     @classmethod
     def parse(cls, line: str) -> Candidate:

@@ -234,7 +234,9 @@ class Config:
     relay_first: bool = False
     """Begin on a relay, as soon as there is one, and move when a direct pair is valid. Off: on whatever works first."""
     goodbye_s: float = 0.3
-    """So long :meth:`iceagent.Agent.aclose` waits at most for the peer to hear that we close."""
+    """So long :meth:`iceagent.Agent.aclose` waits at most for the peer to hear that we close: a round trip mostly, and
+    not at all where there is no path or the peer knows no path messages. Else its checks are answered with 403.
+    """
     consent_timeout_s: float = 30.0
     """RFC 7675, 5.1: consent expires after 30 s. It must leave a check at its latest two seconds to be answered:
     with an interval above 12 s a single lost one can end consent.

@@ -2,7 +2,8 @@
 
 The half of :class:`iceagent.Agent` that every datagram goes through. Out: ``send`` calls the selected path's socket,
 once for all datagrams of a burst (``outgoing.py``). In: the base (``gather/bases.py``) calls the *sink*, which is the
-application's handler or the queue that ``recv`` reads. No task, no timer and no core on the way.
+application's handler or the queue that ``recv`` reads. No task, no timer and no core on the way. While a path is in
+doubt, data may leave on another pair too (``mirror.py``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from iceagent.core.pair import CandidatePair
 from iceagent.errors import NoPath, UsageError
 from iceagent.events import AgentState
 from iceagent.gather.bases import Base
+from iceagent.mirror import Mirror, Standby
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import Host
 from iceagent.outgoing import Outgoing
@@ -29,18 +31,36 @@ MAX_RECEIVE_QUEUE = 8192
 MAX_RECEIVE_BYTES = 4 * 2**20
 
 
+class _Inbox:
+    """What waits for ``recv`` on one component; made when something does, or somebody receives.
+
+    Attributes:
+        queue: the datagrams.
+        size: their bytes.
+        receiver: who waits for the next one.
+    """
+
+    __slots__ = ("queue", "receiver", "size")
+
+    def __init__(self) -> None:
+        self.queue: deque[bytes] = deque()
+        self.size = 0
+        self.receiver: asyncio.Future[None] | None = None
+
+
 class DataPath(ABC):
     """Sends and receives on the selected paths."""
+
+    # In the class, for an agent whose path was never in doubt has none.
+    _mirrored = 0
 
     def __init__(self, host: Host, components: int, coalesce_s: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._host = host
         self._components = components
         self._coalesce_s = coalesce_s
-        self._outgoing: dict[int, Outgoing] = {}
-        self._queues: dict[int, deque[bytes]] = {}
-        self._queued_bytes: dict[int, int] = {}
-        self._receivers: dict[int, asyncio.Future[None]] = {}
+        self._outgoing: dict[int, Outgoing | Mirror] = {}
+        self._inboxes: dict[int, _Inbox] = {}
         self._handler: Callable[[bytes, int], None] | None = None
         self._receive_queue_dropped = 0
         self._send_dropped = 0
@@ -77,17 +97,17 @@ class DataPath(ABC):
             AgentClosed: the agent is closed.
             UsageError: another task receives on this component, or a data handler is set.
         """
-        queue = self._queue(component)
-        while not queue:
-            self._check_receiver(component)
-            waiter = self._receivers[component] = self._loop.create_future()
+        inbox = self._inbox(component)
+        while not inbox.queue:
+            self._check_receiver(component, inbox.receiver)
+            waiter = inbox.receiver = self._loop.create_future()
             try:
                 await waiter
             finally:
-                if self._receivers.get(component) is waiter:
-                    del self._receivers[component]
-        data = queue.popleft()
-        self._queued_bytes[component] -= len(data)
+                if inbox.receiver is waiter:
+                    inbox.receiver = None
+        data = inbox.queue.popleft()
+        inbox.size -= len(data)
         return data
 
     def set_data_handler(self, handler: Callable[[bytes, int], None] | None) -> None:
@@ -98,10 +118,10 @@ class DataPath(ABC):
         self._handler = handler
         self._set_sink(handler or self._enqueue)
         if handler is not None:
-            for component, queue in self._queues.items():
-                while queue and self._handler is handler:
-                    data = queue.popleft()
-                    self._queued_bytes[component] -= len(data)
+            for component, inbox in self._inboxes.items():
+                while inbox.queue and self._handler is handler:
+                    data = inbox.queue.popleft()
+                    inbox.size -= len(data)
                     handler(data, component)
 
     # --- for the agent -------------------------------------------------------------------------------------------
@@ -148,11 +168,37 @@ class DataPath(ABC):
             pair.destination,
             pair.traffic,
             self._loop,
-            self._host.now,
+            base.now,
             self._coalesce_s,
             self,
         )
         out.adopt(waiting)
+
+    def _begin_mirroring(
+        self,
+        component: int,
+        standby_of: Callable[[int, float], CandidatePair | None],
+        bases: Mapping[TransportAddress, Base],
+    ) -> None:
+        """Data of a component leaves on the pair that stands by as well, for a while."""
+
+        def standby() -> Standby | None:
+            pair = standby_of(component, self._host.now())
+            base = bases.get(pair.base) if pair is not None else None
+            if pair is None or base is None:
+                return None
+            return Standby(base.socket, pair.destination, pair.traffic)
+
+        self._end_mirroring(component)
+        out = self._outgoing.get(component)
+        if isinstance(out, Outgoing):
+            self._outgoing[component] = Mirror(out, standby, self._host.now, self)
+
+    def _end_mirroring(self, component: int) -> None:
+        """It leaves on the path alone, as ever."""
+        out = self._outgoing.get(component)
+        if isinstance(out, Mirror):
+            self._outgoing[component] = out.main
 
     def _flush(self) -> None:
         """Send what waits for the rest of its burst; in a loop that was held up, consent may have ended meanwhile."""
@@ -166,37 +212,36 @@ class DataPath(ABC):
 
     def _enqueue(self, data: bytes, component: int) -> None:
         """The sink behind :meth:`recv`."""
-        queue = self._queue(component)
-        queued = self._queued_bytes[component] + len(data)
-        if len(queue) >= MAX_RECEIVE_QUEUE or queued > MAX_RECEIVE_BYTES:
+        inbox = self._inbox(component)
+        size = inbox.size + len(data)
+        if len(inbox.queue) >= MAX_RECEIVE_QUEUE or size > MAX_RECEIVE_BYTES:
             self._receive_queue_dropped += 1
             return
-        queue.append(data)
-        self._queued_bytes[component] = queued
-        waiter = self._receivers.get(component)
+        inbox.queue.append(data)
+        inbox.size = size
+        waiter = inbox.receiver
         if waiter is not None and not waiter.done():
             waiter.set_result(None)
 
     def _wake_receivers(self) -> None:
-        for waiter in self._receivers.values():
-            if not waiter.done():
+        for inbox in self._inboxes.values():
+            waiter = inbox.receiver
+            if waiter is not None and not waiter.done():
                 waiter.set_result(None)
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _queue(self, component: int) -> deque[bytes]:
-        queue = self._queues.get(component)
-        if queue is None:
+    def _inbox(self, component: int) -> _Inbox:
+        inbox = self._inboxes.get(component)
+        if inbox is None:
             if not 1 <= component <= self._components:
                 raise UsageError(f"component {component} of an agent with {self._components}")
-            queue = self._queues[component] = deque()
-            self._queued_bytes[component] = 0
-        return queue
+            inbox = self._inboxes[component] = _Inbox()
+        return inbox
 
-    def _check_receiver(self, component: int) -> None:
+    def _check_receiver(self, component: int, other: asyncio.Future[None] | None) -> None:
         if self._handler is not None:
             raise UsageError("recv() while a data handler is set")
-        other = self._receivers.get(component)
         if other is not None and not other.cancelled():
             raise UsageError(f"two recv() at once on component {component}")
         self._check()
@@ -215,5 +260,20 @@ class DataPath(ABC):
         out.traffic.packets_discarded += lost
         if number == errno.EAGAIN:
             self._send_dropped += lost
+            mirror = self._outgoing.get(out.traffic.component)
+            if isinstance(mirror, Mirror):
+                mirror.note_full()
         else:
             self._on_network_error(out.socket.address, out.destination, number)
+
+    # --- what Mirror tells (MirrorListener) ----------------------------------------------------------------------
+
+    def mirrored(self, mirror: Mirror) -> None:
+        """A datagram left twice."""
+        self._mirrored += 1
+
+    def mirroring_ended(self, mirror: Mirror) -> None:
+        """The episode's measure is full."""
+        component = mirror.traffic.component
+        if self._outgoing.get(component) is mirror:
+            self._outgoing[component] = mirror.main

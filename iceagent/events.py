@@ -17,6 +17,7 @@ from iceagent.net.core import Event, PacketDropped
 __all__ = [
     "AgentState",
     "BaseFailed",
+    "BetterPathSought",
     "Cause",
     "DataReceived",
     "Event",
@@ -37,6 +38,7 @@ __all__ = [
     "RelayLost",
     "RelayMoved",
     "RelayRefused",
+    "RelaySilent",
     "RemoteCandidateAdded",
     "RemoteCandidateRefused",
     "RerollDue",
@@ -146,11 +148,27 @@ class RelayLost(Event):
         server: its URI.
         relayed: the addresses that are gone.
         reason: the server's words, or ours.
+        is_local: our own end is gone, which says nothing about the server.
     """
 
     server: str
     relayed: tuple[TransportAddress, ...]
     reason: str
+    is_local: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RelaySilent(Event):
+    """A TURN server has not answered for two seconds: it is gone, or the way there is. The allocation is kept until it
+    expires, for that may be over in a moment; other ways to the server are tried meanwhile.
+
+    Attributes:
+        server: its URI.
+        relayed: our addresses there.
+    """
+
+    server: str
+    relayed: tuple[TransportAddress, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -337,6 +355,13 @@ class RerollDue(Event):
 
     component: int
     base: TransportAddress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BetterPathSought(Event):
+    """Data goes over a relay, and direct paths are looked for: fresh addresses may help. The agent's own business."""
+
+    component: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

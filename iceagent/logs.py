@@ -17,6 +17,7 @@ from iceagent.candidate import Candidate
 from iceagent.events import (
     AgentState,
     BaseFailed,
+    BetterPathSought,
     DataReceived,
     Event,
     GatheringDone,
@@ -36,6 +37,7 @@ from iceagent.events import (
     RelayLost,
     RelayMoved,
     RelayRefused,
+    RelaySilent,
     RemoteCandidateAdded,
     RemoteCandidateRefused,
     RerollDue,
@@ -65,6 +67,8 @@ class Line(NamedTuple):
 
 
 Describer = Callable[[Any], Line]
+
+_IN_ORDER = frozenset({"the peer has closed"})
 
 
 def describe(event: Event) -> Line:
@@ -100,7 +104,7 @@ def _candidate(candidate: Candidate, **more: Any) -> dict[str, Any]:
 def _selected(event: SelectedPathChanged) -> Line:
     path = event.new
     if path is None:
-        return Line("warning", "path.lost", {"component": event.component, "reason": event.reason})
+        return Line(_level(event.reason), "path.lost", {"component": event.component, "reason": event.reason})
     return Line("info", "path.selected", {**_path(path), "reason": event.reason, "rtt_ms": _ms(path.rtt_ms)})
 
 
@@ -123,8 +127,13 @@ def _end(candidate: Candidate) -> dict[str, str]:
 
 
 def _state(event: StateChanged) -> Line:
-    level = "warning" if event.new in (AgentState.FAILED, AgentState.DISCONNECTED) else "info"
+    level = _level(event.reason) if event.new in (AgentState.FAILED, AgentState.DISCONNECTED) else "info"
     return Line(level, "state.changed", {"old": event.old.value, "new": event.new.value, "reason": event.reason})
+
+
+def _level(reason: str) -> str:
+    """Of a loss: nobody has to act because the peer says goodbye."""
+    return "info" if reason in _IN_ORDER else "warning"
 
 
 def _dropped(event: PacketDropped) -> Line:
@@ -164,11 +173,15 @@ _TABLE: dict[type, Describer] = {
     RelayMoved: lambda e: Line(
         "info", "relay.moved", {"server": e.server, "relayed": list(map(str, e.relayed)), "base": str(e.base)}
     ),
+    RelaySilent: lambda e: Line(
+        "warning", "relay.silent", {"server": e.server, "relayed": list(map(str, e.relayed))}
+    ),
     RelayRefused: lambda e: Line(
         "info", "relay.refused", {"server": e.server, "host": e.host, "reason": e.reason}
     ),
     StateChanged: _state,
     SelectedPathChanged: _selected,
+    BetterPathSought: lambda e: Line("debug", "path.sought", {"component": e.component}),
     PathDoubted: lambda e: Line("info", "path.doubted", _of_path(e)),
     PathTrusted: lambda e: Line("info", "path.trusted", _of_path(e)),
     PathDiagnosed: lambda e: Line(

@@ -9,6 +9,8 @@ stand above the earlier ones of their class, for what just came up is what the u
 :data:`CANDIDATES_PER_BASE` values, one for every candidate of a type: "Each candidate for a data stream MUST have a
 unique priority" (RFC 8445, 5.1.2).
 
+What a network costs (:func:`network_cost`) is told to the peer by NETWORK-COST, with libwebrtc's figures.
+
 A single address does not get 65535, as 5.1.2.1 recommends: the next one to come has to stand above it.
 
 Pure arithmetic; which bases exist is ``iceagent/gather/host.py``'s business.
@@ -24,7 +26,14 @@ from typing import TypeVar
 from iceagent.candidate import CandidateType
 from iceagent.net.host import InterfaceKind
 
-__all__ = ["CANDIDATES_PER_BASE", "LocalPreferences", "candidate_priority", "interleave", "pair_priority"]
+__all__ = [
+    "CANDIDATES_PER_BASE",
+    "LocalPreferences",
+    "candidate_priority",
+    "interleave",
+    "network_cost",
+    "pair_priority",
+]
 
 T = TypeVar("T")
 
@@ -55,6 +64,18 @@ _CLASS = {
     InterfaceKind.LOOPBACK: 0,
 }
 
+# kNetworkCostMin, Low, Unknown and High of libwebrtc.
+_METERED_COST = 900
+_COST = {
+    InterfaceKind.ETHERNET: 0,
+    InterfaceKind.LOOPBACK: 0,
+    InterfaceKind.WIFI: 10,
+    InterfaceKind.CONTAINER: 50,
+    InterfaceKind.OTHER: 50,
+    InterfaceKind.VPN: 50,
+    InterfaceKind.CELLULAR: 900,
+}
+
 
 def candidate_priority(candidate_type: CandidateType, component: int, local_preference: int = 65535) -> int:
     """Priority of a candidate (RFC 8445, 5.1.2.1).
@@ -72,6 +93,11 @@ def candidate_priority(candidate_type: CandidateType, component: int, local_pref
 def pair_priority(controlling: int, controlled: int) -> int:
     """Priority of a pair from the priorities of the controlling and the controlled side's candidate (6.1.2.3)."""
     return (min(controlling, controlled) << 32) + (max(controlling, controlled) << 1) + (controlling > controlled)
+
+
+def network_cost(kind: InterfaceKind, metered: bool) -> int:
+    """What NETWORK-COST says of an interface, 0 … 999; from 900 on, it is used only where nothing else works."""
+    return _METERED_COST if metered else _COST[kind]
 
 
 def interleave(preferred: Sequence[T], other: Sequence[T]) -> list[T]:

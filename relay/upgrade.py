@@ -83,8 +83,14 @@ class Timings:
     """After it."""
     search_direct_s: float = 60.0
     """Between two looks for a better path than a direct one."""
+    search_again_s: float = 0.5
+    """At least, whatever happens: a network that comes up brings many news."""
     search_idle_s: float = 45.0
     """So long after the last datagram nobody looks any more; with the next one, somebody does at once."""
+    pathless_s: float = 1.0
+    """No path is left: so long another one may take to be found, on a new interface or by the peer."""
+    followed_s: float = 2.0
+    """Data moved away from a path that died: so long it may take until the peer's comes again."""
     follow_s: float = 0.5
     """So long the peer sends over another path, and nothing over this one, before who nominates follows it."""
     reported_shun_s: float = 60.0
@@ -92,6 +98,36 @@ class Timings:
     same socket: checks cannot tell when it is over. Each time twice as long."""
     max_reported_shun_s: float = 3600.0
     """At most."""
+    keep_s: float = 15.0
+    """Between two checks of a path that stands by: Tr of RFC 8445, 11. NATs forget after 20 to 30 s at the earliest,
+    but for those below."""
+    keep_short_s: tuple[float, ...] = (10.0, 5.0)
+    """The same where a binding is seen to die in between; 5 s is what the path in use has (RFC 7675, 5.1)."""
+    keep_again_s: float = 2.0
+    """One that was not answered may be repeated after this."""
+    keep_again_latest_s: float = 6.0
+    """And is by then: two lost ones in a row leave what answers the third time its consent."""
+    keep_idle_s: float = 300.0
+    """So long after the last datagram nothing stands by any more: what falls silent then finds another path first."""
+    faster_s: float = 0.005
+    """A path of the same standing is left for one whose round trip is shorter by so much: less is noise of the radio or
+    the scheduler, and nobody hears it. Tailscale has the same."""
+    faster_share: float = 0.1
+    """And by so much of it: over long ways, more is noise."""
+    as_fast_s: float = 0.001
+    """It is gone back to, where its priority is higher, once it is no slower than this: far below what it was left
+    for, so that nothing goes to and fro between the two."""
+    as_fast_share: float = 0.02
+    """The same over long ways."""
+    rtt_samples: int = 3
+    """Of each path, before round trips say anything: one may have waited behind a lost packet or a sleeping radio."""
+    rtt_lasts_s: float = 30.0
+    """And the last of them no older: as long as consent lasts."""
+    faster_pause_s: float = 30.0
+    """After any move, before one for the sake of a round trip: the samples of both come from after it."""
+    max_faster_pause_s: float = 600.0
+    """Each such move doubles that pause, up to this: where our own data makes a path slow, the next one becomes slow,
+    too."""
 
 
 TIMINGS = Timings()
@@ -163,6 +199,17 @@ class Search:
         """Data flows again: if a look is overdue, it is due now."""
         if self._next_at == math.inf:
             self._next_at = max(now, self._looked_at + self._pause_s(now))
+
+    def looked(self, now: float) -> None:
+        """Somebody has looked: as if it had been us."""
+        self._looked_at = now
+        if self._next_at != math.inf:
+            self._next_at = now + self._pause_s(now)
+
+    def hasten(self, now: float) -> None:
+        """There may be something new to find: while data goes over a relay, the next look is due at once."""
+        if self._is_relayed and self._next_at != math.inf:
+            self._next_at = max(now, self._looked_at + self._timings.search_again_s)
 
     def poll_timeout(self) -> float:
         """When :meth:`is_due` may say yes; infinity: not before :meth:`wake`."""

@@ -55,6 +55,7 @@ PUBLIC = [
     "RelayLost",
     "RelayMoved",
     "RelayRefused",
+    "RelaySilent",
     "RemoteCandidateAdded",
     "RemoteCandidateRefused",
     "RestartAdvised",

@@ -18,12 +18,14 @@ from iceagent.cli.options import (
     FiniteFloat,
     listen_options,
     output_options,
+    path_options,
     refuse_unknown_binds,
     seed_option,
     server_options,
 )
 from iceagent.cli.output import Output
 from iceagent.cli.run import run
+from iceagent.cli.story import words
 from iceagent.config import Config, IceServer
 from iceagent.errors import UsageError
 from iceagent.events import AgentState, DataReceived, Event, GatheringDone, PacketDropped, ServerFailed
@@ -92,6 +94,7 @@ register(
 @click.option("--policy", type=click.Choice(["all", "relay"]), default="all", help="relay: through a TURN server only.")
 @server_options
 @listen_options
+@path_options
 @click.option("--redact", is_flag=True, help="Hide addresses in what is shown.")
 @seed_option
 @output_options
@@ -114,7 +117,8 @@ def connect(
     """Connect to a peer that runs the same, or any ICE agent, on another host.
 
     Descriptions are exchanged by two files that both ends can read: each writes MINE whenever it changes, and watches
-    THEIRS. New credentials in THEIRS are an ICE restart; one is begun when no path answers any more.
+    THEIRS. New credentials in THEIRS are an ICE restart; one is begun when no path answers any more. After a minute
+    without any path it ends; and at once when the peer says that it closes.
 
     Or, with --rendezvous, through a server: both name the same room, 8 to 64 characters, and whoever knows the name can
     read the descriptions, passwords included. So can whoever listens on the way, unless it is https.
@@ -224,7 +228,8 @@ def exit_code(summary: Summary) -> int:
 
 
 class Teller:
-    """Shows what happens: a line of results for everything but single packets, and log lines.
+    """Shows what happens: a line of results for everything but single packets, and log lines. A person is told of every
+    change in words (``story.py``), and of pings by what they come to: the status line of a terminal, and the summary.
 
     Where both are for one terminal, what is a result is no log line as well: it would stand there twice.
 
@@ -243,8 +248,7 @@ class Teller:
     def __call__(self, event: Event) -> None:
         if self._is_gathering and isinstance(event, ServerFailed) and len(self._failures) < _MAX_FAILURES:
             self._failures[f"{event.server}: {event.reason}"] = None
-        # Of pings, a terminal has the status line.
-        is_ping = isinstance(event, PingEchoed) and self._output.is_terminal
+        is_ping = isinstance(event, PingEchoed) and not self._output.as_json
         is_shown = not (is_ping or isinstance(event, PacketDropped | DataReceived))
         if not (is_shown and self._output.shares_terminal):
             log_event(event)
@@ -253,8 +257,14 @@ class Teller:
             if not event.count:
                 log_event(NothingGathered(self._why_nothing()))
         if is_shown:
-            line = describe(event)
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
+        line, told = describe(event), words(event)
+        if told is None:
             self._output.event(line.name, **line.fields)
+        else:
+            self._output.change(line.name, told, **line.fields)
 
     def _why_nothing(self) -> str:
         if not self._is_relay_only:

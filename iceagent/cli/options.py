@@ -8,6 +8,7 @@ decorator                keyword argument of the command
 :func:`output_options`   ``output``: :class:`~iceagent.cli.output.Output` (logs are configured on the way)
 :func:`server_options`   ``servers``: tuple of :class:`~iceagent.config.IceServer`
 :func:`listen_options`   ``config``: :class:`~iceagent.config.Config`
+:func:`path_options`     changes that ``config``: stands below :func:`listen_options`
 :func:`seed_option`      ``rng``: :class:`random.Random`
 =======================  ======================================================================================
 
@@ -22,6 +23,7 @@ import os
 import random
 import socket
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,7 @@ __all__ = [
     "parse_host",
     "parse_port_range",
     "parse_servers",
+    "path_options",
     "refuse_unknown_binds",
     "seed_option",
     "server_options",
@@ -254,6 +257,20 @@ def listen_options(command: Command) -> Command:
             external_addresses=parse_external_addresses(externals),
         )
         return command(config=config, **kwargs)
+
+    return wrapper
+
+
+def path_options(command: Command) -> Command:
+    """Add what is done to have a path, and to keep one."""
+
+    @click.option("--relay-first", is_flag=True, help="Begin on a relay, and move to a direct path when one works.")
+    @click.option("--no-standby", is_flag=True, help="Keep no second path warm.")
+    @click.option("--no-mirror", is_flag=True, help="Send nothing twice while a path is in doubt.")
+    @functools.wraps(command)
+    def wrapper(*, config: Config, relay_first: bool, no_standby: bool, no_mirror: bool, **kwargs: Any) -> int:
+        changed = replace(config, relay_first=relay_first, standby=not no_standby, mirror=not no_mirror)
+        return command(config=changed, **kwargs)
 
     return wrapper
 

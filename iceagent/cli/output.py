@@ -1,9 +1,9 @@
 """How does a command show what happens?
 
 Results go to stdout through :class:`Output`: JSON Lines where that is asked for (``{"t": …, "event": …, …}``), else one
-plain line per event, coloured on a terminal. Logs go to stderr (:func:`configure_logs`). With ``--redact`` both hide IP
-addresses behind names that stay the same for one run, so that a report can still be followed. What a terminal would
-obey instead of showing is escaped in all of them (``text.py``).
+plain line per event, with its values or in words, coloured on a terminal. Logs go to stderr (:func:`configure_logs`).
+With ``--redact`` both hide IP addresses behind names that stay the same for one run, so that a report can still be
+followed. What a terminal would obey instead of showing is escaped in all of them (``text.py``).
 """
 
 from __future__ import annotations
@@ -37,13 +37,22 @@ __all__ = ["Output", "Redactor", "configure_logs", "plain"]
 _MAYBE_ADDRESS = re.compile(
     r"(?<![\w.:])(?:[0-9A-Fa-f]{0,4}:){2,7}(?:\d{1,3}(?:\.\d{1,3}){3}|[0-9A-Fa-f]{1,4})?|(?<![\w.])\d{1,3}(?:\.\d{1,3}){3}(?![\w])"
 )
+# By the whole name, or else by the noun.
 _COLOURS = {
     "base": "yellow",
     "candidate": "dim",
     "gathering": "dim",
+    "ice": "yellow",
+    "machine": "yellow",
+    "network": "yellow",
     "path": "green",
+    "path.diagnosed": "yellow",
+    "path.doubted": "yellow",
+    "path.lost": "red",
+    "peer": "bold",
     "ping": "dim",
     "relay": "yellow",
+    "restart": "red",
     "server": "yellow",
     "state": "cyan",
     "summary": "bold",
@@ -128,6 +137,11 @@ class Output:
         """
         self._tell(event, {name: self._redact(plain(value)) for name, value in fields.items()})
 
+    def change(self, event: str, words: str, /, **fields: object) -> None:
+        """As :meth:`event`; a person gets the words instead of the fields."""
+        values = {name: self._redact(plain(value)) for name, value in fields.items()}
+        self._tell(event, values, self.redacted(words))
+
     def verbatim(self, event: str, /, **fields: object) -> None:
         """As :meth:`event`, for what is useless without its addresses: never redacted."""
         self._tell(event, {name: plain(value) for name, value in fields.items()})
@@ -192,13 +206,13 @@ class Output:
         """``text``, without addresses if that was asked for."""
         return text if self._redactor is None else self._redactor(text)
 
-    def _tell(self, event: str, values: dict[str, Any]) -> None:
+    def _tell(self, event: str, values: dict[str, Any], words: str | None = None) -> None:
         t = round(self._clock() - self._started, 6)
         if self.as_json:
             self._write(json_line({"t": t, "event": event, **values}, ascii_only=not is_utf8(self._stream)))
         else:
-            line = escaped(f"{t:9.3f}  {event}{_as_words(values)}")
-            self._write_styled(line, _COLOURS.get(event.partition(".")[0], ""))
+            line = escaped(f"{t:9.3f}  {event}{_as_words(values) if words is None else f'  {words}'}")
+            self._write_styled(line, _COLOURS.get(event) or _COLOURS.get(event.partition(".")[0], ""))
 
     def _redact(self, value: Any) -> Any:
         return value if self._redactor is None else _mapped(self._redactor, value)

@@ -1,8 +1,9 @@
 """What happens when a check of ours is sent, answered, refused or not answered?
 
 RFC 8445, 7.2: a check is a Binding request with USERNAME, PRIORITY, ICE-CONTROLLING or -CONTROLLED and, when
-nominating, USE-CANDIDATE together with NOMINATION. Its response proves the pair, shows the address the peer sees (a
-local peer-reflexive candidate where it is new, 7.2.5.3.1), or a role conflict (7.2.5.1).
+nominating, USE-CANDIDATE together with NOMINATION; where our network costs something, NETWORK-COST (an extension of
+libwebrtc). Its response proves the pair, shows the address the peer sees (a local peer-reflexive candidate where it is
+new, 7.2.5.3.1), or a role conflict (7.2.5.1).
 
 One pair may have several transactions under way. The *main* one is repeated on RFC 8489's schedule and decides about
 failure; *single* ones (early checks, consent) are sent once, and any late response to them still counts. DEVIATION:
@@ -28,7 +29,9 @@ from iceagent.priority import candidate_priority
 from relay.stun import (
     ICE_CONTROLLED,
     ICE_CONTROLLING,
+    NETWORK_COST,
     NOMINATION,
+    PATH_MESSAGE,
     PRIORITY,
     USE_CANDIDATE,
     USERNAME,
@@ -37,6 +40,7 @@ from relay.stun import (
     Message,
     MessageClass,
     Method,
+    NetworkCost,
     Transaction,
     TransactionTable,
     build,
@@ -65,12 +69,13 @@ class Purpose(Enum):
     CONSENT = "consent"
     DOUBT = "doubt"
     SEARCH = "search"
+    MESSAGE = "message"
 
 
 # Sent once.
-_SINGLE = frozenset({Purpose.EARLY, Purpose.CONSENT, Purpose.DOUBT, Purpose.SEARCH})
+_SINGLE = frozenset({Purpose.EARLY, Purpose.CONSENT, Purpose.DOUBT, Purpose.SEARCH, Purpose.MESSAGE})
 # What becomes of the pair if they are not answered is decided elsewhere.
-_OF_LIFE = frozenset({Purpose.CONSENT, Purpose.DOUBT, Purpose.SEARCH})
+_OF_LIFE = frozenset({Purpose.CONSENT, Purpose.DOUBT, Purpose.SEARCH, Purpose.MESSAGE})
 
 
 @dataclass(slots=True, eq=False, kw_only=True)
@@ -80,12 +85,14 @@ class Check:
     Attributes:
         controlling: our role when it was sent, which a role conflict is judged by.
         nomination: value of NOMINATION, -1 for USE-CANDIDATE alone, ``None`` where it does not nominate.
+        message: serial of the path message that it carries.
     """
 
     pair: CandidatePair
     purpose: Purpose
     controlling: bool
     nomination: int | None = None
+    message: int | None = None
 
 
 class Checker:
@@ -96,6 +103,7 @@ class Checker:
         on_failure: called with the reason, after a main transaction failed.
         on_role_conflict: called when the peer says that both have the same role.
         on_revoked: called when the peer takes back its consent to a pair that was valid (RFC 7675, 5.2).
+        on_remapped: called with (pair, its local candidate before, when it last answered, now): it has another one.
     """
 
     __slots__ = (
@@ -103,6 +111,7 @@ class Checker:
         "_context",
         "_find_local",
         "_on_failure",
+        "_on_remapped",
         "_on_revoked",
         "_on_role_conflict",
         "_on_success",
@@ -120,6 +129,7 @@ class Checker:
         on_failure: Callable[[Check, str, float], None],
         on_role_conflict: Callable[[Check, float], None],
         on_revoked: Callable[[CandidatePair, float], None],
+        on_remapped: Callable[[CandidatePair, Candidate, float, float], None],
         find_local: Callable[[int, TransportAddress, TransportAddress], Candidate | None],
     ) -> None:
         self._context = context
@@ -129,6 +139,7 @@ class Checker:
         self._on_failure = on_failure
         self._on_role_conflict = on_role_conflict
         self._on_revoked = on_revoked
+        self._on_remapped = on_remapped
         self._find_local = find_local
         # A pair in use of an earlier generation stands beside the check list, one for each component at most.
         pairs = context.config.max_pairs + context.config.components
@@ -136,8 +147,16 @@ class Checker:
 
     # --- commands ------------------------------------------------------------------------------------------------
 
-    def check(self, pair: CandidatePair, purpose: Purpose, now: float, nomination: int | None = None) -> None:
-        """Send a new check. One with the purposes ORDINARY, TRIGGERED and NOMINATION becomes the pair's main one.
+    def check(
+        self,
+        pair: CandidatePair,
+        purpose: Purpose,
+        now: float,
+        nomination: int | None = None,
+        message: tuple[int, bytes] | None = None,
+    ) -> None:
+        """Send a new check. One with the purposes ORDINARY, TRIGGERED and NOMINATION becomes the pair's main one;
+        ``message``: serial and bytes of a path message that it carries.
 
         RFC 8445, 7.1.2: "The controlled agent MUST NOT include the USE-CANDIDATE attribute"; it may have been the
         controlling one when it began to nominate.
@@ -147,9 +166,11 @@ class Checker:
         single = purpose in _SINGLE
         if pair.asked_at <= pair.answered_at:
             pair.asked_at = now
-        check = Check(pair=pair, purpose=purpose, controlling=self._context.controlling, nomination=nomination)
+        serial, carried = message or (None, None)
+        controlling = self._context.controlling
+        check = Check(pair=pair, purpose=purpose, controlling=controlling, nomination=nomination, message=serial)
         identity = self._context.transaction_id()
-        data = self._request(check, identity)
+        data = self._request(check, identity, carried)
         self._make_room(pair)
         if single:
             transaction = self._table.start(
@@ -249,7 +270,7 @@ class Checker:
 
     # --- requests ------------------------------------------------------------------------------------------------
 
-    def _request(self, check: Check, identity: bytes) -> bytes:
+    def _request(self, check: Check, identity: bytes, carried: bytes | None) -> bytes:
         pair, keys = check.pair, check.pair.keys
         # 7.2.2. PRIORITY: what a peer-reflexive candidate learnt from this check would have.
         local_preference = pair.local.priority >> 8 & 0xFFFF
@@ -262,7 +283,9 @@ class Checker:
             (USERNAME, keys.username),
             (PRIORITY, priority),
             (role, self._context.tie_breaker),
+            *_costing(pair),
             *_nominating(check),
+            *(() if carried is None else ((PATH_MESSAGE, carried),)),
         )
         return message.encode(keys.remote_key)
 
@@ -286,7 +309,8 @@ class Checker:
         self._finish(transaction)
         self._budget.answered(pair.destination)
         pair.responses_received += 1
-        pair.responded_at = now
+        answered_at, pair.responded_at = pair.answered_at, now
+        pair.note_alive(now)
         pair.last_error = 0
         if pair.dead or self._is_discarded(pair):
             return False
@@ -298,7 +322,10 @@ class Checker:
         is_told = main is None or main.nomination is None or main.nomination == check.nomination
         if is_told:
             self._end_main(pair)
+        before = pair.valid_local
         self._set_valid(pair, mapped)
+        if before is not None and before.address != mapped:
+            self._on_remapped(pair, before, answered_at, now)
         if is_told:
             self.checklist.set_state(pair, PairState.SUCCEEDED)
         self._on_success(check, now)
@@ -374,6 +401,12 @@ def _is_routine(check: Check, mapped: TransportAddress) -> bool:
         and pair.valid_local is not None
         and pair.valid_local.address == mapped
     )
+
+
+def _costing(pair: CandidatePair) -> list[tuple[Attribute[Any], Any]]:
+    """What our network costs; 0 is what the peer takes it for anyway."""
+    local = pair.local
+    return [(NETWORK_COST, NetworkCost(local.network_id, local.network_cost))] if local.network_cost else []
 
 
 def _nominating(check: Check) -> list[tuple[Attribute[Any], Any]]:

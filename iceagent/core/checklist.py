@@ -7,7 +7,8 @@ Candidates of ours that share a base form one pair per remote address: the pair 
 are found by (base, remote address); the list holds at most ``Config.max_pairs``, the lowest unchecked ones give way.
 
 DEVIATION from 6.1.4.2, which goes by priority alone: pairs of the base that the kernel routes the remote address from
-come first; pinned by test_one_pair_of_sixteen_by_sixteen_addresses_works.
+come first; pinned by test_one_pair_of_sixteen_by_sixteen_addresses_works. With ``Config.relay_first`` relayed pairs
+come before them, those with a relay at both ends in front: nothing but a dead server stops them.
 
 Knows nothing of STUN, pacing or time.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from iceagent.candidate import Candidate
+from iceagent.candidate import Candidate, CandidateType
 from iceagent.core.context import Context
 from iceagent.core.pair import TRANSITIONS, CandidatePair, PairState
 from iceagent.net.address import TransportAddress
@@ -71,7 +72,7 @@ class CheckList:
         self._failed: dict[CandidatePair, None] = {}
         self._triggered: dict[CandidatePair, None] = {}
         self._count = 0
-        self._unchecked: list[tuple[tuple[bool, int], int, CandidatePair]] = []
+        self._unchecked: list[tuple[tuple[int, int], int, CandidatePair]] = []
 
     # --- commands ------------------------------------------------------------------------------------------------
 
@@ -111,6 +112,7 @@ class CheckList:
     def _replace(self, pair: CandidatePair, local: Candidate, remote: Candidate) -> None:
         self._uncount(pair.foundation)
         pair.local, pair.remote = local, remote
+        pair.preferred = self._preferred(local, remote, bool(pair.preferred & 1))
         self._foundations[pair.foundation] = self._foundations.get(pair.foundation, 0) + 1
         pair.rerank(self._context.controlling)
         self._unchecked.clear()
@@ -241,7 +243,7 @@ class CheckList:
         keys = self._context.keys
         if keys is None or not _may_pair(base, remote.address) or (base, remote.address) in self._pairs:
             return None
-        preferred = preferred_host == base.host
+        preferred = self._preferred(local, remote, preferred_host == base.host)
         if len(self._pairs) >= self._context.config.max_pairs:
             # Most pairs of two hosts with many addresses end here: nothing is made before there is room for it.
             mine, theirs = local.priority, remote.priority
@@ -254,6 +256,10 @@ class CheckList:
         pair.rerank(self._context.controlling)
         self._insert(pair)
         return pair
+
+    def _preferred(self, local: Candidate, remote: Candidate, is_route: bool) -> int:
+        relays = (local.type is CandidateType.RELAYED) + (remote.type is CandidateType.RELAYED)
+        return is_route + 2 * relays * self._context.config.relay_first
 
     def _insert(self, pair: CandidatePair) -> None:
         self._pairs[pair.key] = pair
@@ -272,7 +278,7 @@ class CheckList:
         if not count or is_next or any(p.state is PairState.SUCCEEDED for p in others):
             self.set_state(pair, PairState.WAITING)
 
-    def _make_room(self, order: tuple[bool, int], *, proven: bool) -> bool:
+    def _make_room(self, order: tuple[int, int], *, proven: bool) -> bool:
         """Let the lowest pair that was never checked give way (6.1.2.5); one that a peer's check proved needs no
         higher order.
         """

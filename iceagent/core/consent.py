@@ -5,9 +5,7 @@ only, under a new transaction id. Only a valid response on that five-tuple renew
 peer's own requests do not. After 30 s without one, transmission stops and these credentials are dead on that
 five-tuple.
 
-Whenever it leaves, one leaves on each standby pair too, so that their NAT bindings and their consent are fresh when
-the pair in use fails (DEVIATION from RFC 8445, 8.1.2, 8.3.1 and 11, pinned by
-test_pairs_that_were_not_selected_are_kept_alive_and_take_over).
+Whenever it leaves, what stands by is checked with it, where that is due (``standby.py``).
 
 Agents of one process send them together where their times allow (``wakeups.py``). DEVIATION from RFC 7675, 5.1, which
 randomizes "to prevent synchronization"; pinned by test_agents_of_one_process_share_wake_ups.
@@ -42,8 +40,17 @@ _LITE_KEEPALIVE_S = 15.0
 
 @dataclass(slots=True)
 class _Watch:
+    """A pair in use.
+
+    Attributes:
+        since: that is so.
+        keep_at: when what stands by is to be looked at, if no check leaves before.
+    """
+
     next_at: float
     checked_at: float
+    since: float
+    keep_at: float = math.inf
 
 
 class Consent:
@@ -52,16 +59,17 @@ class Consent:
     Args:
         wakeups: of all sessions of the process.
         on_expired: called once per pair whose consent ran out.
-        standby: the pairs that are to be kept alive beside one that carries data.
+        keep: called with (pair, since when it is in use, next time, now) whenever its peer is asked: to check what
+            stands by; returns when that is to be done before the next time.
         on_check: called with a pair whenever its peer is asked.
     """
 
     __slots__ = (
         "_checker",
         "_context",
+        "_keep",
         "_on_check",
         "_on_expired",
-        "_standby",
         "_wakeups",
         "_watched",
     )
@@ -73,21 +81,21 @@ class Consent:
         wakeups: WakeUps,
         *,
         on_expired: Callable[[CandidatePair, float], None],
-        standby: Callable[[CandidatePair], list[CandidatePair]],
+        keep: Callable[[CandidatePair, float, float, float], float],
         on_check: Callable[[CandidatePair, float], None],
     ) -> None:
         self._context = context
         self._checker = checker
         self._wakeups = wakeups
         self._on_expired = on_expired
-        self._standby = standby
+        self._keep = keep
         self._on_check = on_check
         self._watched: dict[CandidatePair, _Watch] = {}
 
     def watch(self, pair: CandidatePair, now: float) -> None:
         """Data goes there from now on; the response that made the pair valid is its consent."""
         if pair not in self._watched:
-            self._watched[pair] = _Watch(self._next_at(now), now)
+            self._watched[pair] = _Watch(self._next_at(now), now, now)
 
     def unwatch(self, pair: CandidatePair) -> None:
         """No data goes there any more."""
@@ -111,12 +119,12 @@ class Consent:
         ):
             return False
         self._wakeups.leave(watch.next_at)
-        self._check(pair, watch, now)
         # The peer's next one comes before that, unless it is lost. With the longest of intervals, that would be when
         # consent expires.
         interval = config.consent_interval_s
         latest = min(now + interval * _LONGEST, self._expires_at(pair) - interval * (_LONGEST - 1))
         watch.next_at = max(latest, now + interval * _SHORTEST)
+        self._check(pair, watch, now)
         return True
 
     def handle_timeout(self, now: float) -> bool:
@@ -130,15 +138,17 @@ class Consent:
                 has_expired = True
                 self._on_expired(pair, now)
             elif now >= watch.next_at:
-                self._check(pair, watch, now)
                 watch.next_at = self._next_at(now)
+                self._check(pair, watch, now)
+            elif now >= watch.keep_at:
+                watch.keep_at = self._keep(pair, watch.since, watch.next_at, now)
         return has_expired
 
     def poll_timeout(self) -> float | None:
         """The next check or expiry."""
         deadline = math.inf
         for pair, watch in self._watched.items():
-            deadline = min(deadline, watch.next_at, self._expires_at(pair))
+            deadline = min(deadline, watch.next_at, watch.keep_at, self._expires_at(pair))
         return None if deadline == math.inf else deadline
 
     def _keep_alive(self, pair: CandidatePair, watch: _Watch, now: float) -> None:
@@ -150,10 +160,10 @@ class Consent:
     def _check(self, pair: CandidatePair, watch: _Watch, now: float) -> None:
         watch.checked_at = now
         self._on_check(pair, now)
-        for each in (pair, *self._standby(pair)):
-            # A nomination that is not answered yet may have been lost four times: this one is as good as a repetition.
-            main = self._checker.main_check(each)
-            self._checker.check(each, Purpose.CONSENT, now, main.nomination if main is not None else None)
+        # A nomination that is not answered yet may have been lost four times: this one is as good as a repetition.
+        main = self._checker.main_check(pair)
+        self._checker.check(pair, Purpose.CONSENT, now, main.nomination if main is not None else None)
+        watch.keep_at = self._keep(pair, watch.since, watch.next_at, now)
 
     def _expires_at(self, pair: CandidatePair) -> float:
         if self._context.config.lite:

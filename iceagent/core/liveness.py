@@ -24,12 +24,18 @@ from relay.upgrade import TIMINGS, Decision, PathWatch, Verdict
 __all__ = ["Liveness"]
 
 _ELSEWHERE = "the peer sends over another path"
+_REPORTED = "the application reports loss"
+_PATHLESS = "no path is left"
+_NOT_FOLLOWED = "the peer answers, and its data does not come"
+# Who sent so long before its path was doubted sent until it died.
+_UNTIL_S = 1.0
 
 
 class Liveness:
     """Watches the pairs in use.
 
     Args:
+        standby: the pairs that stand by beside one in use.
         on_dead: called with (pair, the decision to leave it, now).
         on_silent: called with (pair, reason, now): nothing answers, there and elsewhere.
     """
@@ -39,9 +45,12 @@ class Liveness:
         "_context",
         "_elsewhere_of",
         "_elsewhere_since",
+        "_expected",
         "_on_dead",
         "_on_silent",
+        "_pathless",
         "_selection",
+        "_standby",
         "_watches",
     )
 
@@ -51,12 +60,14 @@ class Liveness:
         checker: Checker,
         selection: Selection,
         *,
+        standby: Callable[[CandidatePair, float], list[CandidatePair]],
         on_dead: Callable[[CandidatePair, Decision, float], None],
         on_silent: Callable[[CandidatePair, str, float], None],
     ) -> None:
         self._context = context
         self._checker = checker
         self._selection = selection
+        self._standby = standby
         self._on_dead = on_dead
         self._on_silent = on_silent
         # For one component, a dict would be four times as large.
@@ -64,6 +75,10 @@ class Liveness:
         # The pair in use that the peer's data does not come over, and since when.
         self._elsewhere_of: CandidatePair | None = None
         self._elsewhere_since = 0.0
+        # Where the peer's data should come now, and since when.
+        self._expected: tuple[CandidatePair, float] | None = None
+        # A component that has no path any more, and since when.
+        self._pathless: tuple[int, float] | None = None
 
     def watch(self, pair: CandidatePair, now: float) -> None:
         """Data goes there from now on."""
@@ -79,6 +94,7 @@ class Liveness:
     def stop(self) -> None:
         """Watch nothing any more."""
         self._watches = ()
+        self._expected = self._pathless = None
 
     def wake(self, pair: CandidatePair, now: float) -> None:
         """Data leaves again after a pause."""
@@ -89,7 +105,12 @@ class Liveness:
     def doubt(self, pair: CandidatePair, reason: str, now: float, *, is_hearsay: bool = False) -> bool:
         """Something speaks against a pair; of one that is not in use, nothing follows. Whether an episode began."""
         watch = self._watch_of(pair)
-        return watch is not None and watch.doubt(reason, now, is_hearsay=is_hearsay)
+        return watch is not None and self._doubt(pair, watch, reason, now, is_hearsay=is_hearsay)
+
+    def in_doubt(self, pair: CandidatePair) -> bool:
+        """Whether a pair in use has to prove that it works."""
+        watch = self._watch_of(pair)
+        return watch is not None and watch.in_doubt
 
     def on_data_elsewhere(self, pair: CandidatePair, other: CandidatePair, now: float) -> bool:
         """The peer's data comes over another pair than ours goes out on; called for every such datagram.
@@ -112,16 +133,46 @@ class Liveness:
             return True
         if now < watch.path.heard_at + TIMINGS.elsewhere_s:
             return False
-        return watch.doubt(_ELSEWHERE, now, is_hearsay=True)
+        return self._doubt(pair, watch, _ELSEWHERE, now, is_hearsay=True)
 
     def report_loss(self, pair: CandidatePair, now: float) -> None:
         """The application's data does not get through, whatever is answered."""
         watch = self._watch_of(pair)
         if watch is not None:
+            if not watch.in_doubt:
+                self._tell_doubt(pair, _REPORTED)
             watch.report_loss(now)
+
+    def expect_peer(self, left: CandidatePair, to: CandidatePair, since: float, now: float) -> None:
+        """Data moved to a pair, because another one died; if the peer sent until then, it goes on, here or elsewhere.
+
+        There are agents that answer every nomination and follow none that is worse (libnice): all that they send is
+        lost then, and only a restart helps.
+        """
+        if left.traffic.received_at >= since - _UNTIL_S:
+            self._expected = to, now
+
+    def note_pathless(self, component: int, now: float) -> None:
+        """No path is left. One may be found in a moment: on another interface, by a check of the peer's."""
+        if self._context.config.liveness and not self._context.config.lite:
+            self._pathless = component, now
+
+    def note_data(self) -> None:
+        """The peer's data comes."""
+        self._expected = None
 
     def evaluate(self, now: float) -> None:
         """Ask, move, and tell."""
+        if self._expected is not None and now >= self._expected[1] + TIMINGS.followed_s:
+            (to, since), self._expected = self._expected, None
+            # It may have moved on meanwhile.
+            pair = next((each for each, _ in self._watches if each.component == to.component), None)
+            if pair is not None and pair.traffic.received_at <= since:
+                self._context.emit(RestartAdvised(component=pair.component, reason=_NOT_FOLLOWED))
+        if self._pathless is not None and now >= self._pathless[1] + TIMINGS.pathless_s:
+            (component, _), self._pathless = self._pathless, None
+            if self._selection.current(component) is None:
+                self._context.emit(RestartAdvised(component=component, reason=_PATHLESS))
         for pair, watch in self._watches:
             # Every look that is no STAY brings the next one nearer to it.
             while self._watch_of(pair) is watch and self._act(pair, watch, now):
@@ -130,7 +181,21 @@ class Liveness:
     def poll_timeout(self) -> float | None:
         """When to look again."""
         at = min((watch.poll_timeout() for _, watch in self._watches), default=math.inf)
+        if self._expected is not None:
+            at = min(at, self._expected[1] + TIMINGS.followed_s)
+        if self._pathless is not None:
+            at = min(at, self._pathless[1] + TIMINGS.pathless_s)
         return None if at == math.inf else at
+
+    def _doubt(self, pair: CandidatePair, watch: PathWatch, reason: str, now: float, *, is_hearsay: bool) -> bool:
+        has_begun = watch.doubt(reason, now, is_hearsay=is_hearsay)
+        if has_begun:
+            self._tell_doubt(pair, reason)
+        return has_begun
+
+    def _tell_doubt(self, pair: CandidatePair, reason: str) -> None:
+        self._context.counters["paths doubted"] += 1
+        self._context.emit(PathDoubted(component=pair.component, path=as_path(pair), reason=reason))
 
     def _watch_of(self, pair: CandidatePair) -> PathWatch | None:
         return next((watch for each, watch in self._watches if each is pair), None)
@@ -144,10 +209,9 @@ class Liveness:
         if decision.verdict is Verdict.STAY:
             return False
         if watch.in_doubt and not was_in_doubt:
-            self._context.counters["paths doubted"] += 1
-            self._context.emit(PathDoubted(component=pair.component, path=as_path(pair), reason=decision.reason))
+            self._tell_doubt(pair, decision.reason)
         if decision.verdict is Verdict.ASK:
-            for each in (pair, *self._selection.standby(pair)):
+            for each in (pair, *self._standby(pair, now)):
                 self._checker.check(each, Purpose.DOUBT, now)
         elif decision.verdict is Verdict.TRUST:
             pair.is_silent = False

@@ -53,16 +53,20 @@ class Locals:
             self._mapped |= {base}
         return candidate
 
-    def remove_base(self, base: TransportAddress) -> None:
-        """A socket is gone, with its candidates."""
+    def remove_base(self, base: TransportAddress) -> list[Candidate]:
+        """A socket is gone, with its candidates: these."""
+        gone = [candidate for candidate in self._candidates if candidate.base == base]
         self._candidates = [candidate for candidate in self._candidates if candidate.base != base]
         self._component_of.pop(base, None)
         if base in self._mapped:
             self._mapped -= {base}
+        return gone
 
-    def remove(self, base: TransportAddress, address: TransportAddress) -> None:
-        """One candidate of a socket is gone, but the socket is not."""
+    def remove(self, base: TransportAddress, address: TransportAddress) -> list[Candidate]:
+        """What a socket has at one address is gone, but the socket is not: these candidates."""
+        gone = [c for c in self._candidates if (c.base, c.address) == (base, address)]
         self._candidates = [c for c in self._candidates if (c.base, c.address) != (base, address)]
+        return gone
 
     def find(self, component: int, base: TransportAddress, address: TransportAddress) -> Candidate | None:
         """The candidate at an address, on a base."""

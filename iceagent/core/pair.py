@@ -21,7 +21,9 @@ from iceagent.candidate import Candidate, CandidateType
 from iceagent.core.context import Keys
 from iceagent.net.address import TransportAddress
 from iceagent.priority import pair_priority
+from relay.preference import EXPENSIVE
 from relay.stun import Transaction
+from relay.upgrade import TIMINGS
 
 __all__ = ["TRANSITIONS", "CandidatePair", "PairState", "Traffic"]
 
@@ -87,18 +89,23 @@ class CandidatePair:
             not valid.
         keys: credentials of its checks; after a restart an old pair keeps its own.
         priority: 6.1.2.3.
-        preferred: the kernel would route the remote address from this base.
+        preferred: the greater, the earlier it is checked: 1 where the kernel would route the remote address from this
+            base; with ``Config.relay_first`` 2 more for each end that is relayed.
         nominated: agreed between both ends.
         nominate_with: controlled only: nominate once the pair succeeds (7.3.1.5); the NOMINATION value, or -1 for none.
         dead: consent was lost; these credentials are never used here again (RFC 7675, 5.1).
         openers: how many were sent (``nat/openers.py``); the last one at ``opened_at``.
         rtt_s: smoothed round trip; ``None`` before the first.
+        rtt_count: samples since it last began to work.
         last_error: errno of the last ICMP or send error.
         requested_at: when a check of the peer's last came in.
         asked_at: when the first check of ours left that was not answered, nor any after it.
         is_silent: in use, although it does not answer: nothing else does either (``liveness.py``).
         shunned_until: it was left because it did not work; until then others come first.
         times_left: how often.
+        is_declined: the peer asked for another pair in its place.
+        remote_cost: of the peer's network, as its last check there said (NETWORK-COST).
+        kept_at: when a check last left to keep it warm (``standby.py``).
         main: the transaction that is repeated and decides about failure (``checker.py``).
         transactions: all that may still be answered, oldest first; ``main`` is one of them.
     """
@@ -108,7 +115,7 @@ class CandidatePair:
     remote: Candidate
     keys: Keys
     priority: int = 0
-    preferred: bool = False
+    preferred: int = 0
     state: PairState = PairState.FROZEN
     valid_local: Candidate | None = None
     nominated: bool = False
@@ -120,12 +127,16 @@ class CandidatePair:
     check_started_at: float | None = None
     responded_at: float | None = None
     rtt_s: float | None = None
+    rtt_count: int = 0
     last_error: int = 0
     requested_at: float = 0.0
     asked_at: float = 0.0
     is_silent: bool = False
     shunned_until: float = 0.0
     times_left: int = 0
+    is_declined: bool = False
+    remote_cost: int = 0
+    kept_at: float = 0.0
     requests_sent: int = 0
     responses_received: int = 0
     requests_received: int = 0
@@ -159,7 +170,7 @@ class CandidatePair:
     def is_valid(self) -> bool:
         return self.valid_local is not None and not self.dead
 
-    # What ``relay/upgrade.py`` looks at.
+    # What ``relay/upgrade.py`` and ``relay/preference.py`` look at.
 
     @property
     def heard_at(self) -> float:
@@ -187,13 +198,32 @@ class CandidatePair:
         return CandidateType.RELAYED in (self.local.type, self.remote.type)
 
     @property
+    def is_metered(self) -> bool:
+        """Whether either end pays for what it sends there."""
+        return self.local.network_cost >= EXPENSIVE or self.remote_cost >= EXPENSIVE
+
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether a check of ours left after the last answer."""
+        return self.asked_at > self.answered_at
+
+    @property
     def relays(self) -> frozenset[str]:
         """The IP addresses of relays on the way."""
         ends = ((self.local.type, self.base.host), (self.remote.type, self.destination.host))
         return frozenset(host for kind, host in ends if kind is CandidateType.RELAYED)
 
+    def shares_with(self, other: CandidatePair) -> bool:
+        """Whether what breaks one pair may well break the other one."""
+        is_same_end = self.base == other.base or self.destination == other.destination
+        return is_same_end or not self.relays.isdisjoint(other.relays)
+
+    def is_beside(self, other: CandidatePair) -> bool:
+        """Whether it goes over a relay, and over none that the other one needs."""
+        return self.is_relayed and self.relays.isdisjoint(other.relays)
+
     @property
-    def order(self) -> tuple[bool, int]:
+    def order(self) -> tuple[int, int]:
         """Greater is checked earlier."""
         return self.preferred, self.priority
 
@@ -221,12 +251,25 @@ class CandidatePair:
         order = (CandidateType.RELAYED, CandidateType.SERVER_REFLEXIVE, CandidateType.PEER_REFLEXIVE)
         return next((t for t in order if t in types), CandidateType.HOST)
 
+    def note_alive(self, now: float) -> None:
+        """A check came in, or an answer: where the peer talks, what leaves from now on is to be followed by something.
+
+        Where it says nothing, that proves enough until the next check: there is no silence to be suspicious of.
+        """
+        if self.traffic.received_at > 0.0 and now < self.traffic.received_at + TIMINGS.sent_within_s:
+            self.traffic.unanswered_at = 0.0
+
     def add_rtt(self, sample_s: float) -> None:
-        """Take a round trip into the smoothed one."""
+        """Take a round trip into the smoothed one: the mean of the first eight, or one would count too much."""
+        self.rtt_count += 1
         if self.rtt_s is None:
             self.rtt_s = sample_s
         else:
-            self.rtt_s += _RTT_WEIGHT * (sample_s - self.rtt_s)
+            self.rtt_s += max(_RTT_WEIGHT, 1 / self.rtt_count) * (sample_s - self.rtt_s)
+
+    def forget_rtts(self) -> None:
+        """It works no more: what is measured when it works again is another path, perhaps."""
+        self.rtt_count = 0
 
     def __str__(self) -> str:
         return f"#{self.number} {self.base} → {self.destination} ({self.state.value})"

@@ -64,8 +64,8 @@ class Remotes:
         self._count = 0
         self._forgotten = 0
 
-    def add(self, candidate: Candidate, checklist: CheckList) -> bool:
-        """Take a signalled candidate; whether there is something new to check."""
+    def add(self, candidate: Candidate, checklist: CheckList, via: str = "signalling") -> bool:
+        """Take a candidate that was signalled, or told over a path; whether there is something new to check."""
         keys, ufrag = self._context.keys, candidate.ufrag
         if keys is None or (ufrag is not None and ufrag != keys.remote.ufrag):
             self._hold(candidate)
@@ -83,7 +83,7 @@ class Remotes:
             checklist.replace_remote(candidate)
         self._candidates[key] = candidate
         checklist.add_remote(candidate)
-        self._context.emit(RemoteCandidateAdded(candidate=candidate, via="signalling"))
+        self._context.emit(RemoteCandidateAdded(candidate=candidate, via=via))
         return True
 
     def find_or_learn(self, check: IncomingCheck, component: int, checklist: CheckList) -> Candidate | None:
@@ -105,6 +105,12 @@ class Remotes:
         self._context.emit(RemoteCandidateAdded(candidate=candidate, via="check"))
         return candidate
 
+    def withdraw(self, candidate: Candidate) -> Candidate | None:
+        """The peer has none at this address any more: the candidate as we knew it."""
+        key = (candidate.component, candidate.address)
+        self._learnt.pop(key, None)
+        return self._candidates.pop(key, None)
+
     def refuses(self, check: IncomingCheck, component: int) -> bool:
         """Whether no candidate can be made of a check's source."""
         if (component, check.source) in self._candidates:
@@ -117,6 +123,10 @@ class Remotes:
         self._candidates.clear()
         self._learnt.clear()
         self._forgotten = 0
+
+    def resume_generation(self, ufrag: str) -> None:
+        """The peer goes on with these credentials after all."""
+        self._old_ufrags = [each for each in self._old_ufrags if each != ufrag]
 
     def all(self) -> list[Candidate]:
         """Signalled and learnt, in that order of arrival."""

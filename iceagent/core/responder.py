@@ -23,7 +23,9 @@ from iceagent.net.core import Datagram
 from relay.stun import (
     ICE_CONTROLLED,
     ICE_CONTROLLING,
+    NETWORK_COST,
     NOMINATION,
+    PATH_MESSAGE,
     PRIORITY,
     USE_CANDIDATE,
     USERNAME,
@@ -38,6 +40,8 @@ __all__ = ["IncomingCheck", "Responder"]
 
 # Answers to requests that prove nothing, per second.
 _STRANGER_ANSWERS = 10
+# libwebrtc has none above.
+_MAX_NETWORK_COST = 999
 # A conflict is settled by one switch; a peer that goes on has something else in mind.
 _MAX_ROLE_SWITCHES = 100
 
@@ -51,6 +55,8 @@ class IncomingCheck:
         nomination: value of NOMINATION; -1: USE-CANDIDATE alone; ``None``: it does not nominate.
         ufrag: the peer's user name fragment, as it stands in USERNAME.
         own_ufrag: ours: which generation it belongs to.
+        network_cost: what the peer's network costs, 0 … 999 (NETWORK-COST; 0 where it does not say).
+        message: the path message that it carries (``path_message.py``), not looked at yet.
     """
 
     base: TransportAddress
@@ -59,6 +65,8 @@ class IncomingCheck:
     nomination: int | None
     ufrag: str
     own_ufrag: str
+    message: bytes | None = None
+    network_cost: int = 0
 
 
 class Responder:
@@ -129,6 +137,8 @@ class Responder:
             nomination=_nomination(message),
             ufrag=ufrag,
             own_ufrag=own_ufrag,
+            message=message.get(PATH_MESSAGE),
+            network_cost=_network_cost(message),
         )
         refusal = self._refusal(check)
         if refusal is not None:
@@ -162,6 +172,11 @@ class Responder:
 
     def _answer(self, datagram: Datagram, data: bytes) -> None:
         self._context.transmit(datagram.base, datagram.source, data)
+
+
+def _network_cost(message: Message) -> int:
+    value = message.get(NETWORK_COST)
+    return 0 if value is None else min(value.cost, _MAX_NETWORK_COST)
 
 
 def _nomination(message: Message) -> int | None:

@@ -15,20 +15,21 @@ When the selected pair is lost, data goes on over the best valid pair whose cons
 (DEVIATION from 12.1, pinned by
 test_a_socket_that_goes_takes_its_pairs_and_the_next_one_takes_over_at_once).
 
-Carries out; *whether* a working path should be left for another one of the same standing is ``relay/upgrade.py``'s
-question.
+Carries out; which of two working paths is better is the question of ``preference.py`` and ``relay/preference.py``.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from iceagent.candidate import CandidateType
 from iceagent.core.checklist import CheckList
 from iceagent.core.context import Context
 from iceagent.core.pair import CandidatePair, PairState
+from iceagent.core.preference import Preference
 from iceagent.events import Path, SelectedPathChanged
+from relay.preference import Rival
 from relay.upgrade import TIMINGS, Decision
 
 __all__ = ["Selection"]
@@ -38,9 +39,6 @@ __all__ = ["Selection"]
 _NOMINATION_PATIENCE_S = 4.0
 # NOMINATION counts below 2**24; a session that nominates ten times a second lives 19 days.
 _MAX_NOMINATION = 2**24 - 1
-
-# Pairs beside the one in use that are kept alive: one fails with its interface, the second may be another one's.
-_STANDBY_PAIRS = 2
 
 # More do not make the time any longer that a pair is shunned.
 _MAX_TIMES_LEFT = 10
@@ -55,10 +53,12 @@ class _Component:
     Attributes:
         current: carries data.
         selected: agreed by nomination.
-        nominating: our nomination that is not answered yet.
+        nominating: our nomination that is not answered yet, for this reason.
         due: it has not been sent yet.
         valid_since: when the first valid pair appeared.
         is_concluded: a pair was agreed by nomination once.
+        moved_at: when data last moved.
+        measured_moves: how often we nominated another pair because of round trips.
         answered: the highest NOMINATION of ours that the peer accepted; one without a value counts as -1.
         highest_seen: the highest NOMINATION of the peer's; 0: none.
     """
@@ -66,16 +66,22 @@ class _Component:
     current: CandidatePair | None = None
     selected: CandidatePair | None = None
     nominating: CandidatePair | None = None
+    nominating_because: str = ""
     nominated_at: float = 0.0
     due: bool = False
     valid_since: float | None = None
     is_concluded: bool = False
+    moved_at: float = 0.0
+    measured_moves: int = 0
     answered: int = -1
     highest_seen: int = 0
 
 
 class Selection:
     """Chooses the path of each component.
+
+    Attributes:
+        preference: which pair is better.
 
     Args:
         on_current: called with (old, new, now) when data moves.
@@ -90,11 +96,13 @@ class Selection:
         "_components",
         "_context",
         "_counter",
+        "_looked_at",
         "_on_current",
         "_on_selected",
         "_on_superseded",
         "_on_unanswered",
         "_shunned",
+        "preference",
     )
 
     def __init__(
@@ -114,6 +122,9 @@ class Selection:
         self._checklist: CheckList | None = None
         self._components: dict[int, _Component] = {}
         self._counter = 0
+        # What is decided next is decided by what was the best then, or sooner if a shunned pair comes back.
+        self._looked_at = 0.0
+        self.preference = Preference()
         # Pairs that were left for another one, a moment ago.
         self._shunned: tuple[CandidatePair, ...] = ()
 
@@ -139,7 +150,7 @@ class Selection:
             self._move(component, pair, "the first valid pair", now)
         elif current.keys is not pair.keys:
             self._move(component, pair, "the first valid pair after the restart", now)
-        elif component.selected is None and pair.rank > current.rank and now >= pair.shunned_until:
+        elif component.selected is None and self.preference.rival(current, [pair], now):
             self._move(component, pair, "a better valid pair, before nomination", now)
 
     def on_nomination_answered(self, pair: CandidatePair, value: int, now: float) -> None:
@@ -150,7 +161,8 @@ class Selection:
             return
         component.nominating = None
         component.answered = max(value, component.answered)
-        self._select(component, pair, "nominated", now)
+        why = component.nominating_because
+        self._select(component, pair, f"nominated: {why}" if why else "nominated", now)
 
     def on_nominated(self, pair: CandidatePair, value: int, now: float) -> bool:
         """Controlled: a check of the peer's nominates (7.3.1.5); -1: USE-CANDIDATE alone.
@@ -177,22 +189,23 @@ class Selection:
         selected = component.selected
         if was_nominating and selected is not None and selected is not pair and self._context.controlling:
             # The peer may have moved although its answer never came: call it back with a higher value.
-            self._nominate(component, selected, now)
+            self._nominate(component, selected, "", now)
 
     def on_lost(self, pair: CandidatePair, reason: str, now: float) -> None:
         """The pair cannot carry data any more."""
         component = self._component(pair)
         self._invalidate(component, pair, now)
         if component.current is pair:
-            self._move(component, self._best_standby(pair.component, now), reason, now)
+            self._move(component, next(iter(self.alternatives(pair, now)), None), reason, now)
 
     def leave(self, pair: CandidatePair, decision: Decision, now: float) -> list[CandidatePair]:
         """Data moves to another valid pair, because this one does not work; it is shunned for a while.
 
         Returns:
-            Pairs that were valid, and are to be checked: they share an end or a relay with the one that is left, and
-            have not answered since that was doubted. Where the application says that its data is eaten, answers prove
-            nothing: what leaves from the same socket is shunned instead.
+            Pairs that were valid, and are to be checked: they have not answered since the one that is left was doubted,
+            and share an end or a relay with it, or would be nominated before the one that has answered. Where the
+            application says that its data is eaten, answers prove nothing: what leaves from the same socket is shunned
+            instead.
         """
         to = decision.to
         assert isinstance(to, CandidatePair)
@@ -205,19 +218,47 @@ class Selection:
                 self._shun(each, seconds, now)
         else:
             seconds = min(TIMINGS.shun_s * 2**pair.times_left, TIMINGS.max_shun_s)
-            for each in self.valid_pairs(pair.component):
-                if each not in (pair, to) and _shares(each, pair) and each.answered_at <= decision.since:
-                    self._shun(each, seconds, now)
-                    self._invalidate(component, each, now)
-                    unproven.append(each)
+        for each in self.valid_pairs(pair.component):
+            if each in (pair, to) or each.answered_at > decision.since:
+                continue
+            is_shared = not decision.is_reported and each.shares_with(pair)
+            if is_shared:
+                self._shun(each, seconds, now)
+            if is_shared or self.preference.key(each, now) > self.preference.key(to, now):
+                self._invalidate(component, each, now)
+                unproven.append(each)
         self._shun(pair, seconds, now)
         pair.times_left = min(pair.times_left + 1, _MAX_TIMES_LEFT)
         self._invalidate(component, pair, now)
         self._move(component, to, decision.reason, now)
         config = self._context.config
         if self._context.controlling and (config.renomination or not component.is_concluded):
-            self._nominate(component, to, now)
+            self._nominate(component, to, "", now)
         return unproven
+
+    def oblige(self, pair: CandidatePair, reason: str, now: float) -> bool:
+        """Controlling: the peer asks for this pair, in place of whatever we prefer to it; data moves there at once. But
+        not to one that we have left a moment ago: where both ends know better, ours is the last word.
+
+        Returns:
+            Whether it may be nominated: it works, and nomination is not over.
+        """
+        component = self._component(pair)
+        config = self._context.config
+        if not self._context.controlling or not self._has_consent(pair, now) or now < pair.shunned_until:
+            return False
+        if component.is_concluded and not config.renomination:
+            return False
+        pair.is_declined = False
+        if component.current is not pair:
+            mine = self.preference.key(pair, now)
+            for other in self.valid_pairs(pair.component):
+                if self.preference.key(other, now) > mine:
+                    other.is_declined = True
+            self._move(component, pair, reason, now)
+        if component.selected is not pair and component.nominating is not pair:
+            self._nominate(component, pair, reason, now)
+        return True
 
     def on_data(self, pair: CandidatePair, now: float) -> bool:
         """Data came in on another path than ours goes out on; whether that counts. Called for every such datagram."""
@@ -237,6 +278,7 @@ class Selection:
 
     def evaluate(self, now: float) -> None:
         """Decide about nominations, if that is our role."""
+        self._looked_at = now
         if self._shunned:
             self._shunned = tuple(pair for pair in self._shunned if now < pair.shunned_until)
         if not self._context.controlling or self._context.config.lite or self._context.keys is None:
@@ -285,79 +327,101 @@ class Selection:
         found = self._components.get(pair.component)
         return found is not None and found.selected is pair and found.current is pair and pair.nominate_with is None
 
+    def wished(self, component: int, now: float) -> CandidatePair | None:
+        """Controlled: the pair that the peer had better nominate; ``None``: we are content.
+
+        Data moved by itself, because the nominated one was lost; or the nominated one leaves from an address that is
+        about to go. What both ends know is the peer's to judge: it may know more.
+        """
+        found = self._components.get(component)
+        if found is None or self._context.controlling or not found.is_concluded or found.current is None:
+            return None
+        if found.selected is None:
+            return found.current if self._has_consent(found.current, now) else None
+        best = self.preference.best((p for p in self.valid_pairs(component) if self._has_consent(p, now)), now)
+        is_ours = best is not None and self.preference.is_known_to_us_alone(best, found.selected, now)
+        return best if is_ours else None
+
+    def has_rival(self, pair: CandidatePair, now: float) -> bool:
+        """Whether this pair should carry data instead of the nominated one; asked whenever it has answered."""
+        found = self._components.get(pair.component)
+        if found is None or found.selected is None or found.selected is pair or not pair.is_valid:
+            return False
+        return self._rival(found, found.selected, [pair], now) is not None
+
     def valid_pairs(self, component: int) -> list[CandidatePair]:
         """Every valid pair of this generation, in no order."""
         return [p for p in self._checklist or () if p.component == component and p.is_valid]
 
     def alternatives(self, pair: CandidatePair, now: float) -> list[CandidatePair]:
-        """The other pairs that data may move to, best first: those that share no socket with this one."""
-        others = [p for p in self.valid_pairs(pair.component) if p is not pair and self._has_consent(p, now)]
-        return sorted(others, key=lambda p: (now >= p.shunned_until, p.base != pair.base, p.rank), reverse=True)
-
-    def standby(self, pair: CandidatePair) -> list[CandidatePair]:
-        """Two valid pairs beside the one in use, which are kept alive with it. One leaves from another socket, if there
-        is any, for what breaks is a network mostly; and one goes over a relay that this one does not need.
+        """The other pairs that may carry data at once, for their last answer is no older than consent may be (RFC 7675,
+        5.1); best first: of those that stand alike, the ones that share no socket with this one.
         """
-        if not self._context.config.keep_pairs or pair.keys is not self._context.keys:
-            return []
-        if self._checklist is None or len(self._checklist) < 2:
-            return []
-        others = [p for p in self.valid_pairs(pair.component) if p is not pair]
-        others.sort(key=lambda p: (p.base != pair.base, p.rank), reverse=True)
-        relay = next((p for p in others if _is_beside(p, pair)), None)
-        if relay is None or relay in others[:_STANDBY_PAIRS]:
-            return others[:_STANDBY_PAIRS]
-        return [*others[: _STANDBY_PAIRS - 1], relay]
+        others = [p for p in self.valid_pairs(pair.component) if p is not pair and self._has_consent(p, now)]
+        return self.preference.substitutes(pair, others, now)
 
     def wants(self, pair: CandidatePair) -> bool:
         """Whether a check of this pair can still improve something (8.1.2 stops the others): be better than the
         selected one, or the first relay that stands by.
         """
         selected = self.selected(pair.component)
-        if selected is None or pair.priority > selected.rank:
+        if selected is None or self.preference.might_better(pair, selected):
             return True
-        if not (pair.is_relayed and self._context.config.keep_pairs and _is_beside(pair, selected)):
+        if not (pair.is_relayed and self._context.config.keep_pairs and pair.is_beside(selected)):
             return False
-        return not any(_is_beside(p, selected) for p in self.valid_pairs(pair.component))
+        return not any(p.is_beside(selected) for p in self.valid_pairs(pair.component))
 
     # --- inside --------------------------------------------------------------------------------------------------
 
     def _evaluate(self, number: int, component: _Component, now: float) -> None:
         nominating = component.nominating
-        best = self._best(number, now)
         if nominating is not None and not component.due and now >= component.nominated_at + _NOMINATION_PATIENCE_S:
-            other = self._best(number, now, but=nominating)
+            gone, other = nominating, self._best(number, now, but=nominating)
             if other is not None:
-                component.nominating = None
-                self._on_unanswered(nominating, now)
-                best, nominating = other, None
-        if best is None:
-            return
-        if nominating is not None:
-            wanted = best.rank > nominating.rank
-        elif component.is_concluded and not self._context.config.renomination:
-            wanted = False
-        elif component.selected is None:
-            wanted = self._is_time(number, component, best, now)
-        else:
-            wanted = best.rank > component.selected.rank
-        if wanted:
-            self._nominate(component, best, now)
+                component.nominating = nominating = None
+                self._on_unanswered(gone, now)
+        settled = nominating or component.selected
+        if settled is None:
+            best = self._best(number, now)
+            is_over = component.is_concluded and not self._context.config.renomination
+            if best is not None and not is_over and self._is_time(number, component, best, now):
+                self._nominate(component, best, "", now)
+        elif nominating is not None or self._context.config.renomination:
+            rival = self._rival(component, settled, self.valid_pairs(number), now)
+            if rival is not None and isinstance(rival.path, CandidatePair):
+                component.measured_moves += rival.is_measured
+                self._nominate(component, rival.path, rival.reason, now)
+
+    def _rival(
+        self, component: _Component, pair: CandidatePair, others: Iterable[CandidatePair], now: float
+    ) -> Rival | None:
+        """What should be nominated instead of this pair, where it works."""
+        config = self._context.config
+        by_rtt = config.liveness and config.renomination
+        moves = (component.measured_moves, component.moved_at) if by_rtt else None
+        return self.preference.rival(pair, others, now, moves)
 
     def _is_time(self, number: int, component: _Component, best: CandidatePair, now: float) -> bool:
-        wait = self._context.config.nomination_wait_s[best.slower_type]
+        wait = self._wait_s(best)
         return now >= (component.valid_since or 0.0) + wait or not self._better_may_come(number, best)
+
+    def _wait_s(self, best: CandidatePair) -> float:
+        """What is metered is worth to wait for something else as long as a relay is."""
+        waits = self._context.config.nomination_wait_s
+        wait = waits[best.slower_type]
+        return max(wait, waits[CandidateType.RELAYED]) if best.is_metered else wait
 
     def _better_may_come(self, number: int, best: CandidatePair) -> bool:
         return any(
-            pair.component == number and pair.state in _UNFINISHED and pair.priority > best.rank
+            pair.component == number and pair.state in _UNFINISHED and self.preference.might_better(pair, best)
             for pair in self._checklist or ()
         )
 
-    def _nominate(self, component: _Component, pair: CandidatePair, now: float) -> None:
+    def _nominate(self, component: _Component, pair: CandidatePair, reason: str, now: float) -> None:
         if component.nominating is not None and component.nominating is not pair:
             self._on_superseded(component.nominating)
         component.nominating = pair
+        component.nominating_because = reason
         component.due = True
         component.nominated_at = now
 
@@ -366,15 +430,15 @@ class Selection:
             return None
         if component.nominating is not None:
             nominating = component.nominating
-            alternative = not component.due and self._best(nominating.component, math.inf, but=nominating)
+            alternative = not component.due and self._best(nominating.component, self._looked_at, but=nominating)
             return component.nominated_at + _NOMINATION_PATIENCE_S if alternative else None
         if component.is_concluded and not self._context.config.renomination:
             # One nomination is all there is (8.1.1).
             return None
         if component.selected is None and component.valid_since is not None and component.current is not None:
-            best = self._best(component.current.component, math.inf)
+            best = self._best(component.current.component, self._looked_at)
             if best is not None:
-                return component.valid_since + self._context.config.nomination_wait_s[best.slower_type]
+                return component.valid_since + self._wait_s(best)
         return None
 
     def _accept(self, pair: CandidatePair, value: int, now: float) -> None:
@@ -418,6 +482,7 @@ class Selection:
         if old is pair or either is None:
             return
         component.current = pair
+        component.moved_at = now
         self._on_current(old, pair, now)
         self._context.emit(
             SelectedPathChanged(component=either.component, old=as_path(old), new=as_path(pair), reason=reason)
@@ -431,6 +496,7 @@ class Selection:
     def _invalidate(self, component: _Component, pair: CandidatePair, now: float) -> None:
         pair.valid_local = None
         pair.nominated = False
+        pair.forget_rtts()
         if component.nominating is pair:
             component.nominating = None
         if component.selected is pair:
@@ -438,15 +504,7 @@ class Selection:
             component.valid_since = now
 
     def _best(self, number: int, now: float, but: CandidatePair | None = None) -> CandidatePair | None:
-        valid = (p for p in self.valid_pairs(number) if p is not but)
-        return max(valid, key=lambda p: _preference(p, now), default=None)
-
-    def _best_standby(self, number: int, now: float) -> CandidatePair | None:
-        """The best pair that may carry data at once: its last response is no older than consent may be (RFC 7675,
-        5.1).
-        """
-        fresh = (p for p in self.valid_pairs(number) if self._has_consent(p, now))
-        return max(fresh, key=lambda p: _preference(p, now), default=None)
+        return self.preference.best((p for p in self.valid_pairs(number) if p is not but), now)
 
     def _has_consent(self, pair: CandidatePair, now: float) -> bool:
         # Written as consent.py writes it: the two must not round differently at the instant of expiry.
@@ -458,22 +516,6 @@ class Selection:
         if found is None:
             found = self._components[pair.component] = _Component()
         return found
-
-
-def _preference(pair: CandidatePair, now: float) -> tuple[bool, int]:
-    """Greater is better: a pair that was left a moment ago comes behind all others."""
-    return now >= pair.shunned_until, pair.rank
-
-
-def _shares(pair: CandidatePair, other: CandidatePair) -> bool:
-    """Whether what breaks one pair may well break the other one."""
-    is_same_end = pair.base == other.base or pair.destination == other.destination
-    return is_same_end or not pair.relays.isdisjoint(other.relays)
-
-
-def _is_beside(pair: CandidatePair, other: CandidatePair) -> bool:
-    """Whether a pair goes over a relay, and over none that the other one needs."""
-    return pair.is_relayed and pair.relays.isdisjoint(other.relays)
 
 
 def as_path(pair: CandidatePair | None) -> Path | None:

@@ -18,7 +18,8 @@ decided anew before the next time that the last decision named.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from random import Random
 
 from iceagent.candidate import Candidate, CandidateType
@@ -32,6 +33,8 @@ from iceagent.core.liveness import Liveness
 from iceagent.core.locals import Locals
 from iceagent.core.pacing import CheckPacer, RemoteBudget, TokenBucket
 from iceagent.core.pair import CandidatePair, PairState, Traffic
+from iceagent.core.path_message import OPTION
+from iceagent.core.path_talk import PathTalk
 from iceagent.core.peers import Peers
 from iceagent.core.remotes import Remotes
 from iceagent.core.reroll import Reroll
@@ -39,6 +42,7 @@ from iceagent.core.responder import IncomingCheck, Responder
 from iceagent.core.scheduler import Scheduler
 from iceagent.core.search import Searches
 from iceagent.core.selection import Selection, as_path
+from iceagent.core.standby import Standby
 from iceagent.core.status import Status
 from iceagent.core.wakeups import WakeUps
 from iceagent.credentials import Credentials
@@ -49,15 +53,17 @@ from iceagent.events import (
     LocalCandidateFound,
     MachineSlept,
     Path,
+    PeerClosed,
     RestartAdvised,
     RoleChanged,
+    SelectedPathChanged,
 )
 from iceagent.nat import openers
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Event, Transmit
 from iceagent.net.errno_words import errno_in_words
 from relay.stun import BadMessage, is_stun, parse
-from relay.upgrade import Decision
+from relay.upgrade import Decision, Verdict
 
 __all__ = ["IceSession"]
 
@@ -68,6 +74,8 @@ _SETTLING_S = 5.0
 _FIRST_TRIGGER_S = 0.010
 # A relayed candidate that the application was told of is checked after this: it has had its turn to signal it.
 _SIGNAL_LEAD_S = 0.010
+# What has answered so short a time ago has done so since a server was lost: that takes longer to be noticed.
+_FRESH_S = 1.0
 # Generations of the peer's that were used and are over.
 _MAX_SPENT_UFRAGS = 10
 
@@ -95,6 +103,7 @@ class IceSession:
         "_context",
         "_deadline",
         "_decide_at",
+        "_former",
         "_held",
         "_is_answer",
         "_is_life_next",
@@ -110,7 +119,9 @@ class IceSession:
         "_searches",
         "_selection",
         "_spent_ufrags",
+        "_standby",
         "_status",
+        "_talk",
         "_unpaired",
         "config",
         "local_credentials",
@@ -152,6 +163,7 @@ class IceSession:
             on_failure=self._on_check_failure,
             on_role_conflict=self._on_role_conflict,
             on_revoked=self._on_consent_revoked,
+            on_remapped=self._on_remapped,
             find_local=self._locals.find,
         )
         self._responder = Responder(self._context, self._switch_role, self._check_refusal)
@@ -163,16 +175,22 @@ class IceSession:
             on_superseded=self._checker.quiet,
             on_selected=self._on_selected,
         )
+        self._standby = Standby(self._context, self._checker, self._selection)
         self._consent = Consent(
             self._context,
             self._checker,
             WakeUps() if wakeups is None else wakeups,
             on_expired=self._on_consent_expired,
-            standby=self._selection.standby,
+            keep=self._standby.keep,
             on_check=self._on_asked,
         )
         self._liveness = Liveness(
-            self._context, self._checker, self._selection, on_dead=self._on_dead, on_silent=self._on_silent
+            self._context,
+            self._checker,
+            self._selection,
+            standby=self._standby.pairs,
+            on_dead=self._on_dead,
+            on_silent=self._on_silent,
         )
         self._selection.use(self._checklist)
         self._held = Held(self._context)
@@ -185,17 +203,23 @@ class IceSession:
         self._reroll = Reroll(self._context, self._selection, self._locals)
         self._reroll.use(self._checklist)
         self._status = Status(self._context, self._selection)
-        self._searches = Searches(self._context, self._selection, self._scheduler)
-        self._searches.use(self._checklist)
         self._remotes = Remotes(self._context, self._held, self._locals, self._budget.has_answered)
+        self._searches = Searches(self._context, self._selection, self._scheduler, self._announce_search)
+        self._searches.use(self._checklist)
+        self._talk = PathTalk(
+            self._context, self._checker, self._selection, self._liveness, self._searches, self._remotes, self
+        )
+        self._talk.use(self._checklist)
         self._spent_ufrags: tuple[str, ...] = ()
         self._began_at = 0.0
         self._is_used = False
         self._is_answer = False
+        # What the peer had said, while a restart of ours waits for its answer.
+        self._former: Description | None = None
         # Relayed candidates that were announced a moment ago, and when they are paired.
         self._unpaired: tuple[tuple[float, Candidate], ...] = ()
         # Whose time passes without any decision, too.
-        self._clocks = (self._checker, self._consent, self._held, self._status, self._liveness)
+        self._clocks = (self._checker, self._consent, self._held, self._status, self._talk, self._liveness)
         # When the last decisions must be looked at again, whatever happens until then.
         self._decide_at = -math.inf
         self._deadline: float | None = None
@@ -223,6 +247,8 @@ class IceSession:
             self._checklist.add_local(added)
         if added.type is not CandidateType.HOST:
             self._reroll.note_candidates(now)
+        self._talk.tell_candidate(added, now)
+        self._searches.hasten(now)
         self._decide(now)
         return True
 
@@ -237,26 +263,61 @@ class IceSession:
 
     def remove_base(self, base: TransportAddress, reason: str, now: float) -> None:
         """A socket is gone, with its candidates and pairs."""
-        self._locals.remove_base(base)
+        withdrawn = self._locals.remove_base(base)
         self._unpaired = tuple(entry for entry in self._unpaired if entry[1].base != base)
         self._peers.remove_base(base)
         self._scheduler.release(base)
+        self._standby.forget(base)
+        self._selection.preference.deprecate(base, is_deprecated=False)
         gone = self._checklist.remove_base(base)
         gone += [pair for pair in self._selection.currents() if pair.base == base and pair not in gone]
         for pair in gone:
             self._checker.forget(pair)
             self._selection.on_lost(pair, reason, now)
+        self._tell_withdrawn(withdrawn, now)
         self._decide(now)
 
     def withdraw(self, base: TransportAddress, address: TransportAddress, now: float) -> None:
         """A candidate of ours is none any more, though its base stays: it is not signalled again."""
-        self._locals.remove(base, address)
+        self._tell_withdrawn(self._locals.remove(base, address), now)
+        self._decide(now)
+
+    def deprecate(self, base: TransportAddress, is_deprecated: bool, now: float) -> None:
+        """The address of a base is about to go, though it still works: pairs elsewhere come first from now on; or it is
+        not any more.
+        """
+        self._selection.preference.deprecate(base, is_deprecated=is_deprecated)
+        self._decide(now)
+
+    def set_link(self, base: TransportAddress, is_up: bool, now: float) -> None:
+        """The interface of a base has lost its carrier, or has it again. Its address stays, and may work again in a
+        moment: so its pairs are left at once where another one works, and are tried again when it is back.
+        """
+        self._selection.preference.deprecate(base, is_deprecated=not is_up)
+        for pair in self._checklist:
+            if pair.base != base:
+                continue
+            current = self.current(pair.component)
+            if is_up and not pair.dead and pair is not current:
+                self.check_again(pair)
+            elif not is_up and pair is current:
+                others = [p for p in self._selection.alternatives(pair, now) if p.base != base]
+                if others:
+                    reason = "its interface is down"
+                    self._on_dead(pair, Decision(verdict=Verdict.MOVE, reason=reason, to=others[0], since=now), now)
+        self._decide(now)
 
     def doubt_base(self, base: TransportAddress, now: float) -> None:
         """What is in use there has moved: it is checked at once."""
         for pair in self._selection.currents():
             if pair.base == base:
                 self._liveness.doubt(pair, "our end of it moved", now)
+        self._decide(now)
+
+    def doubt_all(self, reason: str, now: float) -> None:
+        """What is in use has to prove that it works."""
+        for pair in self._selection.currents():
+            self._liveness.doubt(pair, reason, now)
         self._decide(now)
 
     def note_sleep(self, seconds: float, now: float) -> None:
@@ -266,17 +327,18 @@ class IceSession:
         for pair in {*self._checklist, *self._selection.currents()}:
             if pair.responded_at is not None:
                 pair.responded_at -= seconds
-        for pair in self._selection.currents():
-            self._liveness.doubt(pair, f"this machine slept for {seconds:.0f} s", now)
         self._context.emit(MachineSlept(seconds=seconds))
-        self._decide(now)
+        self.doubt_all(f"this machine slept for {seconds:.0f} s", now)
 
     def doubt_relays(self, hosts: Collection[str], now: float) -> None:
         """Relayed addresses of ours at these hosts are lost: what the peer has there probably is too, and has to answer
         before it carries data.
         """
         for pair in self._checklist:
-            if pair.is_valid and pair.remote.type is CandidateType.RELAYED and pair.remote.address.host in hosts:
+            is_there = pair.remote.type is CandidateType.RELAYED and pair.remote.address.host in hosts
+            if is_there and now < pair.heard_at + _FRESH_S:
+                self._liveness.doubt(pair, "the server of its relay is lost", now)
+            elif is_there and pair.is_valid:
                 self._checker.quiet(pair)
                 self._selection.on_lost(pair, "the server of its relay is lost", now)
                 self._checklist.trigger(pair)
@@ -335,6 +397,7 @@ class IceSession:
         if pair is None or pair is self.current(pair.component):
             return
         current = self.current(pair.component)
+        self._liveness.note_data()
         counts = self._selection.on_data(pair, now)
         if counts or (current is not None and self._liveness.on_data_elsewhere(current, pair, now)):
             self._decide(now)
@@ -353,6 +416,20 @@ class IceSession:
         if pair is not None:
             self._liveness.report_loss(pair, now)
             self._decide(now)
+
+    def say_goodbye(self, now: float) -> float:
+        """Tell the peer that we close: it ends at once instead of after 30 s. To a peer that knows no path messages, a
+        refusal of its checks says the same, from now on (RFC 7675, 5.2).
+
+        Returns:
+            How long to wait at most until :attr:`is_heard`, seconds; 0.0: nobody would answer.
+        """
+        if self._status.state is AgentState.CLOSED:
+            return 0.0
+        wait_s = self._talk.say_goodbye(now)
+        self._checker.flush(now)
+        self._set_deadline()
+        return wait_s
 
     def close(self, now: float) -> None:
         """Nothing is sent, answered or waited for any more."""
@@ -417,6 +494,7 @@ class IceSession:
         has_failed = self._checker.handle_timeout(now)
         has_expired = self._consent.handle_timeout(now)
         self._held.handle_timeout(now)
+        self._talk.handle_timeout(now)
         if not (has_failed or has_expired):
             # Nothing leaves before it is known that nothing is to be decided: that may cancel what is due.
             self._set_deadline()
@@ -492,6 +570,25 @@ class IceSession:
         """The pair that both ends agreed on by nomination."""
         return self._selection.selected(component)
 
+    def standby_of(self, component: int, now: float) -> CandidatePair | None:
+        """The best other pair that may carry data, if it leaves from another socket or over another relay than the one
+        in use.
+        """
+        pair = self.current(component)
+        others = [] if pair is None else self._selection.alternatives(pair, now)
+        # Whatever was heard since the pair in use was, first.
+        return max(others, key=lambda each: pair is not None and each.heard_at > pair.heard_at, default=None)
+
+    @property
+    def peer_knows_messages(self) -> bool:
+        """Whether the peer understands path messages."""
+        return self._talk.peer_knows
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether the peer has answered all that it was told over paths."""
+        return self._talk.is_heard
+
     # --- generations ---------------------------------------------------------------------------------------------
 
     def _begin(self, description: Description, now: float) -> None:
@@ -505,6 +602,7 @@ class IceSession:
         context.ta_s = max(config.ta_s, (50 if description.pacing_ms is None else description.pacing_ms) / 1000)
         context.ta_s = min(context.ta_s, 60.0)
         self._scheduler.set_ta(context.ta_s)
+        self._talk.begin(description.options)
         if description.lite and not config.lite and not context.controlling:
             # 6.1.1: "The full agent MUST take the controlling role".
             self._switch_role(True, "the peer is a lite agent", now)
@@ -512,6 +610,7 @@ class IceSession:
             self._switch_role(False, "we are a lite agent", now)
         self._status.begin(now)
         self._began_at, self._is_used = now, False
+        self._former = None
         if description.lite and config.lite:
             # DEVIATION from 6.1.1 and 8.2, which pair two lite agents without any check; pinned by
             # ``tests/sim/test_roles.py::test_two_lite_agents_are_told_at_once``.
@@ -535,16 +634,40 @@ class IceSession:
         is_settling = self._is_answer and not self._is_used and now < self._began_at + _SETTLING_S
         if not is_settling:
             self._restart(None, by_peer=True)
-        else:
-            self._forget_remote()
+            return
+        self._forget_remote()
+        # The peer may have had ours already, and have forgotten them with its second restart: they have to be said
+        # again.
+        self._context.emit(IceRestarted(by_peer=True))
 
     def _restart(self, credentials: Credentials | None, *, by_peer: bool) -> None:
         self.local_credentials = credentials or Credentials.random(self._context.system_rng)
         self._is_answer = by_peer
         self._responder.accept(self.local_credentials)
         if self.remote_credentials is not None:
+            self._former = None if by_peer else self._known_of_peer(self.remote_credentials)
             self._forget_remote()
         self._context.emit(IceRestarted(by_peer=by_peer))
+
+    def _known_of_peer(self, credentials: Credentials) -> Description:
+        options = ("trickle",) * self._context.remote_trickles + (OPTION,) * self._talk.peer_knows
+        return Description(
+            credentials=credentials,
+            options=options,
+            pacing_ms=round(self._context.ta_s * 1000),
+            lite=self._context.remote_lite,
+            candidates=tuple(self._remotes.all()),
+        )
+
+    def _resume(self, former: Description, now: float) -> None:
+        """Our restart waits for an answer, and the peer checks with our new credentials and those that it had: they are
+        its answer, which it may think that we know (:meth:`_on_new_credentials`).
+        """
+        self._spent_ufrags = tuple(each for each in self._spent_ufrags if each != former.credentials.ufrag)
+        self._remotes.resume_generation(former.credentials.ufrag)
+        self._begin(former, now)
+        for candidate in former.candidates:
+            self._add_remote(candidate, now)
 
     def _forget_remote(self) -> None:
         """Pairs of the old generation go, but for those in use: they carry data, and keep their consent (RFC 7675,
@@ -567,15 +690,17 @@ class IceSession:
         self._scheduler.use(self._checklist)
         self._reroll.use(self._checklist)
         self._searches.use(self._checklist)
+        self._talk.use(self._checklist)
         self._context.keys = None
         self.remote_credentials = None
         self._status.remote_done = False
 
-    def _add_remote(self, candidate: Candidate, now: float) -> None:
+    def _add_remote(self, candidate: Candidate, now: float, via: str = "signalling") -> None:
         if self._status.remote_done and not self.config.late_candidates:
             self._context.counters["late candidates ignored"] += 1
-        elif self._remotes.add(candidate, self._checklist):
+        elif self._remotes.add(candidate, self._checklist, via):
             self._status.on_new_candidate(now)
+            self._searches.hasten(now)
 
     # --- checks of the peer --------------------------------------------------------------------------------------
 
@@ -585,19 +710,28 @@ class IceSession:
         is_current = check.own_ufrag == self.local_credentials.ufrag
         is_of_now = is_current and keys is not None and check.ufrag == keys.remote.ufrag
         pair = self._checklist.find(check.base, check.source)
-        if is_of_now and pair is not None and self._is_routine(pair, check):
+        if is_of_now and check.message is None and pair is not None and self._is_routine(pair, check):
             pair.requests_received += 1
             pair.responses_sent += 1
             pair.requested_at = now
+            pair.note_alive(now)
             self._is_used = True
             if self._consent.follow(pair, now):
                 self._checker.flush(now)
                 self._set_deadline()
             return True
         component = self._locals.component_of(check.base)
-        if component is None or not is_current:
-            # Of the second kind: the peer keeps consent for the path of the generation before.
+        if component is None:
             return False
+        if not is_current:
+            # The peer keeps consent for the path of the generation before, from wherever it is by now.
+            self._peers.allow(check.base, check.source, component, now)
+            self._talk.handle_old_check(check, now)
+            return False
+        former = self._former
+        if former is not None and keys is None and check.ufrag == former.credentials.ufrag:
+            self._resume(former, now)
+            return self._on_check(check, now)
         # Who checks it has been told of it.
         self._pair_relays(now, check.base)
         self._budget.asked(check.source, now)
@@ -620,17 +754,21 @@ class IceSession:
         pair.requests_received += 1
         pair.responses_sent += 1
         pair.requested_at = now
+        pair.note_alive(now)
+        pair.remote_cost = check.network_cost
         self._peers.allow(check.base, check.source, component, now, pair)
         if self.config.lite:
             self._on_check_as_lite(pair, check, now)
             return False
         needs_check = check.nomination is not None and self._selection.on_nominated(pair, check.nomination, now)
         self._trigger(pair, now, again=needs_check)
+        self._talk.handle_check(check, now)
         return False
 
     def _is_routine(self, pair: CandidatePair, check: IncomingCheck) -> bool:
         """Whether a check of the peer's is for its consent alone."""
-        return pair.state is PairState.SUCCEEDED and check.nomination is None and not self.config.lite
+        is_known = check.nomination is None and check.network_cost == pair.remote_cost
+        return pair.state is PairState.SUCCEEDED and is_known and not self.config.lite
 
     def _is_freed(self, check: IncomingCheck, component: int) -> bool:
         """8.3.1: what was not selected is gone, where it is not kept; the check was answered, and that is all."""
@@ -641,6 +779,8 @@ class IceSession:
     def _check_refusal(self, check: IncomingCheck) -> tuple[int, str] | None:
         """What an authenticated check is answered with instead of success."""
         component = self._locals.component_of(check.base)
+        if component is not None and self._talk.is_closing and not self._talk.peer_knows:
+            return 403, "Forbidden"
         if component is None or check.own_ufrag != self.local_credentials.ufrag:
             return None
         pair = self._checklist.find(check.base, check.source)
@@ -687,14 +827,15 @@ class IceSession:
 
     def _on_check_success(self, check: Check, now: float) -> None:
         pair = check.pair
+        self._talk.handle_success(check, now)
         if check.nomination is None and pair.traffic.has_answered and self._selection.is_settled_on(pair):
             return
         self._peers.allow(pair.base, pair.destination, pair.component, now, pair, is_answer=True)
         if pair.keys is not self._context.keys:
             return
         self._selection.on_valid(pair, now)
-        if self._selection.selected(pair.component) is None:
-            # Nothing is settled: a pair that is heard again may be the better one.
+        if self._selection.selected(pair.component) is None or self._selection.has_rival(pair, now):
+            # Nothing is settled, or this one is better.
             self._decide_at = -math.inf
         if check.nomination is not None:
             self._selection.on_nomination_answered(pair, check.nomination, now)
@@ -763,15 +904,26 @@ class IceSession:
                 self._checker.forget(old)
         if new is None and old is not None:
             self._recheck(old.component)
+            self._liveness.note_pathless(old.component, now)
         elif new is not None:
             self._consent.watch(new, now)
             self._liveness.watch(new, now)
+            self._talk.on_path(new, now)
 
     def _on_asked(self, pair: CandidatePair, now: float) -> None:
         self._searches.wake(pair, now)
         at = self._searches.poll_timeout()
         if at is not None:
             self._decide_at = min(self._decide_at, at)
+
+    def _on_remapped(self, pair: CandidatePair, former: Candidate, answered_at: float, now: float) -> None:
+        """Our NAT gave us another address; the peer sends there by now, or will."""
+        self._standby.note_mapping(pair, former.address, answered_at, now)
+        path = as_path(pair)
+        if path is not None and pair is self.current(pair.component):
+            old = replace(path, local=former)
+            reason = "the peer sees another address of ours"
+            self._context.emit(SelectedPathChanged(component=pair.component, old=old, new=path, reason=reason))
 
     def _recheck(self, component: int) -> None:
         """Nothing in use is known to work any more: whatever is left is tried again."""
@@ -789,6 +941,9 @@ class IceSession:
         self._status.note_failure(pair, decision.reason)
         for each in self._selection.leave(pair, decision, now):
             self._checklist.trigger(each)
+        to = self.current(pair.component)
+        if to is not None:
+            self._liveness.expect_peer(pair, to, decision.since, now)
         # One of the generation before stands in no list.
         if pair.keys is self._context.keys:
             self._checklist.set_state(pair, PairState.FAILED)
@@ -798,6 +953,44 @@ class IceSession:
         self._status.move(AgentState.DISCONNECTED, reason)
         self._recheck(pair.component)
         self._context.emit(RestartAdvised(component=pair.component, reason=reason))
+
+    # --- what the peer tells over paths (SessionPart) ------------------------------------------------------------
+
+    def add_told_candidate(self, candidate: Candidate, now: float) -> None:
+        """See :class:`iceagent.core.path_talk.SessionPart`."""
+        self._add_remote(candidate, now, "path message")
+
+    def check_again(self, pair: CandidatePair) -> None:
+        """See :class:`iceagent.core.path_talk.SessionPart`."""
+        self._checker.quiet(pair)
+        self._checklist.trigger(pair)
+
+    def end_by_peer(self, now: float) -> None:
+        """See :class:`iceagent.core.path_talk.SessionPart`."""
+        reason = "the peer has closed"
+        currents = self._selection.currents()
+        for pair in (*self._checklist, *currents):
+            # What it said before is still on its way, perhaps.
+            pair.dead = True
+            self._checker.forget(pair)
+            self._checklist.untrigger(pair)
+            if pair.keys is self._context.keys:
+                self._checklist.set_state(pair, PairState.FAILED)
+        for pair in currents:
+            self._selection.on_lost(pair, reason, now)
+        self._context.emit(PeerClosed(reason=reason))
+        self._status.move(AgentState.FAILED, reason)
+
+    def _announce_search(self, pair: CandidatePair, now: float) -> float | None:
+        return self._talk.announce_search(pair, now)
+
+    def _tell_withdrawn(self, candidates: Sequence[Candidate], now: float) -> None:
+        still = {(each.component, each.address) for each in self._locals}
+        for candidate in candidates:
+            if (candidate.component, candidate.address) not in still:
+                self._talk.tell_candidate(candidate, now, withdrawn=True)
+
+    # --- ends ----------------------------------------------------------------------------------------------------
 
     def _on_consent_expired(self, pair: CandidatePair, now: float) -> None:
         self._on_consent_ended(pair, "consent expired", now)
@@ -825,6 +1018,7 @@ class IceSession:
         self._selection.evaluate(now)
         self._reroll.evaluate(now)
         self._searches.evaluate(now)
+        self._talk.evaluate(now)
         self._scheduler.run(now)
         self._status.update(self._checklist, self._scheduler.exhausted, now)
         self._checker.flush(now)

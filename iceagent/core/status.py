@@ -44,6 +44,7 @@ class Status:
     __slots__ = (
         "_context",
         "_last_failure",
+        "_lost_at",
         "_pac_at",
         "_selection",
         "local_done",
@@ -61,6 +62,8 @@ class Status:
         self.remote_done = False
         self._pac_at: float | None = None
         self._last_failure = "no pair was formed"
+        # Since when it is disconnected.
+        self._lost_at: float | None = None
 
     def begin(self, now: float) -> None:
         """The peer's credentials are known: the PAC timer starts (RFC 8863, 4)."""
@@ -86,6 +89,10 @@ class Status:
         """Draw the conclusion from paths and pairs."""
         if self._pac_at is not None and now >= self._pac_at:
             self._pac_at = None
+        if self.state is not AgentState.DISCONNECTED:
+            self._lost_at = None
+        elif self._lost_at is None:
+            self._lost_at = now
         paths = self._selection.currents()
         if len(paths) == self._context.config.components:
             self._update_connected(paths)
@@ -112,6 +119,9 @@ class Status:
             return
         if any(pair.is_silent for pair in paths):
             # Which was told (``liveness.py``).
+            return
+        if self._lost_at is not None and all(pair.answered_at < self._lost_at for pair in paths):
+            # Another one that has answered before then.
             return
         reason = (
             "the peer answers again" if self.state is AgentState.DISCONNECTED else "every component has a valid pair"

@@ -19,7 +19,7 @@ from iceagent.core.pair import Traffic
 from iceagent.gather.host import HostAddress
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.host import DatagramReceiver, DatagramSocket, Host, SocketOptions
-from iceagent.priority import CANDIDATES_PER_BASE, candidate_priority
+from iceagent.priority import CANDIDATES_PER_BASE, candidate_priority, network_cost
 from relay.stun import is_stun
 
 __all__ = ["Base", "BaseListener", "foundation", "open_base", "open_socket"]
@@ -55,6 +55,8 @@ class Base:
             allocation of the server's that was lost.
         is_relayed: it is a relayed address, and its socket the way to a TURN server.
         expected: the five-tuple that our data goes out on.
+        is_deprecated: its IPv6 address is to be used for nothing new (RFC 4862, 5.5.4).
+        is_up: its interface is administratively up, and has a carrier.
     """
 
     component: int
@@ -67,6 +69,8 @@ class Base:
     is_relayed: bool = False
     peers: dict[TransportAddress, Traffic] = field(default_factory=dict)
     expected: Traffic | None = None
+    is_deprecated: bool = False
+    is_up: bool = True
     socket: DatagramSocket = field(init=False)
     _found: dict[CandidateType, list[TransportAddress]] = field(init=False, default_factory=dict)
 
@@ -127,6 +131,8 @@ class Base:
             base=self.address,
             origin=origin,
             is_mapped=is_mapped,
+            network_id=self.host_address.index & 0xFFFF,
+            network_cost=network_cost(self.host_address.kind, self.host_address.metered),
         )
 
     def _preference(self, candidate_type: CandidateType, address: TransportAddress, is_mapped: bool) -> int:

@@ -1,10 +1,12 @@
 """Who opens sockets when, and when is gathering done?
 
 :class:`Gathering` keeps one base per selected address and component, in step with the interface table: new addresses
-are gathered as they appear, and a base goes when its address does (not when it is merely deprecated: what works is
-left alone). Each base is handed to every gatherer. Gathering is done once per agent: when all gatherers are for the
+are gathered a moment after they appear, and a base goes when its address does (not when it is merely deprecated: that
+is only told). Each base is handed to every gatherer. Gathering is done once per agent: when all gatherers are for the
 first time, or after ``Config.gather_timeout_s``. What comes later, of a new interface, after an ICE restart or on a
 second socket beside a base whose flows may be spoilt (``core/reroll.py``), is reported all the same.
+
+While a path is in doubt, servers are asked what broke, and whether they know us still (:meth:`Gathering.doubt`).
 """
 
 from __future__ import annotations
@@ -20,9 +22,10 @@ from iceagent.candidate import Candidate, CandidateType
 from iceagent.config import Config
 from iceagent.core.pacing import TokenBucket
 from iceagent.core.pair import Traffic
-from iceagent.events import BaseFailed, Event, GatheringDone, NetworkChanged
+from iceagent.events import BaseFailed, Cause, Event, GatheringDone, NetworkChanged, PathDiagnosed
 from iceagent.gather import Gatherer
 from iceagent.gather.bases import Base, BaseListener, open_base
+from iceagent.gather.diagnosis import Diagnosed
 from iceagent.gather.external import External
 from iceagent.gather.host import HostAddress, select_addresses
 from iceagent.gather.mapped import Mapped
@@ -30,7 +33,7 @@ from iceagent.gather.relayed import Relayed, RelayedAddress
 from iceagent.gather.servers import is_asked_over_udp
 from iceagent.gather.srflx import ServerReflexive
 from iceagent.net.address import TransportAddress
-from iceagent.net.host import Host, Interface, Subscription
+from iceagent.net.host import AddressFlag, Host, Interface, Subscription
 from iceagent.priority import LocalPreferences
 from relay.uri import ServerUri
 
@@ -40,6 +43,14 @@ NOWHERE = {4: TransportAddress("0.0.0.0", 9), 6: TransportAddress("::", 9)}
 """The related address of who does not want to tell, by family of the candidate. RFC 8839, 5.1: "the address MUST be
 set to "0.0.0.0" (for IPv4 candidates) or "::" (for IPv6 candidates) and the port to "9"".
 """
+
+# An address that comes with a link usually brings others (IPv6 after IPv4, a global one after a link-local one), and
+# some go again at once; whoever has another way waits this long to gather on all of them together.
+SETTLE_S = 0.25
+# While a relay carries data: a NAT or firewall that was changed is found out soon, and no server is burdened.
+REFRESH_S = 10.0
+# Who has answered so long ago at most was alive when another one was silent: as long as that is waited for.
+ALIVE_S = 1.05
 
 
 class Gathering:
@@ -52,6 +63,8 @@ class Gathering:
         found: called with every candidate; false: it adds nothing to those there are.
         lost: called with a base whose address is gone.
         withdrawn: called with a base's address and the address of a candidate there that is none any more.
+        deprecated: called with a base's address, and whether its IPv6 address is deprecated now (RFC 4862, 5.5.4).
+        link_changed: called with a base's address, and whether its interface is up and has a carrier.
         tell: called with events for the application.
         ceiling: what all transactions of the process share (RFC 8445, 14.2).
 
@@ -60,26 +73,33 @@ class Gathering:
     """
 
     __slots__ = (
+        "_answered_at",
         "_config",
         "_count",
+        "_deprecated",
         "_failed_hosts",
         "_found",
         "_gatherers",
         "_host",
+        "_interfaces",
         "_is_ready",
+        "_link_changed",
         "_listener",
         "_lost",
         "_mapped",
         "_peers_of",
         "_preferences",
         "_reflexive",
+        "_refreshed_at",
         "_relayed",
         "_rng",
+        "_settling",
         "_started_at",
         "_subscription",
         "_task",
         "_tell",
         "_timer",
+        "_witness",
         "bases",
         "is_done",
         "sink",
@@ -98,6 +118,8 @@ class Gathering:
         found: Callable[[Candidate], bool],
         lost: Callable[[Base], None],
         withdrawn: Callable[[TransportAddress, TransportAddress], None],
+        deprecated: Callable[[TransportAddress, bool], object],
+        link_changed: Callable[[TransportAddress, bool], object],
         tell: Callable[[Event], None],
         ceiling: TokenBucket | None = None,
     ) -> None:
@@ -109,13 +131,21 @@ class Gathering:
         self._peers_of = peers_of
         self._found = found
         self._lost = lost
+        self._deprecated = deprecated
+        self._link_changed = link_changed
         self._tell = tell
         self._preferences = LocalPreferences()
         self._failed_hosts: tuple[str, ...] = ()
         self._count = 0
         self._started_at = host.now()
         self._is_ready = False
+        self._refreshed_at = self._answered_at = float("-inf")
+        # The base that a STUN server is asked from because of a relay's path: nothing is told of it.
+        self._witness: TransportAddress | None = None
         self._timer: asyncio.TimerHandle | None = None
+        # The last table of interfaces, and when what is new in it is gathered.
+        self._interfaces: Sequence[Interface] = ()
+        self._settling: asyncio.TimerHandle | None = None
         self.bases: dict[TransportAddress, Base] = {}
         self.is_done = False
         # Most agents of a process that has many are configured alike: what is not configured is not made.
@@ -132,6 +162,7 @@ class Gathering:
                 found=self._on_found,
                 lost=withdrawn,
                 tell=tell,
+                diagnosed=self._on_diagnosed,
                 changed=self._check_done,
                 ceiling=ceiling,
             )
@@ -143,7 +174,16 @@ class Gathering:
         self._gatherers = tuple(gatherers)
         self._relayed: Relayed | None = None
         if not config.lite and any(uri.is_turn for uri in uris):
-            self._relayed = Relayed(config, host, rng, system_rng, listener=self, tell=tell, changed=self._check_done)
+            self._relayed = Relayed(
+                config,
+                host,
+                rng,
+                system_rng,
+                listener=self,
+                tell=tell,
+                diagnosed=self._on_diagnosed,
+                changed=self._check_done,
+            )
         self._subscription: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -151,7 +191,7 @@ class Gathering:
         """Begin; returns at once."""
         loop = asyncio.get_running_loop()
         self._started_at = self._host.now()
-        self._subscription = self._host.watch_interfaces(self._on_interfaces)
+        self._subscription = self._host.watch_interfaces(self._on_change)
         self._timer = loop.call_later(self._config.gather_timeout_s, self._finish)
         self._task = loop.create_task(self._read_interfaces())
         if self._reflexive is not None:
@@ -177,8 +217,9 @@ class Gathering:
         """Find nothing more; idempotent."""
         if self._task is not None:
             self._task.cancel()
-        if self._timer is not None:
-            self._timer.cancel()
+        for timer in (self._timer, self._settling):
+            if timer is not None:
+                timer.cancel()
         if self._subscription is not None:
             self._subscription.close()
         for gatherer in self._gatherers:
@@ -201,6 +242,44 @@ class Gathering:
             self._reflexive.begin_again()
         if self._relayed is not None:
             self._relayed.begin_again()
+
+    def refresh(self) -> None:
+        """Data goes over a relay: ask the STUN servers once more from every base, for a way past it; at most every ten
+        seconds.
+        """
+        now = self._host.now()
+        if self._reflexive is not None and self._is_ready and now >= self._refreshed_at + REFRESH_S:
+            self._refreshed_at = now
+            self._reflexive.ask_again()
+
+    def doubt(self, address: TransportAddress) -> None:
+        """The path from a base is in doubt: TURN servers are asked whether they know us still, and a server that has
+        answered there before is asked what broke; :class:`iceagent.events.PathDiagnosed` says what it said.
+        """
+        base = self.bases.get(address)
+        if base is None:
+            return
+        if self._relayed is not None:
+            self._relayed.verify(address if base.is_relayed else None)
+        if self._reflexive is None:
+            return
+        if not base.is_relayed:
+            self._witness = None if self._witness == address else self._witness
+            self._reflexive.question(base)
+            return
+        for own in self._own():
+            if own.address.host == base.host_address.host and self._reflexive.question(own):
+                self._witness = own.address
+                return
+
+    def wake_up(self, seconds: float) -> None:
+        """The machine was suspended for so long: whatever servers and NATs knew of us may be over."""
+        if self._relayed is not None:
+            self._relayed.note_sleep(seconds)
+            self._relayed.verify(None)
+            self._relayed.begin_again()
+        if self._reflexive is not None:
+            self._reflexive.ask_again()
 
     def open_beside(self, address: TransportAddress) -> TransportAddress | None:
         """Open one more socket beside a base, and ask the STUN servers from it; there is no host candidate of it.
@@ -272,26 +351,75 @@ class Gathering:
         self._task = None
         self._check_done()
 
+    def _on_change(self, interfaces: Sequence[Interface]) -> None:
+        """What is lost counts at once, what is new a moment later; but who has nothing else takes what there is."""
+        if not self._is_ready:
+            self._on_interfaces(interfaces)
+            return
+        self._interfaces = interfaces
+        places = () if self._relayed is None else self._relayed.places.values()
+        known = {(base.address.host, base.host_address.index) for base in self._own()}
+        known |= {(place.host, place.index) for place in places}
+        selected = select_addresses(interfaces, self._config)
+        usable = {(address.host, address.index) for address in selected}
+        if not known & usable:
+            self._on_interfaces(interfaces)
+            return
+        removed = self._lose(interfaces)
+        if self._relayed is not None and not usable.issuperset((place.host, place.index) for place in places):
+            self._relayed.use(selected, _dormant(interfaces))
+        if removed:
+            self._tell_change((), removed)
+        if self._settling is None and not usable <= known:
+            self._settling = asyncio.get_running_loop().call_later(SETTLE_S, self._settle)
+
+    def _settle(self) -> None:
+        self._on_interfaces(self._interfaces)
+
     def _on_interfaces(self, interfaces: Sequence[Interface]) -> None:
-        # The same address on another interface is another one: a socket stays with its interface.
-        present = {(address.host, interface.index) for interface in interfaces for address in interface.addresses}
-        own = [base for base in self.bases.values() if not base.is_relayed]
-        gone = [base for base in own if (base.address.host, base.host_address.index) not in present]
-        for base in gone:
-            self._remove(base)
-        removed = sorted({base.address.host for base in gone})
-        open_hosts = {base.address.host for base in own if base not in gone}
-        hosts = {host for host, _ in present}
+        if self._settling is not None:
+            self._settling.cancel()
+            self._settling = None
+        removed = self._lose(interfaces)
+        open_hosts = {base.address.host for base in self._own()}
+        hosts = {address.host for interface in interfaces for address in interface.addresses}
         self._failed_hosts = tuple(host for host in self._failed_hosts if host in hosts)
         selected = select_addresses(interfaces, self._config)
         is_new = (address.host not in open_hosts and address.host not in self._failed_hosts for address in selected)
         added = [] if self._config.relay_only else self._add(list(compress(selected, is_new)))
         if self._relayed is not None:
-            self._relayed.use(selected)
+            self._relayed.use(selected, _dormant(interfaces))
         if self._is_ready and (added or removed):
-            self._tell(NetworkChanged(added=tuple(added), removed=tuple(removed)))
-            # The last query that was waited for may have gone with its base.
-            self._check_done()
+            self._tell_change(added, removed)
+
+    def _own(self) -> list[Base]:
+        return [base for base in self.bases.values() if not base.is_relayed]
+
+    def _lose(self, interfaces: Sequence[Interface]) -> list[str]:
+        """Close the bases whose addresses are gone; their hosts. And tell of those that have aged."""
+        # The same address on another interface is another one: a socket stays with its interface.
+        present = {(a.host, each.index): (a, each) for each in interfaces for a in each.addresses}
+        removed = set()
+        for base in self._own():
+            found = present.get((base.address.host, base.host_address.index))
+            if found is None:
+                removed.add(base.address.host)
+                self._remove(base)
+                continue
+            address, interface = found
+            if base.is_deprecated is not (AddressFlag.DEPRECATED in address.flags):
+                base.is_deprecated = not base.is_deprecated
+                self._deprecated(base.address, base.is_deprecated)
+            if base.is_up is not interface.is_up:
+                # Linux keeps the IPv4 address of an interface without carrier.
+                base.is_up = interface.is_up
+                self._link_changed(base.address, base.is_up)
+        return sorted(removed)
+
+    def _tell_change(self, added: Sequence[str], removed: Sequence[str]) -> None:
+        self._tell(NetworkChanged(added=tuple(added), removed=tuple(removed)))
+        # The last query that was waited for may have gone with its base.
+        self._check_done()
 
     def _add(self, addresses: Sequence[HostAddress]) -> list[str]:
         by_host = {address.host: address for address in addresses}
@@ -359,11 +487,32 @@ class Gathering:
         if base is not None:
             self._remove(base)
 
+    def relay_link(self, address: TransportAddress, *, is_up: bool) -> None:
+        """See :class:`iceagent.gather.relayed.RelayListener`."""
+        self._link_changed(address, is_up)
+
     def relay_error(self, address: TransportAddress, peer: TransportAddress) -> None:
         """The server got an ICMP error."""
         base = self.bases.get(address)
         if base is not None:
             self._listener.error_received(base, peer, errno.EHOSTUNREACH)
+
+    # --- what broke ----------------------------------------------------------------------------------------------
+
+    def _on_diagnosed(self, found: Diagnosed) -> None:
+        now, cause, reason = self._host.now(), found.cause, found.reason
+        if cause is not Cause.UPLINK:
+            self._answered_at = now
+        if self._witness == found.base:
+            self._witness = None
+            return
+        base = self.bases.get(found.base)
+        if base is None:
+            return
+        relays_at = float("-inf") if self._relayed is None else self._relayed.answered_at
+        if cause is Cause.UPLINK and now <= max(self._answered_at, relays_at) + ALIVE_S:
+            cause, reason = Cause.PATH, f"{reason}, but another server does"
+        self._tell(PathDiagnosed(component=base.component, base=found.base, cause=cause, reason=reason))
 
     # --- done ----------------------------------------------------------------------------------------------------
 
@@ -386,3 +535,8 @@ class Gathering:
             self._relayed.tell_silent()
         elapsed_ms = (self._host.now() - self._started_at) * 1000
         self._tell(GatheringDone(count=self._count, elapsed_ms=elapsed_ms))
+
+
+def _dormant(interfaces: Sequence[Interface]) -> list[str]:
+    """Addresses that are still there, though their interface has lost its carrier."""
+    return [address.host for interface in interfaces if not interface.is_up for address in interface.addresses]

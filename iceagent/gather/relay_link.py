@@ -64,6 +64,7 @@ class RelayLink:
         bases: relayed address → who gets what is sent to it.
         allocation: ``None`` while a stream is being connected.
         is_heard: something came from the server.
+        doubted: the relayed address of ours whose path is in doubt, while the server is asked about it.
     """
 
     def __init__(
@@ -92,6 +93,7 @@ class RelayLink:
         self._on_event = on_event
         self._on_heard = on_heard
         self.is_heard = False
+        self.doubted: TransportAddress | None = None
         self._is_closed = False
         self._driver: Driver | None = None
         self._socket: DatagramSocket | None = None
@@ -120,6 +122,11 @@ class RelayLink:
     def base(self) -> TransportAddress | None:
         """Our end; ``None`` while a stream is being connected."""
         return None if self.allocation is None else self.allocation.base
+
+    @property
+    def is_brief(self) -> bool:
+        """Whether it is given up soon, and tried again."""
+        return self._options.is_brief
 
     @property
     def is_stream(self) -> bool:

@@ -6,7 +6,10 @@ came over UDP until then. The first that allocates wins, the others are given up
 
 What a server says is obeyed: another server (300), never one twice within five minutes; another socket (437), three
 times; a minute (486, 508); never again (wrong password, 400, 403) until something changes here. When everything was
-tried, it begins anew after a pause that doubles up to a minute. When an allocation is lost, it begins anew at once.
+tried, it begins anew after a pause that doubles up to a minute. When an allocation is lost, it begins anew at once, and
+for a minute the pauses stay short, and so do the attempts: somebody has used it, and a server that is restarted or a
+network that comes back is to be found within seconds. While the server of an allocation is silent, the other ways are
+tried: if one of them allocates, it has won.
 
 A core (``iceagent/net/core.py``) without packets: its events say what to do. Pure.
 """
@@ -36,6 +39,8 @@ MAX_REDIRECTIONS = 4
 FIRST_PAUSE_S, LAST_PAUSE_S = 2.0, 60.0
 # An allocation that lasted this long was a good one: the next begins at once.
 GOOD_S = 10.0
+# After a good one was lost. An attempt of 2.5 s and a pause of two: a request every three seconds at least.
+EAGER_S = 60.0
 # Of its lifetime; the rest is for asking.
 CREDENTIALS_SHARE = 0.8
 
@@ -71,10 +76,12 @@ class Attempt(Event):
 
     Attributes:
         number: what it is called when something is said of it.
+        is_brief: for a few seconds only; another one follows.
     """
 
     number: int
     target: Target
+    is_brief: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,8 +135,10 @@ class RelayRace:
         self._wait_s: list[float | None] = []
         self._visited: dict[TransportAddress, float] = {}
         self._quick_losses = 0
+        self._eager_until = float("-inf")
         self._tried: set[Target] = set()
         self._has_begun = False
+        self._winner_target: Target | None = None
         self._events: deque[Event] = deque()
         self.winner: int | None = None
 
@@ -178,18 +187,30 @@ class RelayRace:
 
     def won(self, number: int, now: float) -> None:
         """It has allocated."""
+        if self.winner is not None and self.winner != number:
+            self._events.append(Abandon(number=self.winner))
+        runner = self._running.get(number)
+        self._winner_target = None if runner is None else runner.target
         self.winner = number
         self._won_at = now
-        self._streams_at = self._again_at = None
-        for other in list(self._running):
-            if other != number:
-                del self._running[other]
-                self._events.append(Abandon(number=other))
+        self._end_others(number)
+
+    def challenged(self, number: int, now: float, *, is_elsewhere: bool = False) -> None:
+        """The server of what it has allocated is silent: the others may do better; and so may itself, if it is asked
+        from elsewhere.
+        """
+        if self.winner == number and self._running.keys() <= {number} and self._streams_at is None:
+            self._start(now, but=None if is_elsewhere else self._winner_target)
+
+    def confirmed(self, number: int, now: float) -> None:
+        """It is not silent any more."""
+        if self.winner == number:
+            self._end_others(number)
 
     def refused(self, number: int, refusal: AllocationRefused, now: float) -> None:
         """The server has said no, or nothing."""
         runner = self._running.pop(number, None)
-        if runner is None:
+        if runner is None or number == self.winner:
             return
         if refusal.code == 300 and refusal.alternate is not None and self._follow(runner, refusal, now):
             return
@@ -199,11 +220,11 @@ class RelayRace:
             return
         # A redirection in a circle is no word on whether to ask again.
         self._wait_s.append(0.0 if refusal.code == 300 else refusal.wait_s)
-        if self._running:
+        if self._running.keys() - {self.winner}:
             return
         if self._streams_at is not None:
             self._start_streams(now)
-        if not self._running:
+        if not self._running and self.winner is None:
             self._give_up(now)
 
     def lost(self, number: int, now: float, *, is_refused: bool = False) -> None:
@@ -211,7 +232,10 @@ class RelayRace:
         self._running.pop(number, None)
         if self.winner != number:
             return
-        self.winner = None
+        self.winner = self._winner_target = None
+        if self._running or self._streams_at is not None:
+            # The others are being asked.
+            return
         if is_refused:
             self._wait_s = [None]
             self._give_up(now)
@@ -219,6 +243,7 @@ class RelayRace:
         if now - self._won_at >= GOOD_S:
             self._pause_s = FIRST_PAUSE_S
             self._quick_losses = 0
+            self._eager_until = now + EAGER_S
         else:
             self._quick_losses += 1
         if self._quick_losses <= 1:
@@ -268,17 +293,18 @@ class RelayRace:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _start(self, now: float) -> None:
+    def _start(self, now: float, but: Target | None = None) -> None:
         self._again_at = None
         self._wait_s = []
         self._began_at = now
-        self._tried.clear()
-        datagrams = [target for target in self._targets if target.transport is Transport.UDP]
-        if not self._targets:
+        self._tried = set() if but is None else {but}
+        targets = [target for target in self._targets if target != but]
+        datagrams = [target for target in targets if target.transport is Transport.UDP]
+        if not targets:
             return
         for target in datagrams:
             self._run(_Runner(target), now)
-        if len(datagrams) == len(self._targets):
+        if len(datagrams) == len(targets):
             self._streams_at = None
         elif datagrams:
             self._streams_at = now + STREAM_DELAY_S
@@ -298,7 +324,8 @@ class RelayRace:
         self._tried.add(runner.target)
         self._visited = {server: at for server, at in self._visited.items() if now - at < REDIRECTION_S}
         self._visited[runner.target.address] = now
-        self._events.append(Attempt(number=self._count, target=runner.target))
+        is_brief = now < self._eager_until
+        self._events.append(Attempt(number=self._count, target=runner.target, is_brief=is_brief))
 
     def _follow(self, runner: _Runner, refusal: AllocationRefused, now: float) -> bool:
         """RFC 8489, 10: "using the same transport protocol", and a guard against going round in circles."""
@@ -314,10 +341,18 @@ class RelayRace:
         self._run(_Runner(target, redirections=runner.redirections + 1), now)
         return True
 
+    def _end_others(self, number: int) -> None:
+        self._streams_at = self._again_at = None
+        for other in list(self._running):
+            if other != number:
+                del self._running[other]
+                self._events.append(Abandon(number=other))
+
     def _give_up(self, now: float) -> None:
         waits = [wait for wait in self._wait_s if wait is not None]
         again_in = max(min(waits), self._pause_s) if waits else None
         if again_in is not None:
             self._again_at = now + again_in
-            self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
+            if now >= self._eager_until:
+                self._pause_s = min(2 * self._pause_s, LAST_PAUSE_S)
         self._events.append(GaveUp(again_in_s=again_in))

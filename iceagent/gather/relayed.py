@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
 from weakref import WeakKeyDictionary
 
 from iceagent.config import Config, IceServer
-from iceagent.events import RelayLost, RelayMoved, RelayRefused, ServerFailed
+from iceagent.events import RelayLost, RelayMoved, RelayRefused, RelaySilent, ServerFailed
 from iceagent.gather.bases import open_socket
+from iceagent.gather.diagnosis import Diagnosed, of_relay
 from iceagent.gather.host import HostAddress
 from iceagent.gather.relay_account import NoCredentials, credentials_of, targets_of
 from iceagent.gather.relay_link import NO_ANSWER, RelayedBase, RelayedSocket, RelayLink
@@ -34,6 +35,7 @@ from iceagent.net.proxy import from_environment
 from relay.account import TurnCredentials
 from relay.turn import (
     Allocated,
+    AllocationConfirmed,
     AllocationLost,
     AllocationMoved,
     AllocationOptions,
@@ -43,6 +45,7 @@ from relay.turn import (
     PeerData,
     PeerRefused,
     PeerUnreachable,
+    ServerSilent,
 )
 from relay.uri import ServerUri
 
@@ -95,6 +98,9 @@ class RelayListener(Protocol):
     def relay_closed(self, address: TransportAddress) -> None:
         """It is gone."""
 
+    def relay_link(self, address: TransportAddress, *, is_up: bool) -> None:
+        """The interface that its server is reached through has lost its carrier, or has it again."""
+
     def relay_error(self, address: TransportAddress, peer: TransportAddress) -> None:
         """What it sent to a peer came back as an ICMP error."""
 
@@ -105,6 +111,7 @@ class Relayed:
     Args:
         listener: see there.
         tell: called with events for the application.
+        diagnosed: called with what a server said about a path in doubt.
         changed: called when ``is_done`` may have changed.
 
     Raises:
@@ -120,6 +127,7 @@ class Relayed:
         *,
         listener: RelayListener,
         tell: Callable[[Event], None],
+        diagnosed: Callable[[Diagnosed], None],
         changed: Callable[[], None],
     ) -> None:
         self.config = config
@@ -128,8 +136,11 @@ class Relayed:
         self.system_rng = system_rng
         self.listener = listener
         self.tell = tell
+        self.diagnosed = diagnosed
+        self.answered_at = float("-inf")
         self.changed = changed
         self.places: dict[str, HostAddress] = {}
+        self.dormant: frozenset[str] = frozenset()
         self.hosts: frozenset[str] = frozenset()
         self.is_closed = False
         self.immobile = _immobile.setdefault(host, {})
@@ -145,9 +156,12 @@ class Relayed:
         """Nothing is being waited for."""
         return not any(relay.is_pending for relay in self._relays)
 
-    def use(self, places: Sequence[HostAddress]) -> None:
-        """These are our local addresses now."""
+    def use(self, places: Sequence[HostAddress], dormant: Collection[str] = ()) -> None:
+        """These are our local addresses now; ``dormant``: of interfaces that have lost their carrier, and may have it
+        again in a moment.
+        """
         self.places = {place.host: place for place in places}
+        self.dormant = frozenset(dormant)
         for relay in self._relays:
             relay.on_places()
 
@@ -156,6 +170,20 @@ class Relayed:
         self.hosts = frozenset(hosts[:MAX_HOSTS])
         for relay in self._relays:
             relay.permit()
+
+    def verify(self, doubted: TransportAddress | None) -> None:
+        """Ask all servers at once whether they know us still.
+
+        Args:
+            doubted: the relayed address that a path in doubt begins at: what its server says is told; ``None``: none.
+        """
+        for relay in self._relays:
+            relay.verify(doubted)
+
+    def note_sleep(self, seconds: float) -> None:
+        """We were suspended: servers counted on."""
+        for relay in self._relays:
+            relay.note_sleep(seconds)
 
     def tell_silent(self) -> None:
         """Gathering ends: name those that are still waited for. An answer may come later."""
@@ -230,6 +258,10 @@ class _Relay:
         # What is waited for before anybody can be asked; and attempts of which it was said that nothing came.
         self._missing = ""
         self._silent: set[int] = set()
+        # Those whose interface is down.
+        self._asleep: set[int] = set()
+        # Of the last attempt that failed.
+        self._complaint = ""
         self._has_begun = False
         self._is_stopped = False
         self._emptied: asyncio.Event | None = None
@@ -247,7 +279,11 @@ class _Relay:
             return
         for number, place in list(self._places.items()):
             now = self._owner.places.get(place.host)
-            if now is None or now.index != place.index:
+            if now is not None and now.index == place.index:
+                self._wake(self._links[number])
+            elif place.host in self._owner.dormant and self._may_sleep(self._links[number]):
+                self._put_to_sleep(self._links[number])
+            else:
                 self._leave(self._links[number])
         self.begin_again()
 
@@ -277,6 +313,18 @@ class _Relay:
         for link in self._links.values():
             if link.allocation is not None:
                 link.command(link.allocation.permit, self._owner.hosts)
+
+    def verify(self, doubted: TransportAddress | None) -> None:
+        """See :meth:`Relayed.verify`."""
+        for link in list(self._links.values()):
+            if link.allocation is not None and link.command(link.allocation.verify) and doubted in link.bases:
+                link.doubted = doubted
+
+    def note_sleep(self, seconds: float) -> None:
+        """See :meth:`Relayed.note_sleep`."""
+        for link in list(self._links.values()):
+            if link.allocation is not None:
+                link.command(link.allocation.note_sleep, seconds)
 
     async def give_back(self) -> None:
         """Release what there is, and wait for that."""
@@ -330,17 +378,18 @@ class _Relay:
 
     def _on_race(self, event: Event) -> None:
         if isinstance(event, Attempt):
-            self._try(event.number, event.target)
+            self._try(event.number, event.target, is_brief=event.is_brief)
         elif isinstance(event, Abandon):
             link = self._links.get(event.number)
             if link is not None:
+                self._tell_lost(link, "its server is silent, and another way was found")
                 self._release(link)
         elif isinstance(event, RenewCredentials):
             self._start(self._renew_credentials())
         elif isinstance(event, GaveUp):
             self._owner.changed()
 
-    def _try(self, number: int, target: Target) -> None:
+    def _try(self, number: int, target: Target, *, is_brief: bool) -> None:
         config = self._owner.config
         families = [version for version, wanted in ((4, config.ipv4), (6, config.ipv6)) if wanted]
         link = self._links[number] = RelayLink(
@@ -352,7 +401,10 @@ class _Relay:
             credentials=self._credentials,
             system_rng=self._owner.system_rng,
             options=AllocationOptions(
-                families=tuple(families), rto_s=config.rto_s, mobility=target.address not in self._owner.immobile
+                families=tuple(families),
+                rto_s=config.rto_s,
+                mobility=target.address not in self._owner.immobile,
+                is_brief=is_brief,
             ),
             on_event=self._on_event,
             on_heard=self._on_heard,
@@ -407,9 +459,20 @@ class _Relay:
             self._forget(link)
             self._refuse(link, event, is_silent=is_silent)
         elif isinstance(event, AllocationLost):
+            if event.is_unknown:
+                self._diagnose(link, event)
             self._on_lost(link, event)
+        elif isinstance(event, (AllocationConfirmed, ServerSilent)):
+            self._diagnose(link, event)
+            if isinstance(event, AllocationConfirmed):
+                self._tell_race(self._race.confirmed, link.number)
+            elif event.is_lasting:
+                relayed = self._relayed.get(link.number, ())
+                self._owner.tell(RelaySilent(server=link.target.url, relayed=relayed))
+                self._tell_race(self._race.challenged, link.number)
         elif isinstance(event, AllocationMoved):
             assert link.base is not None
+            self._diagnose(link, event)
             relayed = self._relayed[link.number]
             self._owner.tell(RelayMoved(server=link.target.url, relayed=relayed, base=link.base))
         elif isinstance(event, AllocationReleased):
@@ -425,6 +488,7 @@ class _Relay:
     def _on_allocated(self, link: RelayLink, event: Allocated) -> None:
         if link.allocation is not None and not link.allocation.is_mobile:
             self._owner.remember_immobile(link.target.address)
+        self._complaint = ""
         self._tell_race(self._race.won, link.number)
         self._relayed[link.number] = event.relayed
         assert link.allocation is not None
@@ -444,6 +508,14 @@ class _Relay:
             )
         self._owner.changed()
 
+    def _diagnose(self, link: RelayLink, event: Event) -> None:
+        """The server's answer, or its silence, may say what broke."""
+        if not isinstance(event, ServerSilent):
+            self._owner.answered_at = self._owner.host.now()
+        doubted, link.doubted = link.doubted, None
+        if doubted is not None and (found := of_relay(event, doubted, link.target.address)) is not None:
+            self._owner.diagnosed(found)
+
     def _count_again(self, host: str, server: TransportAddress) -> int:
         count = self._made.get((host, server), 0)
         self._made[host, server] = count + 1
@@ -454,17 +526,46 @@ class _Relay:
         code = "" if event.code is None else f"{event.code} "
         if event.code != 300 and not (is_silent and event.reason == NO_ANSWER):
             reason = _of(target, f"{code}{event.reason}")
-            self._owner.tell(ServerFailed(server=target.url, base=base, reason=reason))
+            # Of brief attempts, there are many.
+            if not (link.is_brief and reason == self._complaint):
+                self._owner.tell(ServerFailed(server=target.url, base=base, reason=reason))
+            self._complaint = reason
         self._tell_race(self._race.refused, link.number, event)
         self._owner.changed()
 
     def _on_lost(self, link: RelayLink, event: AllocationLost) -> None:
-        relayed = self._relayed.get(link.number, ())
-        # Before its candidates go: another path must not lead to the same server.
-        if relayed:
-            self._owner.tell(RelayLost(server=link.target.url, relayed=relayed, reason=event.reason))
+        self._tell_lost(link, event.reason, is_local=event.is_local)
         self._forget(link)
         self._tell_race(self._race.lost, link.number, is_refused=event.is_refused)
+
+    @staticmethod
+    def _may_sleep(link: RelayLink) -> bool:
+        """Whether a link has an allocation that cannot be taken along, and stays at the server meanwhile."""
+        allocation = link.allocation
+        is_there = allocation is not None and allocation.state is AllocationState.READY and not link.is_stream
+        return is_there and allocation is not None and not allocation.can_move
+
+    def _put_to_sleep(self, link: RelayLink) -> None:
+        """Its interface is down: others are tried for, from elsewhere; who is there first stays."""
+        if link.number not in self._asleep:
+            self._asleep.add(link.number)
+            for address in link.bases:
+                self._owner.listener.relay_link(address, is_up=False)
+            self._tell_race(self._race.challenged, link.number, is_elsewhere=True)
+
+    def _wake(self, link: RelayLink) -> None:
+        if link.number in self._asleep:
+            self._asleep.discard(link.number)
+            if link.allocation is not None:
+                link.command(link.allocation.verify)
+            for address in link.bases:
+                self._owner.listener.relay_link(address, is_up=True)
+
+    def _tell_lost(self, link: RelayLink, reason: str, *, is_local: bool = False) -> None:
+        """Before its candidates go: another path must not lead to the same server."""
+        relayed = self._relayed.pop(link.number, ())
+        if relayed:
+            self._owner.tell(RelayLost(server=link.target.url, relayed=relayed, reason=reason, is_local=is_local))
 
     def _leave(self, link: RelayLink) -> None:
         """The local address of a link is gone."""
@@ -477,7 +578,7 @@ class _Relay:
                 return
         except OSError:
             pass
-        self._on_event(link, AllocationLost(reason="its local address is gone"))
+        self._on_event(link, AllocationLost(reason="its local address is gone", is_local=True))
 
     def _release(self, link: RelayLink) -> None:
         self._close_bases(link)
@@ -492,6 +593,7 @@ class _Relay:
         self._places.pop(link.number, None)
         self._relayed.pop(link.number, None)
         self._silent.discard(link.number)
+        self._asleep.discard(link.number)
         link.close()
         if self._emptied is not None:
             self._emptied.set()

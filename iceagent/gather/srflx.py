@@ -16,6 +16,7 @@ from iceagent.config import Config
 from iceagent.core.pacing import TokenBucket
 from iceagent.events import ServerFailed
 from iceagent.gather.bases import Base
+from iceagent.gather.diagnosis import Diagnosed
 from iceagent.gather.servers import is_address, is_asked_over_udp, resolve_server
 from iceagent.gather.stun_queries import MappedAddress, QueryFailed, StunQueries
 from iceagent.net.address import TransportAddress, ip_address
@@ -34,6 +35,7 @@ class ServerReflexive:
         found: called with each candidate.
         lost: called with the base and the address of a candidate that is none any more: the NAT has another one for us.
         tell: called with what went wrong: ServerFailed, PacketDropped.
+        diagnosed: called with what a server said about a path in doubt.
         changed: called when ``is_done`` may have changed.
         ceiling: what all transactions of the process share (RFC 8445, 14.2).
 
@@ -50,6 +52,7 @@ class ServerReflexive:
         found: Callable[[Candidate], object],
         lost: Callable[[TransportAddress, TransportAddress], object],
         tell: Callable[[Event], None],
+        diagnosed: Callable[[Diagnosed], object],
         changed: Callable[[], None],
         ceiling: TokenBucket | None = None,
     ) -> None:
@@ -57,6 +60,7 @@ class ServerReflexive:
         self._found = found
         self._lost = lost
         self._tell = tell
+        self._diagnosed = diagnosed
         self._changed = changed
         uris = [(url, ServerUri.parse(url)) for server in config.servers for url in server.urls]
         # A TURN server is a STUN server too (RFC 8656, 3); what it says of itself otherwise, its client tells.
@@ -65,6 +69,9 @@ class ServerReflexive:
         self._servers: dict[TransportAddress, str] = {}
         # What each server saw last, by base and server.
         self._seen: dict[tuple[TransportAddress, TransportAddress], TransportAddress] = {}
+        # Who gave nothing, by server and base: it was told of, and is not again where it is asked anew by the way.
+        # A tuple: mostly there is none, and an empty set takes 200 bytes of every agent.
+        self._failed: tuple[tuple[TransportAddress, TransportAddress], ...] = ()
         self.queries = StunQueries(
             system_rng,
             ta_s=config.ta_s,
@@ -97,6 +104,7 @@ class ServerReflexive:
         """The base is gone."""
         self._bases.pop(base.address, None)
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] != base.address}
+        self._failed = tuple(key for key in self._failed if key[1] != base.address)
         self._driver.command(self.queries.forget_base, base.address)
 
     def conclude(self) -> None:
@@ -105,10 +113,18 @@ class ServerReflexive:
 
     def begin_again(self) -> None:
         """ICE restarts: ask every known server from every base anew, also who did not answer, and refresh."""
+        self._failed = ()
         self._driver.command(self.queries.resume_refreshing)
-        for base in self._bases.values():
-            for server in self._servers:
-                self._ask(base, server)
+        self._ask_all()
+
+    def ask_again(self) -> None:
+        """Ask every known server from every base once more, also who did not answer."""
+        self._driver.command(self.queries.ask_again)
+        self._ask_all()
+
+    def question(self, base: Base) -> bool:
+        """A path from a base is in doubt: ask what broke; false: it is not asked, see :meth:`StunQueries.question`."""
+        return self._driver.command(self.queries.question, base.address)
 
     def close(self) -> None:
         """Stop everything at once."""
@@ -164,6 +180,11 @@ class ServerReflexive:
             for base in self._bases.values():
                 self._ask(base, server)
 
+    def _ask_all(self) -> None:
+        for base in self._bases.values():
+            for server in self._servers:
+                self._ask(base, server)
+
     def _ask(self, base: Base, server: TransportAddress) -> None:
         ip, server_ip = ip_address(base.address.host), server.ip
         if base.address.version != server.version or ip.is_loopback != server_ip.is_loopback:
@@ -181,10 +202,15 @@ class ServerReflexive:
             base = self._bases.get(event.base)
             if base is not None:
                 url = self._servers[event.server]
+                self._failed = tuple(key for key in self._failed if key != (event.server, event.base))
                 self._note(event)
                 self._found(base.candidate(CandidateType.SERVER_REFLEXIVE, event.mapped, url, event.server))
         elif isinstance(event, QueryFailed):
-            self._fail(self._servers[event.server], event.base, event.reason)
+            if (event.server, event.base) not in self._failed:
+                self._failed = (*self._failed, (event.server, event.base))
+                self._fail(self._servers[event.server], event.base, event.reason)
+        elif isinstance(event, Diagnosed):
+            self._diagnosed(event)
         else:
             self._tell(event)
         self._changed()

@@ -10,6 +10,11 @@ After 5 s without an answer a query counts as failed, and nobody waits for it an
 8489, 6.2.1), and an answer that late still gives a candidate. A success is repeated every 15 s until
 :meth:`StunQueries.stop_refreshing` (5.1.1.4: candidates are kept alive until ICE concludes; the answer keeps bindings
 that a one-way heartbeat does not, and shows a new mapping).
+
+While a path is in doubt, one more request tells what broke (:meth:`StunQueries.question`): the server that answered
+last is asked, and 0.3 s later another one, or it again. It sees us where it saw us before: then it is the peer, or the
+way there. It sees us elsewhere: our NAT has forgotten us, and everybody is asked anew. Nobody says anything for a
+second: our own network is dead.
 """
 
 from __future__ import annotations
@@ -21,6 +26,8 @@ from errno import EHOSTUNREACH
 from random import Random
 
 from iceagent.core.pacing import TokenBucket
+from iceagent.events import Cause
+from iceagent.gather.diagnosis import Diagnosed
 from iceagent.net.address import TransportAddress, is_reserved
 from iceagent.net.core import Datagram, Event, PacketDropped, Transmit
 from iceagent.net.errno_words import errno_in_words
@@ -48,6 +55,14 @@ _PATIENCE_S = 5.0
 _EARLY_LIFETIME_S = 5.0
 # RFC 8445, 11: no less than 15 s between keepalives of one kind.
 _REFRESH_S = 15.0
+# While a path is in doubt: a request that is lost too must not cost half a second, nor may the answer come when data
+# has gone elsewhere long ago.
+_SECOND_S = 0.3
+_SILENCE_S = 1.0
+# RFC 4787, 4.3 asks for two minutes at least; Linux keeps a mapping for half a minute where little was said.
+_MAPPING_S = 30.0
+# A doubt may come back every second.
+_QUESTION_INTERVAL_S = 2.0
 # RFC 8489, 18.3.1, "was … prior to [RFC5389]": RESPONSE-ADDRESS, SOURCE-ADDRESS, CHANGED-ADDRESS, PASSWORD and
 # REFLECTED-FROM, which later RFCs do
 # not know. Beside a plain MAPPED-ADDRESS they say nothing that we would have to understand.
@@ -85,6 +100,9 @@ class QueryFailed(Event):
 class _Query:
     base: TransportAddress
     server: TransportAddress
+    mapped: TransportAddress | None = None
+    """What the server saw last, and when it said so."""
+    answered_at: float = 0.0
     refresh_at: float | None = None
     has_answered: bool = False
     main: Transaction | None = None
@@ -96,6 +114,29 @@ class _Query:
     """So many early ones were sent."""
     has_failed: bool = False
     """It was said that there is no answer, though it still may come."""
+
+
+@dataclass(slots=True, eq=False)
+class _Question:
+    """What a base asks while a path is in doubt."""
+
+    base: TransportAddress
+    asked_at: float
+    second_at: float | None
+    """When the second request leaves."""
+    is_open: bool = True
+
+    @property
+    def silent_at(self) -> float:
+        return self.asked_at + _SILENCE_S
+
+
+@dataclass(slots=True, eq=False)
+class _Witness:
+    """One request of a question, to a server that has seen us before."""
+
+    question: _Question
+    query: _Query
 
 
 class StunQueries:
@@ -131,9 +172,12 @@ class StunQueries:
         self._buckets = (own,) if ceiling is None else (own, ceiling)
         self._rc, self._rm = rc, rm
         self._early_s = early_s
-        self._table = TransactionTable(limit=MAX_QUERIES * (1 + len(early_s)))
+        # A question has two requests.
+        self._table = TransactionTable(limit=MAX_QUERIES * (3 + len(early_s)))
         self._queries: dict[tuple[TransportAddress, TransportAddress], _Query] = {}
         self._waiting: deque[_Query] = deque()
+        # The last one of each base.
+        self._questions: dict[TransportAddress, _Question] = {}
         self._events: deque[Event] = deque()
         self._refreshing = True
         self._wait_until: float | None = None
@@ -158,6 +202,7 @@ class StunQueries:
         """The socket is gone."""
         for key in [key for key in self._queries if key[0] == base]:
             self._end(self._queries.pop(key))
+        self._questions.pop(base, None)
         self._waiting = deque(query for query in self._waiting if query.base != base)
 
     def stop_refreshing(self, now: float) -> None:
@@ -168,15 +213,25 @@ class StunQueries:
     def resume_refreshing(self, now: float) -> None:
         """ICE begins anew (RFC 8445, 9): who answered is asked again at once, and then every 15 s."""
         self._refreshing = True
-        waiting = set(self._waiting)
-        for query in self._queries.values():
-            is_open = query in waiting or (query.open and not query.has_failed)
-            if not is_open:
-                self._end(query)
-                query.has_failed = False
-                query.refresh_at = None
-                self._waiting.append(query)
-        self._send_waiting(now)
+        self.ask_again(now)
+
+    def ask_again(self, now: float) -> None:
+        """Ask everybody once more who is not being asked."""
+        self._ask_all_but(None, now)
+
+    def question(self, base: TransportAddress, now: float) -> bool:
+        """A path from ``base`` is in doubt: ask a server what it sees; :class:`Diagnosed` follows within a second.
+
+        Returns:
+            False: nobody is asked: no server has seen this base so far, or it asked less than two seconds ago.
+        """
+        last = self._questions.get(base)
+        witnesses = self._witnesses(base)
+        if not witnesses or (last is not None and now < last.asked_at + _QUESTION_INTERVAL_S):
+            return False
+        question = self._questions[base] = _Question(base, now, now + _SECOND_S)
+        self._send_question(question, witnesses[0], now)
+        return True
 
     @property
     def pending(self) -> int:
@@ -201,22 +256,19 @@ class StunQueries:
         if not transaction:
             self._drop(datagram, "response to no request of ours")
             return
-        query: _Query = transaction.context
+        context: _Query | _Witness = transaction.context
+        query = context if isinstance(context, _Query) else context.query
         if self._queries.get((query.base, query.server)) is not query:
             return
-        self._end(query)
         mapped = _mapped(message, query.base)
-        if mapped is None:
+        if isinstance(context, _Witness):
+            self._on_witness(context.question, query, mapped, now)
+        else:
+            self._end(query)
+        if mapped is not None:
+            self._on_mapped(query, mapped, transaction.rtt(now), now)
+        elif isinstance(context, _Query):
             self._fail(query, _complaint(message), now)
-            return
-        query.has_failed = False
-        is_refresh, query.has_answered = query.has_answered, True
-        query.refresh_at = now + _REFRESH_S
-        self._events.append(
-            MappedAddress(
-                base=query.base, server=query.server, mapped=mapped, rtt_s=transaction.rtt(now), is_refresh=is_refresh
-            )
-        )
 
     def handle_error(self, base: TransportAddress, destination: TransportAddress, errno: int, now: float) -> None:
         """Nobody listens there, or there is no way: fail at once, another server may do better. A host that is said to
@@ -231,7 +283,10 @@ class StunQueries:
     def handle_timeout(self, now: float) -> None:
         """Repeat, give up, refresh."""
         for transaction in self._table.handle_timeout(now):
-            query: _Query = transaction.context
+            query: _Query | _Witness = transaction.context
+            if isinstance(query, _Witness):
+                # Its question has a time of its own.
+                continue
             if transaction is query.main:
                 self._end(query)
                 self._fail(query, "no response", now)
@@ -246,13 +301,16 @@ class StunQueries:
                 query.refresh_at = None
                 if self._refreshing:
                     self._waiting.append(query)
+        for question in self._questions.values():
+            self._go_on(question, now)
         self._send_waiting(now)
 
     def poll_timeout(self) -> float | None:
-        """The next repetition, query or refresh."""
+        """The next repetition, query, refresh, or end of a question."""
         refreshes = (q.refresh_at for q in self._queries.values() if q.refresh_at is not None and self._refreshing)
         failures = (at for q in self._queries.values() if (at := self._give_up_at(q)) is not None)
-        times = (min(refreshes, default=None), min(failures, default=None))
+        questions = (q.silent_at if q.second_at is None else q.second_at for q in self._questions.values() if q.is_open)
+        times = (min(refreshes, default=None), min(failures, default=None), min(questions, default=None))
         due = (self._table.poll_timeout(), self._wait_until, self._early_at, *times)
         return min((at for at in due if at is not None), default=None)
 
@@ -265,6 +323,79 @@ class StunQueries:
         return self._events.popleft() if self._events else None
 
     # --- inside --------------------------------------------------------------------------------------------------
+
+    def _ask_all_but(self, witness: _Query | None, now: float) -> None:
+        waiting = set(self._waiting)
+        for query in self._queries.values():
+            is_open = query in waiting or (query.open and not query.has_failed)
+            if not is_open and query is not witness:
+                self._end(query)
+                query.has_failed = False
+                query.refresh_at = None
+                self._waiting.append(query)
+        self._send_waiting(now)
+
+    def _on_mapped(self, query: _Query, mapped: TransportAddress, rtt_s: float | None, now: float) -> None:
+        query.has_failed = False
+        query.mapped, query.answered_at = mapped, now
+        is_refresh, query.has_answered = query.has_answered, True
+        query.refresh_at = now + _REFRESH_S
+        self._events.append(
+            MappedAddress(base=query.base, server=query.server, mapped=mapped, rtt_s=rtt_s, is_refresh=is_refresh)
+        )
+
+    def _witnesses(self, base: TransportAddress) -> list[_Query]:
+        """Who has seen a base, the last one first."""
+        found = [query for query in self._queries.values() if query.base == base and query.mapped is not None]
+        return sorted(found, key=lambda query: -query.answered_at)
+
+    def _send_question(self, question: _Question, query: _Query, now: float) -> None:
+        """Past the buckets: at most two in two seconds, and they must not wait."""
+        for bucket in self._buckets:
+            bucket.take(now)
+        context = _Witness(question, query)
+        self._request(query, now, rto=question.silent_at - now, rc=1, rm=1, context=context)
+
+    def _go_on(self, question: _Question, now: float) -> None:
+        if not question.is_open:
+            return
+        if now >= question.silent_at:
+            question.is_open = False
+            reason = f"no STUN server has answered for {_SILENCE_S:g} s"
+            self._events.append(Diagnosed(base=question.base, cause=Cause.UPLINK, reason=reason))
+        elif question.second_at is not None and now >= question.second_at:
+            question.second_at = None
+            witnesses = self._witnesses(question.base)
+            if witnesses:
+                self._send_question(question, witnesses[1 % len(witnesses)], now)
+
+    def _on_witness(self, question: _Question, query: _Query, mapped: TransportAddress | None, now: float) -> None:
+        if not question.is_open:
+            return
+        question.is_open = False
+        if mapped is None:
+            # Our network lives, and that is all.
+            return
+        if mapped == query.mapped:
+            cause, words = Cause.PATH, f"sees us at {mapped} as before"
+        else:
+            cause, words = Cause.NAT, f"sees us at {mapped} now, not at {query.mapped}"
+            self._ask_all_but(query, now)
+        if cause is Cause.PATH or self._was_live(query, mapped, now):
+            reason = f"the STUN server {query.server} {words}"
+            self._events.append(Diagnosed(base=question.base, cause=cause, reason=reason))
+
+    def _was_live(self, query: _Query, mapped: TransportAddress, now: float) -> bool:
+        """Whether another address is news: where a NAT has a mapping for each destination, that to a server ends by
+        itself, once nothing goes there any more.
+        """
+        others = (each for each in self._witnesses(query.base) if each.server.host != query.server.host)
+        return (
+            query.mapped is None
+            or mapped.host != query.mapped.host
+            or now < query.answered_at + _MAPPING_S
+            or any(other.mapped == query.mapped for other in others)
+        )
 
     def _send_waiting(self, now: float) -> None:
         # What waits comes before what is asked anew.
@@ -309,13 +440,18 @@ class StunQueries:
         return query.sent_at + _PATIENCE_S if is_waited_for else None
 
     def _start(self, query: _Query, now: float, *, rto: float, rc: int, rm: int) -> Transaction:
-        identity = self._system_rng.getrandbits(96).to_bytes(12, "big")
-        request = build(Method.BINDING, MessageClass.REQUEST, identity).encode(fingerprint=False)
-        transaction = self._table.start(
-            identity, query.base, query.server, request, now, rto=rto, rc=rc, rm=rm, context=query
-        )
+        transaction = self._request(query, now, rto=rto, rc=rc, rm=rm, context=query)
         query.open.append(transaction)
         return transaction
+
+    def _request(
+        self, query: _Query, now: float, *, rto: float, rc: int, rm: int, context: _Query | _Witness
+    ) -> Transaction:
+        identity = self._system_rng.getrandbits(96).to_bytes(12, "big")
+        request = build(Method.BINDING, MessageClass.REQUEST, identity).encode(fingerprint=False)
+        return self._table.start(
+            identity, query.base, query.server, request, now, rto=rto, rc=rc, rm=rm, context=context
+        )
 
     def _end(self, query: _Query) -> bool:
         """Nothing of a query is repeated or waited for any more; whether anything was."""

@@ -7,6 +7,9 @@ deadline.
 
 A core that raises has a bug. It costs that one input: the loop's exception handler is told, whoever received the input
 hears nothing, what the core has to say comes out, and the timer goes on.
+
+A timer that comes much too late, or after the machine was suspended, is told before the core hears of it: what is known
+of the network is old then.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Protocol, TypeVar
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Core, Datagram, Event, Transmit
 
-__all__ = ["Clock", "Driver"]
+__all__ = ["GAP_S", "Clock", "Driver"]
 
 T = TypeVar("T")
 
@@ -32,6 +35,9 @@ LAZY_S = 0.25
 # After a core raised, its timer fires this long after the last time at the earliest: one that raises every time, and so
 # never moves its deadline, must not spin.
 RETRY_S = 0.01
+# A program that is busy, or a machine under load, is held up for less; who was away for longer has missed what others
+# repeat.
+GAP_S = 2.0
 
 
 class Clock(Protocol):
@@ -39,6 +45,9 @@ class Clock(Protocol):
 
     def now(self) -> float:
         """Seconds of the monotonic clock that the running loop's timers use."""
+
+    def suspended_s(self) -> float:
+        """Seconds of being suspended so far, while :meth:`now` stood still."""
 
 
 class Driver:
@@ -52,6 +61,8 @@ class Driver:
         send: sends one datagram at once; returns 0 or an errno. ``EAGAIN`` is a loss like any other, everything else is
             told to the core. If it raises, the loop's exception handler is told; the datagram counts as lost.
         on_event: takes one event. If it raises, the loop's exception handler is told, and the pump goes on.
+        on_gap: called with (seconds that the machine was suspended, seconds that the timer came late), when either is
+            above two. If it raises, likewise. ``None``: nobody looks.
     """
 
     __slots__ = (
@@ -64,17 +75,26 @@ class Driver:
         "_is_draining",
         "_loop",
         "_on_event",
+        "_on_gap",
         "_send",
+        "_suspended_s",
         "_timer",
     )
 
     def __init__(
-        self, core: Core, clock: Clock, send: Callable[[Transmit], int], on_event: Callable[[Event], None]
+        self,
+        core: Core,
+        clock: Clock,
+        send: Callable[[Transmit], int],
+        on_event: Callable[[Event], None],
+        on_gap: Callable[[float, float], None] | None = None,
     ) -> None:
         self._core = core
         self._clock = clock
         self._send = send
         self._on_event = on_event
+        self._on_gap = on_gap
+        self._suspended_s = 0.0 if on_gap is None else clock.suspended_s()
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._armed_at = 0.0
@@ -117,6 +137,27 @@ class Driver:
             return method(*args, **options, now=now)
         finally:
             self._drain(now)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether nothing is put in any more."""
+        return self._is_closed
+
+    def look_for_gap(self, late_s: float = 0.0) -> None:
+        """See whether the machine was suspended.
+
+        Args:
+            late_s: so much too late is it noticed that time has passed.
+        """
+        if self._on_gap is None or self._is_closed:
+            return
+        suspended_s = self._clock.suspended_s()
+        slept_s, self._suspended_s = suspended_s - self._suspended_s, suspended_s
+        if slept_s > GAP_S or late_s > GAP_S:
+            try:
+                self._on_gap(slept_s, late_s)
+            except Exception as error:  # The shell's bug must not stop the core's clock.
+                self._report("Handling a gap in time", error, is_core=False)
 
     def close(self) -> None:
         """Stop: no timer, no output; idempotent. What the core has queued stays in it."""
@@ -222,6 +263,9 @@ class Driver:
             return
         self._fired_at = now
         self._has_failed = False
+        self.look_for_gap(now - self._armed_at)
+        if self._is_closed:
+            return
         try:
             self._core.handle_timeout(now)
         except Exception as error:  # A bug of the core, whatever it raises: its clock must not stop.

@@ -431,3 +431,6 @@ class Host(Protocol):
 
     def source_host(self, destination: TransportAddress) -> str | None:
         """The local address that the routes choose for ``destination``; ``None``: no route. Sends nothing."""
+
+    def suspended_s(self) -> float:
+        """How many seconds this machine was suspended so far, while :meth:`now` stood still; only differences count."""

@@ -157,6 +157,10 @@ class LocalHost:
                 return None
             return canonical_host(probe.getsockname()[0])
 
+    def suspended_s(self) -> float:
+        """How many seconds this machine was suspended since it was started, by the kernel's two clocks."""
+        return time.clock_gettime(time.CLOCK_BOOTTIME) - time.monotonic()
+
     def close(self) -> None:
         """End what is kept warm; idempotent. Sockets and streams belong to who opened them."""
         self._interfaces.close()

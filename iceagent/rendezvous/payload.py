@@ -114,6 +114,7 @@ class Payload:
         self._next_seq = 0
         self._open: OrderedDict[int, _Sent] = OrderedDict()
         self._answered: OrderedDict[int, None] = OrderedDict()
+        self._newest_answered = -1
         self._returned: OrderedDict[bytes, None] = OrderedDict()
         self._rtt_s: float | None = None
         self._heard_at: float | None = None
@@ -190,9 +191,10 @@ class Payload:
 
     def counts(self, now: float) -> PayloadCounts:
         """The sum so far."""
-        overdue = [sent for sent in self._open.values() if now - sent.at >= self.patience_s]
+        missing = [(seq, sent) for seq, sent in self._open.items() if now - sent.at >= self.patience_s]
+        overdue = [sent for _, sent in missing]
         gap_s = self._longest_gap_s
-        if overdue and self._heard_at is not None:
+        if missing and missing[-1][0] > self._newest_answered and self._heard_at is not None:
             # Nothing ended this gap but the end.
             gap_s = max(gap_s or 0.0, now - self._heard_at)
         return PayloadCounts(
@@ -214,6 +216,7 @@ class Payload:
             self._duplicates += seq in self._answered
             return _NOTHING
         self._answered[seq] = None
+        self._newest_answered = max(self._newest_answered, seq)
         if len(self._answered) > MAX_REMEMBERED:
             self._answered.popitem(last=False)
         self._received += 1

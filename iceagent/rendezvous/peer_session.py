@@ -2,8 +2,9 @@
 
 :class:`PeerSession` joins an agent, a way to exchange descriptions and a payload: it gathers, publishes our description
 whenever it changes, takes the peer's whenever that does (new credentials are an ICE restart, which the agent answers),
-pings once there is a path, restarts ICE when nothing answers any more, and ends when the plan says so, when no path is
-left, or when it is cancelled.
+pings once there is a path, and restarts ICE when nothing answers any more. It ends when the plan says so, when the peer
+says that it closes, when no path was found, when one that was lost has not been replaced for a minute, or when it is
+cancelled.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from iceagent.events import (
     IceRestarted,
     LocalCandidateFound,
     Path,
+    PeerClosed,
     RestartAdvised,
     SelectedPathChanged,
     StateChanged,
@@ -40,6 +42,10 @@ _SETTLE_STEP_S = 0.01
 _MAX_WAITING_REPLIES = 64
 # After a restart, whoever began it, before another one of ours: answer and checks had their time.
 _RESTART_PAUSE_S = 5.0
+# So long there is no path before the session is over. Consent has ended by then, 30 s after the last answer (RFC 7675,
+# 5.1): who was away for a minute and a half, with its lid closed, in a lift, or while its router booted, is found again
+# by the restart; a program that is gone is not waited for.
+_GIVE_UP_S = 60.0
 # A peer that pinged a moment ago is given the time for its next ping, by our own interval, and at least this.
 _MIN_QUIET_S = 0.3
 
@@ -52,7 +58,8 @@ class Plan:
         ping_s: seconds between pings; ``None``: none are sent.
         count: end after so many pings.
         duration_s: end so long after the first path.
-        restarts: begin an ICE restart when no path answers; of use where descriptions travel by themselves.
+        restarts: begin an ICE restart when no path answers, and go on when consent has ended; of use where descriptions
+            travel by themselves.
     """
 
     ping_s: float | None = None
@@ -69,7 +76,7 @@ class Summary:
         connected_ms: from the peer's description to the first usable path; ``None``: there never was one.
         switches: how often the path changed to another one.
         kind: of the last path, ``direct`` or ``relay``; ``None`` if there never was one.
-        failed: it ended without a path.
+        failed: it ended without a path, and not because the peer closed one that worked.
         payload: what became of the datagrams.
     """
 
@@ -118,14 +125,20 @@ class PeerSession:
         self._path: Path | None = None
         self._switches = 0
         self._failed = False
+        self._is_lost = False
+        self._is_closed_by_peer = False
         self._restarted_at = -math.inf
+        self._over = asyncio.Event()
+        # While there is no path: the next restart, and the end of patience.
+        self._restart_timer: asyncio.TimerHandle | None = None
+        self._give_up_timer: asyncio.TimerHandle | None = None
 
     async def run(self) -> None:
-        """Connect, and stay connected until the plan's end, or until no path is left; ends at once when the peer's
-        description cannot come any more.
+        """Connect, and stay connected until the plan's end, until the peer closes, or until there is no hope of a path;
+        ends at once when the peer's description cannot come any more.
         """
         stream = self._agent.events()
-        jobs = [self._follow(stream), self._read_descriptions(), self._exchange_payload()]
+        jobs = [self._follow(stream), self._over.wait(), self._read_descriptions(), self._exchange_payload()]
         tasks = [asyncio.ensure_future(job) for job in jobs]
         try:
             self._agent.set_data_handler(self._on_data)
@@ -137,6 +150,7 @@ class PeerSession:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            self._stop_waiting()
             await self._agent.aclose()
             # The stream is closed with the agent; what it still holds comes without waiting.
             async for event in stream:
@@ -166,18 +180,16 @@ class PeerSession:
             connected_ms=connected_ms,
             switches=self._switches,
             kind=None if self._path is None else self._path.kind,
-            failed=self._failed or self._path is None,
+            failed=self._path is None or ((self._failed or self._is_lost) and not self._is_closed_by_peer),
             payload=self._payload.counts(self._now()),
         )
 
     # --- events --------------------------------------------------------------------------------------------------
 
     async def _follow(self, stream: EventStream) -> None:
-        """Tell what happens; returns when no path is left."""
+        """Tell what happens."""
         async for event in stream:
             self._on_event(event)
-            if self._failed:
-                return
 
     def _on_event(self, event: Event) -> None:
         if isinstance(event, SelectedPathChanged) and event.component == 1:
@@ -185,16 +197,33 @@ class PeerSession:
         elif isinstance(event, IceRestarted):
             self._restarted_at = self._now()
         elif isinstance(event, StateChanged):
-            self._failed = event.new is AgentState.FAILED or (self._failed and event.new is AgentState.CLOSED)
+            self._on_state(event.new)
+        elif isinstance(event, PeerClosed):
+            self._is_closed_by_peer = True
+            self._stop_waiting()
+            self._over.set()
         self._tell(event)
         if isinstance(event, (LocalCandidateFound, GatheringDone, IceRestarted)):
             self._publish()
         elif isinstance(event, RestartAdvised) and self._plan.restarts:
             self._restart()
 
-    def _on_path(self, path: Path | None) -> None:
-        if path is None:
+    def _on_state(self, state: AgentState) -> None:
+        # Closing changes nothing of how it went.
+        self._failed = state is AgentState.FAILED or (self._failed and state is AgentState.CLOSED)
+        if not self._failed:
             return
+        if self._is_lost and self._plan.restarts:
+            self._restart_soon()
+        else:
+            self._over.set()
+
+    def _on_path(self, path: Path | None) -> None:
+        self._is_lost = path is None
+        if path is None:
+            self._wait_for_another()
+            return
+        self._stop_waiting()
         if self._usable_at is None:
             self._usable_at = self._now()
             self._usable.set()
@@ -203,6 +232,34 @@ class PeerSession:
         self._path = path
         for _ in range(len(self._waiting)):
             self._send(self._waiting.popleft())
+
+    # --- without a path ------------------------------------------------------------------------------------------
+
+    def _wait_for_another(self) -> None:
+        """The last path is gone. Only new credentials can be of use (RFC 7675, 5.1), and only for so long."""
+        if self._plan.restarts and self._give_up_timer is None and not self._is_closed_by_peer:
+            self._give_up_timer = asyncio.get_running_loop().call_later(_GIVE_UP_S, self._give_up)
+            self._restart_soon()
+
+    def _stop_waiting(self) -> None:
+        for timer in (self._restart_timer, self._give_up_timer):
+            if timer is not None:
+                timer.cancel()
+        self._restart_timer = self._give_up_timer = None
+
+    def _give_up(self) -> None:
+        self._failed = True
+        self._over.set()
+
+    def _restart_soon(self) -> None:
+        """Not before everything was told that happened at the same time: it may be that the peer has closed."""
+        if self._restart_timer is None and self._give_up_timer is not None:
+            wait_s = max(0.0, self._restarted_at + _RESTART_PAUSE_S - self._now())
+            self._restart_timer = asyncio.get_running_loop().call_later(wait_s, self._restart_at_last)
+
+    def _restart_at_last(self) -> None:
+        self._restart_timer = None
+        self._restart()
 
     def _restart(self) -> None:
         """Nothing answers, but the peer may still read what we publish. If both restart, one answers the other."""

@@ -117,6 +117,7 @@ class MemoryHost:
         self._is_telling = False
         self._routes: tuple[DefaultRoute, ...] = ()
         self._route_watchers: list[Callable[[Sequence[DefaultRoute]], None]] = []
+        self._suspended_s = 0.0
 
     def add_interface(
         self,
@@ -213,6 +214,12 @@ class MemoryHost:
         self._routes = kept
         for watcher in tuple(self._route_watchers):
             self._internet.loop.call_soon(watcher, self._routes)
+
+    def suspend(self, seconds: float) -> None:
+        """Have been suspended: it is so much later for everybody else. The clock of the loop stands still by that, and
+        what was under way stays so.
+        """
+        self._suspended_s += seconds
 
     def link(self, name: str = "eth0") -> Link:
         """The link under an interface.
@@ -350,6 +357,10 @@ class MemoryHost:
                 if is_fit and attachment.interface.is_up and AddressFlag.DEPRECATED not in address.flags:
                     return address.host
         return None
+
+    def suspended_s(self) -> float:
+        """What :meth:`suspend` said, all in all."""
+        return self._suspended_s
 
     def listener_at(self, address: TransportAddress) -> MemoryListener | None:
         """Who accepts streams there."""

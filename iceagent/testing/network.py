@@ -285,6 +285,7 @@ class Network:
             return errno.EINVAL
         ttl = DEFAULT_TTL if transmit.ttl is None else transmit.ttl
         packet = Packet(base, target, transmit.data, ttl, node, base, target, now)
+        node.sent += 1
         self._note(Fate.SENT, node.name, packet, now)
         if is_own or link is None:
             self._push(now, partial(self._arrive, node), packet)

@@ -96,11 +96,13 @@ class Node:
         name: unique in its network.
         links: its attachments; the first is the default.
         ports: addresses that something listens on; ``None``: all do.
+        sent: packets that it has sent.
     """
 
     name: str
     links: list[Link] = field(default_factory=list)
     ports: set[TransportAddress] | None = None
+    sent: int = 0
 
     @property
     def link(self) -> Link:

@@ -1,9 +1,10 @@
 """Which STUN attributes do we know, and what Python value does each have?
 
 One :class:`Attribute` per attribute of RFC 8489 (STUN), 8445 (ICE), 8656 (TURN), 6062 (TURN for TCP), 8016 (mobility)
-and 5780 (behaviour discovery), and two that no RFC defines but other ICE agents send. An attribute that is not here
-is carried as raw bytes. MESSAGE-INTEGRITY, MESSAGE-INTEGRITY-SHA256 and FINGERPRINT are no values but properties of a
-whole message, see :mod:`relay.stun.message`. CACHE-TIMEOUT (0x8027) is registered by RFC 5780 but has no format.
+and 5780 (behaviour discovery), two that no RFC defines but other ICE agents send, and one of our own. An attribute that
+is not here is carried as raw bytes. MESSAGE-INTEGRITY, MESSAGE-INTEGRITY-SHA256 and FINGERPRINT are no values but
+properties of a whole message, see :mod:`relay.stun.message`. CACHE-TIMEOUT (0x8027) is registered by RFC 5780 but has
+no format.
 
 Pure.
 """
@@ -89,6 +90,9 @@ NOMINATION: Attribute[int] = Attribute(0xC001, "NOMINATION", values.encode_u32, 
 NETWORK_COST: Attribute[NetworkCost] = Attribute(
     0xC057, "NETWORK-COST", values.encode_network_cost, values.decode_network_cost
 )
+
+# Between two agents of this package, see docs/path-messages.md; comprehension-optional.
+PATH_MESSAGE: Attribute[bytes] = Attribute(0xC1CE, "PATH-MESSAGE", values.encode_bytes, values.decode_bytes)
 
 # RFC 8656, 18. LIFETIME is in seconds; REQUESTED-TRANSPORT is an IP protocol number; EVEN-PORT is True where the next
 # port is to be reserved too; the families are those of AddressFamily (other numbers survive, to be answered with 440).

@@ -10,6 +10,7 @@ from relay.turn.allocation import CHANNEL_HEAD, Allocation, AllocationOptions, A
 from relay.turn.credentials import AuthenticationFailed, LongTermAuth
 from relay.turn.events import (
     Allocated,
+    AllocationConfirmed,
     AllocationLost,
     AllocationMoved,
     AllocationRefused,
@@ -17,12 +18,14 @@ from relay.turn.events import (
     PeerData,
     PeerRefused,
     PeerUnreachable,
+    ServerSilent,
 )
 
 __all__ = [
     "CHANNEL_HEAD",
     "Allocated",
     "Allocation",
+    "AllocationConfirmed",
     "AllocationLost",
     "AllocationMoved",
     "AllocationOptions",
@@ -34,6 +37,7 @@ __all__ = [
     "PeerData",
     "PeerRefused",
     "PeerUnreachable",
+    "ServerSilent",
     "TurnCredentials",
     "is_channel_data",
 ]

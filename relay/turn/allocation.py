@@ -16,8 +16,10 @@ bound to every peer that we have sent to and that was heard.
 *Living.* Allocation, permissions and channels are refreshed by time, before a strict server would drop them. A server
 that has lost the allocation does not say so: it drops what we send. So while we send, there are windows of half a
 second; when nothing at all has come from the server in one, it is asked (a Refresh, which does no harm): 437 means that
-it is lost, three requests without an answer in two seconds that the server is. That is done at most every five seconds,
-for a peer may be silent for reasons of its own. Over a stream the connection itself says when the server is gone. Pure.
+it is lost, three requests without an answer in two seconds that the server is, or the way there (:class:`ServerSilent`:
+another server may be asked meanwhile). That is done at most every five seconds, for a peer may be silent for reasons of
+its own. Over a stream the connection itself says when the server is gone. Who
+has another reason to think that our NAT has forgotten us, has it asked at once (:meth:`Allocation.verify`). Pure.
 """
 
 from __future__ import annotations
@@ -65,15 +67,18 @@ from relay.turn.asking import PeerAsker, error_of
 from relay.turn.credentials import LongTermAuth, Pair
 from relay.turn.events import (
     Allocated,
+    AllocationConfirmed,
     AllocationLost,
     AllocationMoved,
     AllocationRefused,
     AllocationReleased,
     PeerData,
     PeerUnreachable,
+    ServerSilent,
 )
 from relay.turn.peers import Channel, PeerTable
 from relay.turn.requests import Request, Requests
+from relay.turn.verifying import Verification, Verified
 
 __all__ = ["CHANNEL_HEAD", "Allocation", "AllocationOptions", "AllocationState", "is_channel_data"]
 
@@ -87,9 +92,13 @@ REFRESH_BEFORE_S = 60.0
 WAITS_S = {486: 60.0, 508: 60.0, 437: 120.0}
 # When nothing came for so long while we sent, the server is asked whether it is there …
 WINDOW_S = 0.5
-# … by requests after 0, 0.5 and 1.5 s, and is given up after 2.
+# … by requests after 0, 0.5 and 1.5 s, and is called silent after 2.
 PROBE_RC, PROBE_RM = 3, 1
 PROBE_INTERVAL_S = 5.0
+# Who suspects something has it asked at 0 and 0.5 s (``verifying.py``).
+VERIFY_RC, VERIFY_RM = 2, 1
+# After 0, 0.5 and 1.5 s, and until 2.5 s: who asks again soon.
+BRIEF_RC, BRIEF_RM = 3, 2
 # Giving back is not worth waiting for.
 RELEASE_RC, RELEASE_RM = 2, 1
 # A move is tried for 3.5 s; then another allocation is quicker.
@@ -125,6 +134,7 @@ class AllocationOptions:
         even_port: ``None``: any; else an even one, and whether the next is reserved.
         reservation: the token of a port that was reserved.
         rto_s: RFC 8489, 6.2.1: 0.5 s or more.
+        is_brief: give up a silent server after five of that, not after 79 as 6.2.1 has it.
     """
 
     families: tuple[int, ...] = (4,)
@@ -134,6 +144,7 @@ class AllocationOptions:
     even_port: bool | None = None
     reservation: bytes | None = None
     rto_s: float = 0.5
+    is_brief: bool = False
 
 
 class Allocation:
@@ -196,7 +207,9 @@ class Allocation:
         self._watch_until: float | None = None
         self._probed_at = float("-inf")
         self._is_probing = False
+        self._is_silent = False
         self._is_moving = False
+        self._verification = Verification(is_stream=is_stream)
         self.counters: Counter[str] = Counter()
 
     # --- commands ------------------------------------------------------------------------------------------------
@@ -251,10 +264,31 @@ class Allocation:
         if self.state is not AllocationState.READY:
             return
         if self._ticket is None:
-            self._end(AllocationLost(reason="our address changed, and the server knows no mobility"))
+            self._end(AllocationLost(reason="our address changed, and the server knows no mobility", is_local=True))
             return
         self.base = self._requests.base = base
         self._present_ticket(self._ticket, "our address changed", now)
+
+    def verify(self, now: float) -> bool:
+        """Something is wrong with the network, perhaps another mapping of our NAT's: ask the server at once whether it
+        knows us still. A Refresh, which does no harm; :class:`AllocationConfirmed`, :class:`AllocationMoved`,
+        :class:`AllocationLost` or, after a second, :class:`ServerSilent` follows. Over UDP, who is silent is asked
+        again every two seconds for half a minute, and one of the others may still follow.
+
+        Returns:
+            False: it is not asked: there is no allocation, or it was asked less than two seconds ago.
+        """
+        if self.state is not AllocationState.READY or self._is_moving or not self._verification.begin(now):
+            return False
+        self._verify(now)
+        return True
+
+    def note_sleep(self, seconds: float, now: float) -> None:
+        """We were suspended, and ``now`` stood still: what lives at the server by time is so much older."""
+        self._expires_at -= seconds
+        if self._refresh_at is not None:
+            self._refresh_at -= seconds
+        self._peers.note_sleep(seconds)
 
     def use(self, credentials: TurnCredentials, now: float) -> None:
         """Use these from when the present ones are refused; at once where they differ in the password only: a server
@@ -321,6 +355,11 @@ class Allocation:
         return self._peers.numbers
 
     @property
+    def can_move(self) -> bool:
+        """Whether there is a ticket for :meth:`move`."""
+        return self._ticket is not None
+
+    @property
     def is_mobile(self) -> bool:
         """Whether the server was asked for a ticket and has not forbidden that."""
         return self._is_mobile
@@ -385,6 +424,11 @@ class Allocation:
         if now >= self._expires_at:
             self._end(AllocationLost(reason="it expired: the server answered no refresh"))
             return
+        while (due := self._verification.handle_timeout(now)) is not None:
+            if due is Verified.SILENT:
+                self._events.append(ServerSilent())
+            else:
+                self._verify(now)
         if self._refresh_at is not None and now >= self._refresh_at:
             self._refresh_at = None
             self.ask(Method.REFRESH, self._lifetime(), self._on_refreshed, self._on_not_refreshed, now)
@@ -401,7 +445,8 @@ class Allocation:
         """The next repetition, refresh, renewal or question."""
         if self.state is not AllocationState.READY:
             return self._requests.poll_timeout()
-        due = (self._requests.poll_timeout(), self._peers.poll_timeout(), self._refresh_at, self._watch_until)
+        times = (self._refresh_at, self._watch_until, self._verification.poll_timeout())
+        due = (self._requests.poll_timeout(), self._peers.poll_timeout(), *times)
         return min((at for at in due if at is not None), default=self._expires_at)
 
     def poll_transmit(self) -> Transmit | None:
@@ -432,7 +477,8 @@ class Allocation:
             pairs.append((DONT_FRAGMENT, True))
         if self._is_mobile:
             pairs.append((MOBILITY_TICKET, b""))
-        self.ask(Method.ALLOCATE, tuple(pairs), self._on_allocated, self._on_not_allocated, now)
+        rc, rm = (BRIEF_RC, BRIEF_RM) if options.is_brief else (DEFAULT_RC, DEFAULT_RM)
+        self.ask(Method.ALLOCATE, tuple(pairs), self._on_allocated, self._on_not_allocated, now, rc=rc, rm=rm)
 
     def _on_allocated(self, answer: Message, rtt_s: float | None, now: float) -> None:
         if answer.is_error:
@@ -514,6 +560,11 @@ class Allocation:
         self._set_lifetime(DEFAULT_LIFETIME_S if lifetime is None else float(lifetime), now)
         if lifetime == 0:
             self._end(AllocationLost(reason="the server gave it a lifetime of 0"))
+        elif self._is_silent:
+            self._is_silent = False
+            self._events.append(AllocationConfirmed())
+            # What else was lost meanwhile would wait for up to 16 s.
+            self._requests.repeat()
 
     def _on_refresh_error(self, answer: Message, now: float) -> None:
         code, reason = error_of(answer)
@@ -534,8 +585,31 @@ class Allocation:
             credentials, self._next_credentials = self._next_credentials, None
             self._auth.use(credentials)
             self.ask(Method.REFRESH, self._lifetime(), self._on_refreshed, self._on_not_refreshed, now)
+        elif is_refused:
+            self._end(AllocationLost(reason=f"it cannot be refreshed: {reason}", is_refused=True))
         else:
-            self._end(AllocationLost(reason=f"it cannot be refreshed: {reason}", is_refused=is_refused))
+            self._on_silent(now)
+
+    def _on_silent(self, now: float) -> None:
+        """Nobody knows whether it is the server or the way there, and the server may hold the allocation still."""
+        self._is_silent = True
+        self._events.append(ServerSilent(is_lasting=True))
+        if self._refresh_at is None:
+            self._refresh_at = min(now + REFRESH_BEFORE_S / 4, self._expires_at)
+        self.verify(now)
+
+    def _verify(self, now: float) -> None:
+        def answered(answer: Message, rtt_s: float | None, then: float) -> None:
+            self._verification.end()
+            self._on_refreshed(answer, rtt_s, then)
+            if answer.is_success and self.state is AllocationState.READY:
+                self._events.append(AllocationConfirmed())
+
+        def failed(reason: str, is_refused: bool, then: float) -> None:
+            if is_refused:
+                self._on_not_refreshed(reason, True, then)
+
+        self.ask(Method.REFRESH, self._lifetime(), answered, failed, now, rc=VERIFY_RC, rm=VERIFY_RM)
 
     def _probe(self, now: float) -> None:
         if self._is_probing or now < self._probed_at + PROBE_INTERVAL_S or self._is_stream:
@@ -555,12 +629,14 @@ class Allocation:
         self._requests.forget()
         self._asker.forget()
         self._is_probing = False
+        self._verification.end()
 
         def answered(answer: Message, rtt_s: float | None, then: float) -> None:
             self._is_moving = False
             if answer.is_error:
                 code, reason = error_of(answer)
-                self._end(AllocationLost(reason=f"{why}, and the server does not take it along: {code} {reason}"))
+                reason = f"{why}, and the server does not take it along: {code} {reason}"
+                self._end(AllocationLost(reason=reason, is_unknown=True))
             else:
                 self._on_moved(answer, rtt_s, then)
 
@@ -596,6 +672,7 @@ class Allocation:
         self._requests.forget()
         self._transmits.clear()
         self._refresh_at = self._watch_until = None
+        self._verification.end()
         self._events.append(event)
 
     # --- what asks for permissions and channels needs (asking.py) ------------------------------------------------
@@ -618,7 +695,7 @@ class Allocation:
     def on_unknown(self, reason: str, now: float) -> None:
         """437: the server knows no allocation of this five-tuple. Perhaps our NAT gave us another mapping."""
         if self._ticket is None or self._is_moving:
-            self._end(AllocationLost(reason=f"the server has lost it (437 {reason})"))
+            self._end(AllocationLost(reason=f"the server has lost it (437 {reason})", is_unknown=True))
         else:
             self._present_ticket(self._ticket, f"the server does not know us (437 {reason})", now)
 

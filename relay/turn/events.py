@@ -10,6 +10,7 @@ from relay.stun import Icmp
 
 __all__ = [
     "Allocated",
+    "AllocationConfirmed",
     "AllocationLost",
     "AllocationMoved",
     "AllocationRefused",
@@ -17,6 +18,7 @@ __all__ = [
     "PeerData",
     "PeerRefused",
     "PeerUnreachable",
+    "ServerSilent",
 ]
 
 
@@ -69,10 +71,14 @@ class AllocationLost(Event):
     Attributes:
         reason: for people.
         is_refused: the server refuses us: the same credentials will not do for another one.
+        is_unknown: the server says that it knows no allocation of ours: it has lost it, or sees us elsewhere.
+        is_local: our own end is gone, which says nothing about the server.
     """
 
     reason: str
     is_refused: bool = False
+    is_unknown: bool = False
+    is_local: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,6 +92,22 @@ class AllocationMoved(Event):
 
     mapped: TransportAddress | None
     rtt_s: float | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AllocationConfirmed(Event):
+    """The server was asked (:meth:`relay.turn.Allocation.verify`), and knows us where we are."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSilent(Event):
+    """The server was asked, and says nothing. The allocation stays, until it expires: it may be the network.
+
+    Attributes:
+        is_lasting: for two seconds, to three requests; else for one (:meth:`relay.turn.Allocation.verify`).
+    """
+
+    is_lasting: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -213,6 +213,16 @@ class PeerTable:
 
     # --- time ----------------------------------------------------------------------------------------------------
 
+    def note_sleep(self, seconds: float) -> None:
+        """We were suspended while our clock stood still, and the server's went on."""
+        for permission in self.permissions.values():
+            permission.expires_at -= seconds
+            permission.due_at -= seconds
+        for channel in self.channels.values():
+            channel.expires_at -= seconds
+            channel.due_at -= seconds
+            channel.free_at -= seconds
+
     def poll_timeout(self) -> float | None:
         """When something is due next."""
         return min(self._deadlines(), default=None)

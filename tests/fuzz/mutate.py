@@ -54,6 +54,7 @@ MESSAGES: tuple[tuple[int, MessageClass, tuple[Pair, ...]], ...] = (
         ),
     ),
     (Method.BINDING, REQUEST, ((stun.USERNAME, "a:b"), (stun.ICE_CONTROLLED, 5), (stun.SOFTWARE, "fuzz"))),
+    (Method.BINDING, REQUEST, ((stun.USERNAME, "a:b"), (stun.PATH_MESSAGE, bytes.fromhex("0104001400000007")))),
     (Method.BINDING, SUCCESS, ((stun.XOR_MAPPED_ADDRESS, V4),)),
     (Method.BINDING, SUCCESS, ((stun.XOR_MAPPED_ADDRESS, V6), (stun.MAPPED_ADDRESS, V6))),
     (Method.BINDING, ERROR, ((stun.ERROR_CODE, stun.ErrorCode(487, "Role Conflict")),)),

@@ -12,11 +12,11 @@ from tests.fuzz.mutate import KEY, check, corpus, mutate, run
 
 def test_corpus_is_well_formed_and_has_every_attribute() -> None:
     messages = [parse(data) for data in corpus()]
-    assert len(messages) == 60
+    assert len(messages) == 63
     assert {code for message in messages for code, _ in message.attributes} == set(ATTRIBUTES)
     assert {check(data) for data in corpus()} == {"accepted"}
-    assert sum(message.verify(KEY) for message in messages) == 40
-    assert sum(message.verify_sha256(KEY) for message in messages) == 20
+    assert sum(message.verify(KEY) for message in messages) == 42
+    assert sum(message.verify_sha256(KEY) for message in messages) == 21
 
 
 @pytest.mark.parametrize("seed", range(4))

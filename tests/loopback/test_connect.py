@@ -142,8 +142,10 @@ async def test_two_ends_connect(tmp_path: Path) -> None:
     for command in (a, b):
         assert command.errors == []
         assert [event["t"] for event in command.events] == sorted(event["t"] for event in command.events)
-        states = [(event["old"], event["new"]) for event in command.of("state.changed")]
-        assert states == [("new", "checking"), ("checking", "connected"), ("connected", "closed")]
+        states = [event["new"] for event in command.of("state.changed")]
+        # Who hears the other one's goodbye has no path any more.
+        assert states in (["checking", "connected", "closed"], ["checking", "connected", "failed", "closed"])
+        assert ("failed" in states) == bool(command.of("peer.closed"))
         (local,) = command.of("candidate.local")
         assert local["type"] == "host" and local["address"].startswith("127.0.0.1:")
         assert " typ host ufrag " in local["candidate"]
@@ -184,8 +186,9 @@ async def test_copy_and_paste(tmp_path: Path) -> None:
         b.process.stdin.write(("".join(block[:-1]) + "\n").encode())
         a.process.stdin.write(b.of("description.local")[0]["sdp"].encode())
         assert await a.ended() == 0
-        b.process.send_signal(signal.SIGINT)
-        assert await b.ended() == 130
+        # It is told so.
+        assert await b.ended() == 0
+        assert len(b.of("peer.closed")) == 1
     assert "received=2" in a.lines[-1]
 
 
@@ -391,8 +394,8 @@ async def test_bad_files_are_no_crash(tmp_path: Path) -> None:
             await command.until(lambda: command.of("path.selected"))
             (tmp_path / "b").write_bytes(os.urandom(1000))
             await command.until(lambda: len(command.errors) == 2)
-        command.process.send_signal(signal.SIGTERM)
-        assert await command.ended() == 130
+            command.process.send_signal(signal.SIGTERM)
+            assert await command.ended() == 130
     told = [json.loads(line) for line in command.errors]
     assert [line["event"] for line in told] == ["description.refused", "description.refused"]
     assert "ice-pwd of 5 characters" in told[0]["reason"]
@@ -500,3 +503,44 @@ async def test_a_name_of_250_characters(tmp_path: Path) -> None:
         await command.until(lambda: command.of("gathering.done"))
         await changed(mine, "")
     assert command.errors == []
+
+
+async def test_a_peer_that_closes_ends_it_in_order(tmp_path: Path) -> None:
+    """Told within a second, not after thirty: exit code and summary are those of a session that worked."""
+    first, second = ends(tmp_path)
+    async with connect(*first, "--json", "--ping", "0.05") as a, connect(*second, "--no-standby", "--no-mirror") as b:
+        await a.until(lambda: len(a.of("ping.echoed")) >= 5)
+        b.process.send_signal(signal.SIGINT)
+        assert await b.ended() == 130
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        assert await a.ended() == 0
+        assert loop.time() - began < 1.0
+    (closed,) = a.of("peer.closed")
+    assert closed["reason"] and a.errors == []
+    assert a.events[-1]["event"] == "summary" and a.events[-1]["kind"] == "direct"
+    assert a.events[-1]["t"] - closed["t"] < 0.5
+    # A person is told the changes, and not the pings.
+    told = [line.split()[1] for line in b.lines]
+    assert "path.selected" in told and "ping.echoed" not in told and told[-1] == "summary"
+
+
+async def test_a_peer_that_hangs_is_found_again(tmp_path: Path) -> None:
+    """Nobody answers, so credentials are published; they are those of the peer's next life as well."""
+    first, second = ends(tmp_path)
+    async with connect(*first, "--json", "--ping", "0.05") as a, connect(*second, "--json") as b:
+        await a.until(lambda: len(a.of("ping.echoed")) >= 5)
+        b.process.send_signal(signal.SIGSTOP)
+        await a.until(lambda: a.of("ice.restarted"))
+        assert a.of("path.doubted") and a.of("restart.advised") and not a.of("ice.restarted")[0]["by_peer"]
+        b.process.send_signal(signal.SIGCONT)
+        seen = len(a.of("ping.echoed"))
+        await a.until(lambda: len(a.of("ping.echoed")) > seen + 5)
+        await b.until(lambda: b.of("ice.restarted"))
+        for command in (a, b):
+            await command.until(lambda: command.of("path.selected")[-1]["t"] > command.of("ice.restarted")[-1]["t"])  # noqa: B023
+        assert [event["new"] for event in a.of("state.changed")][-1] == "connected"
+        a.process.send_signal(signal.SIGINT)
+        assert await a.ended() == 130
+        assert await b.ended() == 0
+    assert a.events[-1]["longest_gap_ms"] >= 1000

@@ -103,6 +103,18 @@ def test_the_source_is_what_the_routes_choose(loop_factory: LoopFactory) -> None
 
 
 @on_both_loops
+def test_being_suspended_is_what_the_kernels_clocks_differ_by(loop_factory: LoopFactory) -> None:
+    async def main() -> None:
+        host = LocalHost()
+        before = host.suspended_s()
+        await asyncio.sleep(0.05)
+        # The machine that runs the test does not sleep meanwhile.
+        assert abs(host.suspended_s() - before) < 0.01
+
+    run(loop_factory, main())
+
+
+@on_both_loops
 def test_time_is_that_of_the_loops_timers_but_finer_than_a_millisecond(loop_factory: LoopFactory) -> None:
     async def main() -> None:
         host = LocalHost()

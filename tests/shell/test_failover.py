@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import pairwise
+from types import MappingProxyType
+from typing import Any
 
 import pytest
 
@@ -73,14 +75,16 @@ class Call:
 
 
 @asynccontextmanager
-async def calling(world: World, *, controlling: bool = True, ways: int = 2) -> AsyncIterator[Call]:
-    """``a`` and ``b`` have been talking for three seconds, over one of several ways."""
+async def calling(
+    world: World, *, controlling: bool = True, ways: int = 2, other: Mapping[str, Any] = MappingProxyType({})
+) -> AsyncIterator[Call]:
+    """``a`` and ``b`` have been talking for three seconds, over one of several ways; ``other``: options of ``b``."""
     machines = world.host("a", "192.0.2.1"), world.host("b", "198.51.100.1")
     if ways == 2:
         machines[0].add_interface("eth1", ["192.0.2.2"])
         machines[1].add_interface("eth1", ["198.51.100.2"])
     a = world.agent(machines[0], controlling=controlling)
-    b = world.agent(machines[1], controlling=not controlling)
+    b = world.agent(machines[1], controlling=not controlling, **other)
     async with connected(a, b):
         call = Call(world, a, b, machines)
         tasks = [asyncio.ensure_future(call.speak(agent)) for agent in (a, b)]
@@ -224,10 +228,10 @@ async def test_an_application_that_says_nothing_costs_nothing() -> None:
 
 @in_virtual_time
 async def test_the_one_who_closes_is_not_asked_for_ever() -> None:
-    """Its port is closed, which ICMP says; consent ends after thirty seconds."""
+    """It says nothing; its port is closed, which ICMP says; consent ends after thirty seconds."""
     world = World(icmp_errors=True)
     machines = world.host("a", "192.0.2.1"), world.host("b", "198.51.100.1")
-    a, b = world.agent(machines[0]), world.agent(machines[1], controlling=False)
+    a, b = world.agent(machines[0]), world.agent(machines[1], controlling=False, path_messages=False)
     async with connected(a, b):
         diary = Diary(world, a)
         speaking = asyncio.ensure_future(Call(world, a, b, machines).speak(a))
@@ -238,3 +242,21 @@ async def test_the_one_who_closes_is_not_asked_for_ever() -> None:
         speaking.cancel()
         await asyncio.gather(speaking, return_exceptions=True)
         assert a.state is AgentState.FAILED
+
+
+@in_virtual_time
+async def test_who_answers_and_does_not_follow_is_told_of() -> None:
+    """As libnice, which stays on a dead pair whatever is nominated: all that it sends is lost."""
+    world = World()
+    # It nominates, once, and looks after consent only.
+    other = {"liveness": False, "path_messages": False, "renomination": False}
+    async with calling(world, controlling=False, other=other) as call:
+        began = world.now
+        link = call.machines[0].link(call.interface_of(call.machines[0], call.a))
+        link.up.loss = link.down.loss = 1.0
+        await asyncio.sleep(5.0)
+        assert call.a.state is AgentState.CONNECTED
+        (advice,) = call.diary_a.of(RestartAdvised)
+        assert advice.reason == "the peer answers, and its data does not come"
+        (at,) = [at for at, event in call.diary_a.entries if isinstance(event, RestartAdvised)]
+        assert at - began <= 3.5

@@ -395,7 +395,7 @@ class TestInterfaces:
             assert [c.address.host for c in (await agent.gather()).candidates] == ["192.0.2.1"]
             host.remove_address("eth0", "2001:db8::1")
             host.add_address("eth0", "2001:db8::1")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.3)
             assert [c.address.host for c in agent.local_candidates] == ["192.0.2.1", "2001:db8::1"]
 
 

@@ -382,7 +382,10 @@ async def test_a_program_that_was_killed_comes_back_to_its_peer() -> None:
         for client in (first.exchange._reader, first.exchange._writer):
             client.close()
         first.exchange._is_written = False
+        # Nor does it say goodbye.
+        meeting.hosts["controlling"].link().cut()
         await stop(tasks[0])
+        meeting.hosts["controlling"].link().restore()
         second = Peer(meeting, "controlling", 2)
         tasks[0] = asyncio.create_task(second.run())
         await asyncio.sleep(25)

@@ -1,7 +1,8 @@
 """What users of other agents reported: does it happen to us?
 
 Reports 1, 3 and 24 are in ``test_nomination.py``, 4 and 23 in ``test_roles.py``, 5 in ``test_consent.py``, 7 in
-``test_restart.py``.
+``test_restart.py`` and, with whole agents, ``tests/shell/test_reports_restart.py``, 22 in
+``tests/shell/test_reports_roaming.py``.
 """
 
 from __future__ import annotations

@@ -300,3 +300,40 @@ def test_a_peer_that_is_started_anew_is_answered_once_by_each_side() -> None:
     world.signal(world.a)
     assert gossip(world, seen) == (1, 2)
     assert world.run_until(lambda: is_on_new_generation(world), 10.0), world
+
+
+def test_a_second_restart_before_any_check_passed_is_answered_by_what_is_known() -> None:
+    """The peer keeps its credentials, and signals nothing new: its check shows that it goes on with them."""
+    world = make_world()
+    world.gather()
+    connected(world)
+    seen = known(world)
+    for side in (world.a, world.b):
+        side.node.link.cut()
+    world.a.session.restart(world.now)
+    gossip(world, seen, rounds=5)
+    world.a.session.restart(world.now)
+    gossip(world, seen, rounds=5)
+    for side in (world.a, world.b):
+        side.node.link.restore()
+    assert world.run_until(lambda: is_on_new_generation(world), 30.0), world
+
+
+def test_a_restart_of_the_peers_after_two_of_ours() -> None:
+    """The answer to the first of two overtakes the second; then the peer restarts."""
+    world = make_world()
+    world.gather()
+    connected(world)
+    seen = known(world)
+    world.a.session.restart(world.now)
+    gossip(world, seen, rounds=2)
+    world.a.session.restart(world.now)
+    gossip(world, seen, rounds=2)
+    for side in (world.a, world.b):
+        side.node.link.cut()
+    world.run(4.0)
+    world.b.session.restart(world.now)
+    gossip(world, seen, rounds=5)
+    for side in (world.a, world.b):
+        side.node.link.restore()
+    assert world.run_until(lambda: is_on_new_generation(world), 30.0), world

@@ -87,6 +87,20 @@ LINES: list[tuple[Event, str, str, dict[str, Any]]] = [
         "path.lost",
         {"component": 1, "reason": "gone"},
     ),
+    (events.BetterPathSought(component=1), "debug", "path.sought", {"component": 1}),
+    # The peer's goodbye is in order.
+    (
+        events.SelectedPathChanged(component=1, old=PATH, new=None, reason="the peer has closed"),
+        "info",
+        "path.lost",
+        {"component": 1, "reason": "the peer has closed"},
+    ),
+    (
+        events.StateChanged(old=AgentState.CONNECTED, new=AgentState.FAILED, reason="the peer has closed"),
+        "info",
+        "state.changed",
+        {"old": "connected", "new": "failed", "reason": "the peer has closed"},
+    ),
     (
         events.RoleChanged(controlling=False, reason="conflict"),
         "info",
@@ -105,6 +119,12 @@ LINES: list[tuple[Event, str, str, dict[str, Any]]] = [
         "info",
         "base.rerolled",
         {"component": 1, "base": "192.0.2.1:5000"},
+    ),
+    (
+        events.RelaySilent(server="turn:s", relayed=(ADDRESS,)),
+        "warning",
+        "relay.silent",
+        {"server": "turn:s", "relayed": ["192.0.2.1:5000"]},
     ),
     (
         events.RelayLost(server="turn:s", relayed=(ADDRESS,), reason="437"),

@@ -16,6 +16,7 @@ from iceagent.cli.options import (
     listen_options,
     output_options,
     parse_servers,
+    path_options,
     seed_option,
     server_options,
 )
@@ -28,6 +29,7 @@ got: dict[str, Any] = {}
 @click.command()
 @server_options
 @listen_options
+@path_options
 @click.option("--redact", is_flag=True)
 @seed_option
 @output_options
@@ -61,6 +63,7 @@ def test_without_options() -> None:
     config = run()["config"]
     assert (config.ipv4, config.ipv6, config.loopback, config.bind_hosts) == (True, True, False, ())
     assert (config.port_range, config.external_addresses, config.interface_filter) == (None, {}, None)
+    assert (config.relay_first, config.standby, config.mirror) == (False, True, True)
     assert got["servers"] == ()
     assert not got["output"].as_json
     assert isinstance(got["rng"], random.SystemRandom)
@@ -73,6 +76,12 @@ def test_families() -> None:
     assert not run("--no-ipv4")["config"].ipv4
     assert not run("--no-ipv6")["config"].ipv6
     assert "drop one of them" in refusal("--no-ipv4", "--no-ipv6")
+
+
+def test_paths() -> None:
+    """CLI contract: --relay-first starts data on the relay. The others spare what survival costs."""
+    config = run("--relay-first", "--no-standby", "--no-mirror", "--no-ipv6")["config"]
+    assert (config.relay_first, config.standby, config.mirror, config.ipv6) == (True, False, False, False)
 
 
 def test_bind() -> None:

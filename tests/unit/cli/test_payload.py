@@ -221,3 +221,15 @@ def test_any_bytes_are_taken(datagrams: list[bytes]) -> None:
         assert reply is None or len(reply) == len(data)
     total = echo.counts(0.0)
     assert total.answered + total.returned + total.other <= len(datagrams)
+
+
+def test_pings_that_were_lost_on_the_way_leave_no_gap_at_the_end() -> None:
+    """The last one was answered: what comes after that is the end, and no gap."""
+    payload = Payload(sender=1)
+    for number in range(10):
+        data = payload.ping(number * 0.1, connected=True)
+        if not 3 <= number <= 5:
+            payload.handle_data(data.replace(b"?", b"!", 1), number * 0.1 + 0.02)
+    counts = payload.counts(5.0)
+    assert counts.lost == 3
+    assert counts.longest_gap_ms == pytest.approx(400.0)

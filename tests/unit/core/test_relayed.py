@@ -90,6 +90,12 @@ def test_a_peers_relay_at_a_lost_server_has_to_answer_before_it_carries_data() -
     path = play.session.path()
     assert path is not None
     current = path.remote.address
+    # What has been heard a moment ago is asked, and stays.
+    play.session.doubt_relays({current.host}, play.now)
+    play.drain()
+    path = play.session.path()
+    assert path is not None and path.remote.address == current
+    play.pass_time(1.1)
     since = len(play.sent)
     play.session.doubt_relays({current.host}, play.now)
     play.drain()

@@ -62,7 +62,8 @@ def test_a_better_pair_that_is_heard_again_is_taken_while_nothing_is_selected() 
     play.drain()
     current = play.session.current()
     assert current is not None and current.key == (BASE, SECOND_REMOTE)
-    play.run(10.0)
+    # One that has not answered for so long is asked as often as others that stand by.
+    play.run(20.0)
     current = play.session.current()
     assert current is not None and current.key == (BASE, REMOTE)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -13,7 +14,7 @@ from iceagent import CandidateType, Config
 from iceagent.core.pair import Traffic
 from iceagent.gather.bases import foundation
 from iceagent.net.address import TransportAddress
-from iceagent.net.host import SocketOptions
+from iceagent.net.host import InterfaceKind, SocketOptions
 from iceagent.priority import CANDIDATES_PER_BASE, candidate_priority
 from relay.stun import MessageClass, Method, build
 from tests.unit.gather.kit import Listener, Machine, base_on, new_base, open_on
@@ -81,6 +82,15 @@ class TestCandidates:
         assert (candidate.address, candidate.base, candidate.related_address) == (base.address, base.address, None)
         assert (candidate.component, candidate.origin) == (2, "interface eth0")
         assert candidate.priority == candidate_priority(CandidateType.HOST, 2, 60000)
+
+    @pytest.mark.parametrize(("metered", "cost"), [(False, 10), (True, 900)])
+    def test_every_candidate_knows_what_its_network_costs(self, metered: bool, cost: int) -> None:
+        """And the interface's index as that network's id, as far as 16 bits hold it."""
+        base = base_on("192.0.2.1", 1000)
+        base.host_address = replace(base.host_address, kind=InterfaceKind.WIFI, metered=metered, index=0x10005)
+        for kind in CandidateType:
+            candidate = base.candidate(kind, PEER, "here")
+            assert (candidate.network_id, candidate.network_cost) == (5, cost)
 
     def test_a_reflexive_candidate_is_related_to_its_base(self) -> None:
         """RFC 8839, 5.1: the related address of a server-reflexive candidate is its base."""

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 
-from iceagent.gather.relay_race import Abandon, Attempt, GaveUp, RelayRace, RenewCredentials, Target, Transport
+from iceagent.gather.relay_race import (
+    EAGER_S,
+    FIRST_PAUSE_S,
+    GOOD_S,
+    Abandon,
+    Attempt,
+    GaveUp,
+    RelayRace,
+    RenewCredentials,
+    Target,
+    Transport,
+)
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Event
 from relay.turn import AllocationRefused
@@ -456,7 +468,29 @@ def test_pauses_are_short_again_after_a_good_allocation() -> None:
     course.act(course.race.lost, course.last())
     assert course.asked_at()[-1] == (lost_at - START, UDP)
     fail(course, 2)
-    assert course.pauses()[-2:] == [2.0, 4.0]
+    assert course.pauses()[-2:] == [2.0, 2.0]
+
+
+def test_for_a_minute_after_a_good_one_was_lost_pauses_and_attempts_are_short() -> None:
+    """A server that is restarted is found within seconds."""
+    course = Course(UDP)
+    course.act(course.race.won, 1)
+    course.run(GOOD_S)
+    course.events.clear()
+    lost = course.now
+    course.act(course.race.lost, 1)
+    while course.now < lost + 130.0:
+        if course.race.is_open:
+            number = max(event.number for _, event in course.events if isinstance(event, Attempt))
+            course.run(2.5)
+            course.act(course.race.refused, number, refusal())
+        course.run(0.5)
+    attempts = [(at - lost, event.is_brief) for at, event in course.events if isinstance(event, Attempt)]
+    early = [at for at, is_brief in attempts if is_brief]
+    assert early[0] == 0.0 and early[-1] > EAGER_S - 5.0
+    assert all(later - sooner <= 2.5 + FIRST_PAUSE_S + 0.5 for sooner, later in pairwise(early))
+    late = [at for at, is_brief in attempts if not is_brief]
+    assert late and late[0] >= EAGER_S and all(later - sooner > 5.0 for sooner, later in pairwise(late[1:]))
 
 
 def test_lost_at_once_it_begins_at_once_and_lost_again_after_a_pause() -> None:

@@ -24,9 +24,13 @@ class Clock:
 
     def __init__(self) -> None:
         self.time = 100.0
+        self.suspended = 0.0
 
     def now(self) -> float:
         return self.time
+
+    def suspended_s(self) -> float:
+        return self.suspended
 
 
 class ManualLoop(asyncio.SelectorEventLoop):
@@ -504,3 +508,113 @@ def test_no_payload_is_in_what_is_printed() -> None:
         "Datagram(192.0.2.1:1 from 192.0.2.2:2, 6 bytes)",
         "Transmit(192.0.2.1:1 to 192.0.2.2:2, 6 bytes, ttl=None)",
     ]
+
+
+class TestGaps:
+    """A machine that was suspended, a process that was held up: told before the core hears of the time."""
+
+    @staticmethod
+    def bench_of(bench: Bench) -> list[tuple[float, float]]:
+        gaps: list[tuple[float, float]] = []
+
+        def on_gap(slept_s: float, late_s: float) -> None:
+            gaps.append((slept_s, late_s))
+            bench.core.heard.append(("gap",))
+
+        bench.driver = Driver(bench.core, bench.clock, bench._send, bench._take, on_gap)
+        return gaps
+
+    @staticmethod
+    def fire(bench: Bench, *, late_s: float = 0.0) -> None:
+        bench.core.deadline = bench.clock.time + 1.0
+        bench.driver.command(bench.core.say, b"")
+        bench.clock.time += 1.0 + late_s
+        bench.loop.fire()
+
+    def test_a_timer_in_time_is_none(self) -> None:
+        async def main(bench: Bench) -> None:
+            gaps = self.bench_of(bench)
+            self.fire(bench)
+            self.fire(bench, late_s=1.9)
+            assert gaps == []
+
+        run(main)
+
+    def test_a_late_timer_is_told_before_the_core_hears_of_it(self) -> None:
+        async def main(bench: Bench) -> None:
+            gaps = self.bench_of(bench)
+            self.fire(bench, late_s=20.0)
+            assert [slept_s for slept_s, _ in gaps] == [0.0] and gaps[0][1] == pytest.approx(20.0)
+            assert [heard[0] for heard in bench.core.heard] == ["say", "gap", "timeout"]
+
+        run(main)
+
+    def test_a_sleep_is_told_once(self) -> None:
+        """What the machine slept before the driver was made is none."""
+
+        async def main(bench: Bench) -> None:
+            bench.clock.suspended = 3600.0
+            gaps = self.bench_of(bench)
+            self.fire(bench)
+            bench.clock.suspended += 30.0
+            self.fire(bench)
+            self.fire(bench)
+            assert gaps == [(30.0, 0.0)]
+
+        run(main)
+
+    def test_naps_do_not_add_up(self) -> None:
+        async def main(bench: Bench) -> None:
+            gaps = self.bench_of(bench)
+            for _ in range(10):
+                bench.clock.suspended += 1.0
+                self.fire(bench)
+            assert gaps == []
+
+        run(main)
+
+    def test_it_can_be_looked_for_at_any_time(self) -> None:
+        async def main(bench: Bench) -> None:
+            gaps = self.bench_of(bench)
+            bench.clock.suspended += 5.0
+            bench.driver.look_for_gap()
+            bench.driver.look_for_gap()
+            assert gaps == [(5.0, 0.0)]
+            bench.driver.close()
+            bench.clock.suspended += 5.0
+            bench.driver.look_for_gap()
+            assert len(gaps) == 1
+
+        run(main)
+
+    def test_who_does_not_want_to_know_is_not_told(self) -> None:
+        async def main(bench: Bench) -> None:
+            bench.clock.suspended = 3600.0
+            self.fire(bench, late_s=20.0)
+            assert [heard[0] for heard in bench.core.heard] == ["say", "timeout"]
+
+        run(main)
+
+    def test_whoever_is_told_and_raises_does_not_stop_the_clock(self) -> None:
+        async def main(bench: Bench) -> None:
+            reports = Reports(bench)
+
+            def on_gap(slept_s: float, late_s: float) -> None:
+                raise ZeroDivisionError("a bug")
+
+            bench.driver = Driver(bench.core, bench.clock, bench._send, bench._take, on_gap)
+            self.fire(bench, late_s=20.0)
+            assert reports.messages() == ["Handling a gap in time raised"]
+            assert bench.core.heard[-1][0] == "timeout"
+
+        run(main)
+
+    def test_whoever_is_told_may_close_it(self) -> None:
+        async def main(bench: Bench) -> None:
+            bench.driver = Driver(
+                bench.core, bench.clock, bench._send, bench._take, lambda slept_s, late_s: bench.driver.close()
+            )
+            self.fire(bench, late_s=20.0)
+            assert [heard[0] for heard in bench.core.heard] == ["say"]
+
+        run(main)

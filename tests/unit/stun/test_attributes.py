@@ -83,6 +83,7 @@ EXAMPLES: list[tuple[Attribute[Any], Any, str]] = [
     (stun.MOBILITY_TICKET, b"ticket", "7469636b6574"),
     (stun.NOMINATION, 1, "00000001"),
     (stun.NETWORK_COST, stun.NetworkCost(3, 999), "000303e7"),
+    (stun.PATH_MESSAGE, b"anything", "616e797468696e67"),
 ]
 
 # Attribute and bytes (in hexadecimal) that are no value of it.
@@ -201,7 +202,7 @@ def test_value_is_read_whatever_the_padding(attribute: Attribute[Any], value: An
 
 def test_every_attribute_has_an_example_and_a_malformed_one() -> None:
     assert {attribute for attribute, _, _ in EXAMPLES} == set(ATTRIBUTES.values())
-    anything_goes = {stun.DATA, stun.PADDING, stun.MOBILITY_TICKET}
+    anything_goes = {stun.DATA, stun.PADDING, stun.MOBILITY_TICKET, stun.PATH_MESSAGE}
     like_mapped_address = {stun.XOR_RELAYED_ADDRESS, stun.ALTERNATE_SERVER, stun.RESPONSE_ORIGIN, stun.OTHER_ADDRESS}
     like_others = like_mapped_address | {stun.ADDITIONAL_ADDRESS_FAMILY}
     assert {attribute for attribute, _ in MALFORMED} == set(ATTRIBUTES.values()) - anything_goes - like_others
@@ -263,6 +264,7 @@ def test_codes_are_those_of_the_registries() -> None:
         "MOBILITY-TICKET": 0x8030,
         "NOMINATION": 0xC001,
         "NETWORK-COST": 0xC057,
+        "PATH-MESSAGE": 0xC1CE,
     }
 
 

@@ -243,6 +243,13 @@ def test_interface_names_are_unique(alice: MemoryHost) -> None:
     assert alice.link("eth0") is alice.node.link
 
 
+def test_being_suspended_adds_up_and_takes_no_time(alice: MemoryHost) -> None:
+    before = alice.now()
+    alice.suspend(10.0)
+    alice.suspend(0.5)
+    assert (alice.suspended_s(), alice.now()) == (10.5, before)
+
+
 def test_source_host(alice: MemoryHost) -> None:
     alice.add_interface("wwan0", ["10.0.0.2", "2001:db8::9"])
     assert alice.source_host(B) == A.host

@@ -16,6 +16,7 @@ from relay.stun import (
     parse,
 )
 from relay.turn import (
+    AllocationConfirmed,
     AllocationLost,
     AllocationMoved,
     AllocationOptions,
@@ -23,6 +24,7 @@ from relay.turn import (
     AllocationReleased,
     AllocationState,
     PeerRefused,
+    ServerSilent,
 )
 from tests.fakes.turn_server import Options
 from tests.unit.relay.turn.kit import CLIENT, PEER, Play
@@ -121,6 +123,16 @@ def test_a_silent_server() -> None:
     assert not play.events and len(play.sent) == 7
     play.run(0.2)
     assert play.only(AllocationRefused).reason == "no answer"
+
+
+def test_a_silent_server_is_given_up_soon_where_it_is_asked_again_soon() -> None:
+    play = Play(asked=AllocationOptions(is_brief=True))
+    play.loses = lambda data: True
+    play.client.allocate(play.now)
+    play.run(2.49)
+    assert len(play.sent) == 3 and not play.has(AllocationRefused)
+    play.run(0.02)
+    assert (play.only(AllocationRefused).reason, play.only(AllocationRefused).wait_s) == ("no answer", 0.0)
 
 
 def test_both_families_in_one_allocation() -> None:
@@ -300,16 +312,40 @@ def test_a_server_that_restarts_is_noticed_within_three_seconds() -> None:
     assert "437" in play.only(AllocationLost).reason
 
 
-def test_a_server_that_is_gone_is_noticed_within_three_seconds() -> None:
+def test_a_server_that_is_gone_is_noticed_within_three_seconds_and_expires() -> None:
+    """It may be the network: nothing is given up before that."""
     play = Play()
     play.allocate()
     play.run(30.0)
     play.loses = lambda data: True
     play.send()
     play.run(2.4)
-    assert not play.has(AllocationLost)
+    assert not play.has(ServerSilent)
     play.run(0.2)
-    assert "no answer" in play.only(AllocationLost).reason
+    assert play.only(ServerSilent).is_lasting
+    play.run(560.0)
+    assert not play.has(AllocationLost)
+    play.run(10.0)
+    assert "expired" in play.only(AllocationLost).reason
+
+
+def test_an_outage_that_is_over_costs_no_allocation() -> None:
+    play = Play()
+    play.allocate()
+    play.run(30.0)
+    play.loses = lambda data: True
+    for _ in range(100):
+        play.send()
+        play.run(0.1)
+    assert play.has(ServerSilent) and not play.has(AllocationLost)
+    play.loses = lambda data: False
+    play.run(2.1)
+    assert play.has(AllocationConfirmed)
+    play.send()
+    play.run(0.2)
+    assert play.at_peers
+    play.run(1200.0)
+    assert not play.has(AllocationLost)
 
 
 def test_a_silent_peer_is_no_lost_server() -> None:
