@@ -58,6 +58,11 @@ class Worker:
     def __exit__(self, *_: object) -> None:
         end(self._process)
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
     def ask(self, do: str, timeout_s: float = REPLY_TIMEOUT_S, **arguments: Any) -> Any:
         """Send a request and wait for its reply."""
         self.send(do, **arguments)

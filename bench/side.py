@@ -33,8 +33,10 @@ async def serve(name: str, controlling: bool, loopback_hosts: list[str]) -> None
     await obey(Side(name, controlling, tuple(loopback_hosts)))
 
 
-async def obey(side: Side) -> None:
-    """Do what the lines on standard input say, each of which names a coroutine method and has its arguments."""
+async def obey(side: object) -> None:
+    """Do what the lines on standard input say, each of which names a coroutine method of ``side`` and has its
+    arguments.
+    """
     reader = asyncio.StreamReader(limit=LINE_LIMIT)
     await asyncio.get_running_loop().connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin.buffer)
     while line := await reader.readline():

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 
-__all__ = ["CASES", "Options"]
+__all__ = ["BY_NAME_ONLY", "CASES", "Options"]
 
 CASES = {
     "connect": "bench.cases.connect",
@@ -22,8 +23,12 @@ CASES = {
     "portmap": "bench.cases.portmap",
     "codec": "bench.cases.stun_codec",
     "idle": "bench.cases.idle",
+    "survival": "bench.cases.survival",
 }
 """Name on the command line → module."""
+
+BY_NAME_ONLY = frozenset({"survival"})
+"""Those that take much longer than all others, and are measured when they are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +38,15 @@ class Options:
     Attributes:
         rounds: of everything that takes turns, 1 or more.
         seed: of what is drawn at random.
+        rows: of ``survival``, these alone; empty: all.
+        results: where ``survival`` keeps what it has measured, and goes on from; ``None``: in the folder for temporary
+            files.
     """
 
     rounds: int
     seed: int
+    rows: tuple[str, ...] = ()
+    results: Path | None = None
 
     def tell(self, text: str) -> None:
         """Say on standard error how far it is."""

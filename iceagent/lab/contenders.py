@@ -17,7 +17,7 @@ from iceagent.candidate import CandidateType
 from iceagent.config import Config, IceServer
 from iceagent.description import Description
 from iceagent.errors import AgentClosed
-from iceagent.events import Event, LocalCandidateFound
+from iceagent.events import Event, LocalCandidateFound, Path, SelectedPathChanged
 from iceagent.lab.errors import LabError
 from iceagent.lab.machines import Machine
 from iceagent.net.address import TransportAddress
@@ -105,11 +105,13 @@ class Ours:
         self.agent = Agent(config, controlling=controlling, host=machine.host)
         self._on_event = on_event
         self._tell: Callable[[Any], None] | None = None
+        # The other side may close first.
+        self._last_path: Path | None = None
         self._following = asyncio.ensure_future(self._follow())
 
     @property
     def types(self) -> tuple[CandidateType, CandidateType] | None:
-        path = self.agent.path()
+        path = self.agent.path() or self._last_path
         return None if path is None else (path.local.type, path.remote.type)
 
     async def gather(self) -> Description:
@@ -141,7 +143,9 @@ class Ours:
         async for event in self.agent.events():
             if self._on_event is not None:
                 self._on_event(event)
-            if isinstance(event, LocalCandidateFound) and self._tell is not None:
+            if isinstance(event, SelectedPathChanged):
+                self._last_path = event.new or event.old
+            elif isinstance(event, LocalCandidateFound) and self._tell is not None:
                 self._tell(event.candidate)
 
 

@@ -35,6 +35,8 @@ CARRIER_LAN = "100.64.0"
 MAX_SITES = 250
 MAX_HOSTS = 120
 FORWARDING_TIMEOUT_S = 2.0
+# Of the routes through a machine's second uplink: worse than the first one's, and a table of their own.
+SECOND_METRIC, SECOND_TABLE = 100, 100
 # What nf_conntrack_udp_timeout takes is in ticks of the kernel, and has 32 bits.
 MAX_LIFETIME_S = 1_000_000
 
@@ -183,6 +185,31 @@ class Machine:
             for address in self.uplink.addresses:
                 self.namespace.add_address(self.device, address)
             _route_all(self.namespace, self.uplink.gateways)
+
+    def add_uplink(self, network: Network, device: str = "eth1") -> Uplink:
+        """Plug it into one more network, which is used where the first one has no route, and for what is sent from an
+        address that it gives.
+
+        Args:
+            network: where the same addresses are not in use as in the others; a carrier's, say (``is_carrier``).
+            device: what the machine's end is called.
+
+        Raises:
+            LabError: the machine has such an address already, or such a device.
+        """
+        check_network(network)
+        uplink = network.plug(self.namespace, device, 1, None)
+        if any(_is_same_network(new, old) for new in uplink.addresses for old in self.uplink.addresses):
+            self.namespace.delete_link(device)
+            raise LabError(f"{self.name} is in {uplink.addresses[0]}'s network already: both would have one address")
+        # What was plugged in last has the default route now.
+        _route_all(self.namespace, self.uplink.gateways)
+        self.namespace.ip(
+            *(f"route add default via {gateway} dev {device} metric {SECOND_METRIC}" for gateway in uplink.gateways),
+            *(f"route add default via {gateway} dev {device} table {SECOND_TABLE}" for gateway in uplink.gateways),
+            *(f"rule add from {address.split('/')[0]} table {SECOND_TABLE}" for address in uplink.addresses),
+        )
+        return uplink
 
     def roam(self, network: Network) -> None:
         """Leave the network, and join another one: other addresses, another router. Sockets stay open."""
@@ -337,6 +364,8 @@ class Router(Machine):
         # Deleting an address takes the routes along that used it.
         _route_all(self.namespace, self.uplink.gateways)
         self.setting = replace(self.setting, wan=new)
+        # Before bindings are forgotten: a packet that came in between would have a new one with the old address.
+        self.load()
         self.reboot()
         return new
 
@@ -405,6 +434,12 @@ def _check_address(host: str) -> None:
         ipaddress.ip_address(host)
     except ValueError:
         raise LabError(f"{host!r} is no IP address") from None
+
+
+def _is_same_network(one: str, other: str) -> bool:
+    """Whether two addresses with prefix lengths are of networks that overlap."""
+    first, second = (ipaddress.ip_interface(each).network for each in (one, other))
+    return first.version == second.version and first.overlaps(second)
 
 
 def _route_all(namespace: Namespace, gateways: Sequence[str]) -> None:

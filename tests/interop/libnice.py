@@ -134,6 +134,8 @@ class LibnicePeer:
         controlling: bool,
         addresses: Iterable[str] = ("127.0.0.1",),
         stun: TransportAddress | None = None,
+        turn: TransportAddress | None = None,
+        account: tuple[str, str] = ("", ""),
         nomination: Literal["regular", "aggressive"] = "regular",
         renomination: bool = False,
         trickle: bool = False,
@@ -148,6 +150,8 @@ class LibnicePeer:
             addresses: IP addresses it gathers on, and no others; none at all means every interface but loopback.
             stun: a STUN server for server-reflexive candidates. Libnice 0.1.21 asks it in the manner of RFC 3489: its
                 requests have no magic cookie, and an answer counts only with all 16 bytes of their transaction id.
+            turn: a TURN server, over UDP, for a relayed candidate.
+            account: user name (without a colon) and password at that server.
             nomination: how it nominates while controlling (RFC 5245); RFC 8445 knows ``regular`` only.
             renomination: whether it obeys a NOMINATION attribute.
             trickle: whether it tells candidates as it finds them (RFC 8838). It takes ours at any time either way.
@@ -159,6 +163,7 @@ class LibnicePeer:
         command = [*prefix, str(program), f"--controlling={int(controlling)}", f"--{nomination}"]
         command += [f"--address={address}" for address in addresses]
         command += [f"--stun={stun}"] if stun is not None else []
+        command += [f"--turn={':'.join(account)}@{turn}"] if turn is not None else []
         switches = {"--renomination": renomination, "--trickle": trickle, "--consent": consent}
         command += [switch for switch, is_on in switches.items() if is_on]
         process = await asyncio.create_subprocess_exec(

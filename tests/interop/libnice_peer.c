@@ -37,6 +37,7 @@ typedef struct {
   gint controlling;
   gchar **addresses;
   gchar *stun;
+  gchar *turn;
   gboolean regular;
   gboolean aggressive;
   gboolean renomination;
@@ -304,6 +305,8 @@ parse_options (int argc, char **argv)
     { "controlling", 0, 0, G_OPTION_ARG_INT, &options.controlling, "1 controlling, 0 controlled", "0|1" },
     { "address", 0, 0, G_OPTION_ARG_STRING_ARRAY, &options.addresses, "gather on this address only; repeatable", "A" },
     { "stun", 0, 0, G_OPTION_ARG_STRING, &options.stun, "STUN server; HOST is an IP address", "HOST:PORT" },
+    { "turn", 0, 0, G_OPTION_ARG_STRING, &options.turn, "TURN server over UDP; HOST is an IP address",
+      "USER:PASSWORD@HOST:PORT" },
     { "regular", 0, 0, G_OPTION_ARG_NONE, &options.regular, "regular nomination (the default)", NULL },
     { "aggressive", 0, 0, G_OPTION_ARG_NONE, &options.aggressive, "aggressive nomination", NULL },
     { "renomination", 0, 0, G_OPTION_ARG_NONE, &options.renomination, "support renomination", NULL },
@@ -358,22 +361,54 @@ add_addresses (NiceAgent *agent, gchar **addresses)
   }
 }
 
-static void
-set_stun_server (NiceAgent *agent, const gchar *stun)
+/* Returns the host of HOST:PORT or [HOST]:PORT, to be freed, and sets the port. */
+static gchar *
+split_address (const gchar *text, const gchar *reason, guint *port)
 {
-  const gchar *colon = strrchr (stun, ':');
-  guint64 port = 0;
+  const gchar *colon = strrchr (text, ':');
+  guint64 number = 0;
   gchar *host;
 
-  if (colon == NULL || !g_ascii_string_to_unsigned (colon + 1, 10, 1, 65535, &port, NULL))
-    usage ("--stun needs HOST:PORT", stun);
-  host = g_strndup (stun, (gsize) (colon - stun));
+  if (colon == NULL || !g_ascii_string_to_unsigned (colon + 1, 10, 1, 65535, &number, NULL))
+    usage (reason, text);
+  host = g_strndup (text, (gsize) (colon - text));
   if (host[0] == '[' && g_str_has_suffix (host, "]")) {
     host[strlen (host) - 1] = '\0';
     memmove (host, host + 1, strlen (host));
   }
-  g_object_set (agent, "stun-server", host, "stun-server-port", (guint) port, NULL);
+  *port = (guint) number;
+  return host;
+}
+
+static void
+set_stun_server (NiceAgent *agent, const gchar *stun)
+{
+  guint port = 0;
+  gchar *host = split_address (stun, "--stun needs HOST:PORT", &port);
+
+  g_object_set (agent, "stun-server", host, "stun-server-port", port, NULL);
   g_free (host);
+}
+
+/* Needs the stream; before gathering. */
+static void
+set_turn_server (const Peer *peer, const gchar *turn)
+{
+  const gchar *reason = "--turn needs USER:PASSWORD@HOST:PORT", *at = strrchr (turn, '@');
+  gchar *account = at ? g_strndup (turn, (gsize) (at - turn)) : NULL;
+  gchar *colon = account ? strchr (account, ':') : NULL;
+  guint port = 0;
+  gchar *host;
+
+  if (colon == NULL)
+    usage (reason, turn);
+  *colon = '\0';
+  host = split_address (at + 1, reason, &port);
+  if (!nice_agent_set_relay_info (peer->agent, peer->stream_id, COMPONENT, host, port, account, colon + 1,
+          NICE_RELAY_TYPE_TURN_UDP))
+    usage ("--turn is refused by libnice", turn);
+  g_free (host);
+  g_free (account);
 }
 
 static void
@@ -388,13 +423,15 @@ watch_stdin (Peer *peer)
 }
 
 static void
-start (Peer *peer)
+start (Peer *peer, const Options *options)
 {
   g_signal_connect (peer->agent, "new-candidate-full", G_CALLBACK (on_new_candidate), peer);
   g_signal_connect (peer->agent, "candidate-gathering-done", G_CALLBACK (on_gathering_done), peer);
   g_signal_connect (peer->agent, "component-state-changed", G_CALLBACK (on_state), peer);
   g_signal_connect (peer->agent, "new-selected-pair-full", G_CALLBACK (on_selected), peer);
   peer->stream_id = nice_agent_add_stream (peer->agent, 1);
+  if (options->turn)
+    set_turn_server (peer, options->turn);
   nice_agent_attach_recv (peer->agent, peer->stream_id, COMPONENT, NULL, on_payload, peer);
   say_options (peer->agent);
   say_credentials (peer);
@@ -418,7 +455,7 @@ main (int argc, char **argv)
   add_addresses (peer.agent, options.addresses);
   if (options.stun)
     set_stun_server (peer.agent, options.stun);
-  start (&peer);
+  start (&peer, &options);
   watch_stdin (&peer);
   g_main_loop_run (peer.loop);
   nice_agent_remove_stream (peer.agent, peer.stream_id);

@@ -9,6 +9,7 @@ import asyncio
 import os
 import socket
 import struct
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Literal, cast
 import pytest
 from aioice import stun
 
+from iceagent import serve
 from iceagent.net.address import TransportAddress
 from tests.interop.libnice import END_OF_CANDIDATES, LibniceError, LibnicePeer, MissingPart, compile_peer
 
@@ -259,6 +261,25 @@ async def test_a_stun_server_gives_it_a_server_reflexive_candidate(libnice_progr
             assert [candidate_address(line) for line in lines if " typ srflx " in line] == [MAPPED]
     finally:
         transport.close()
+
+
+async def test_a_turn_server_gives_it_a_relayed_candidate(libnice_program: Path) -> None:
+    """``turn`` and ``account`` reach libnice."""
+    account = ("user", "pass:word@here")
+    async with serve([TransportAddress(LOOPBACK, 0)], users=dict([account])) as server:
+        turn = next(listening.address for listening in server.listeners if listening.transport == "udp")
+        async with await LibnicePeer.start(libnice_program, controlling=True, turn=turn, account=account) as peer:
+            (line,) = [line for line in candidates(await peer.local_lines()) if " typ relay " in line]
+            assert candidate_address(line).host == LOOPBACK
+
+
+@pytest.mark.parametrize("turn", ["127.0.0.1:3478", "user@127.0.0.1:3478", "user:word@127.0.0.1"])
+def test_a_turn_server_without_account_or_port_is_told(libnice_program: Path, turn: str) -> None:
+    """Status 2, and what it needs."""
+    command = [str(libnice_program), "--controlling=1", f"--turn={turn}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)
+    assert done.returncode == 2
+    assert "--turn needs USER:PASSWORD@HOST:PORT" in done.stderr
 
 
 async def test_it_ends_with_its_stdin(libnice_program: Path) -> None:

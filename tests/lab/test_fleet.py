@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 
-from iceagent import IceServer, RelayLost, TurnCredentials
+from iceagent import IceServer, RelaySilent, TurnCredentials
 from iceagent.events import LocalCandidateFound
 from iceagent.lab import Lab, Machine
 from iceagent.lab.services import REDIS_PORT, Service, coturn, redis
@@ -110,9 +110,9 @@ async def outlive(fleet: Fleet, made: Call, fall: Fall) -> tuple[str, str]:
     async with asyncio.TaskGroup() as group:
         # Data both ways after that became so.
         group.create_task(made.talk(lambda: carriers(made) == {other}))
-        await made.until(lambda: bool(made.of(RelayLost, "a")))
+        await made.until(lambda: bool(made.of(RelaySilent, "a")))
         assert time.monotonic() - began < LOST_WITHIN_S
-    assert {address.host for lost in made.of(RelayLost) for address in lost.relayed} == {dead}
+    assert {address.host for silent in made.of(RelaySilent) for address in silent.relayed} == {dead}
     return dead, other
 
 
