@@ -13,14 +13,14 @@ test_an_unanswered_pair_gets_new_checks_after_100_200_and_400_ms.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.core.checklist import CheckList
 from iceagent.core.context import Context
+from iceagent.core.locals import Locals
 from iceagent.core.pacing import RemoteBudget
 from iceagent.core.pair import CandidatePair, PairState
 from iceagent.net.address import TransportAddress
@@ -46,7 +46,7 @@ from relay.stun import (
     build,
 )
 
-__all__ = ["Check", "Checker", "Purpose"]
+__all__ = ["Check", "CheckListener", "Checker", "Purpose"]
 
 # RFC 8445, 7.2.5.1.
 ROLE_CONFLICT = 487
@@ -95,26 +95,33 @@ class Check:
     message: int | None = None
 
 
-class Checker:
-    """Sends checks and reads their responses.
+class CheckListener(Protocol):
+    """Who hears what came of checks."""
 
-    Args:
-        on_success: called after the pair became valid.
-        on_failure: called with the reason, after a main transaction failed.
-        on_role_conflict: called when the peer says that both have the same role.
-        on_revoked: called when the peer takes back its consent to a pair that was valid (RFC 7675, 5.2).
-        on_remapped: called with (pair, its local candidate before, when it last answered, now): it has another one.
-    """
+    def check_succeeded(self, check: Check, now: float) -> None:
+        """Its pair is valid."""
+
+    def check_failed(self, check: Check, reason: str, now: float) -> None:
+        """A main transaction did."""
+
+    def role_conflicted(self, check: Check, now: float) -> None:
+        """The peer says that both have the same role."""
+
+    def consent_revoked(self, pair: CandidatePair, now: float) -> None:
+        """The peer takes back its consent to a pair that was valid (RFC 7675, 5.2)."""
+
+    def pair_remapped(self, pair: CandidatePair, former: Candidate, answered_at: float, now: float) -> None:
+        """A valid pair has another local candidate than ``former``, with which it last answered then."""
+
+
+class Checker:
+    """Sends checks and reads their responses."""
 
     __slots__ = (
         "_budget",
         "_context",
-        "_find_local",
-        "_on_failure",
-        "_on_remapped",
-        "_on_revoked",
-        "_on_role_conflict",
-        "_on_success",
+        "_listener",
+        "_locals",
         "_table",
         "checklist",
     )
@@ -124,23 +131,14 @@ class Checker:
         context: Context,
         checklist: CheckList,
         budget: RemoteBudget,
-        *,
-        on_success: Callable[[Check, float], None],
-        on_failure: Callable[[Check, str, float], None],
-        on_role_conflict: Callable[[Check, float], None],
-        on_revoked: Callable[[CandidatePair, float], None],
-        on_remapped: Callable[[CandidatePair, Candidate, float, float], None],
-        find_local: Callable[[int, TransportAddress, TransportAddress], Candidate | None],
+        local: Locals,
+        listener: CheckListener,
     ) -> None:
         self._context = context
         self.checklist = checklist
         self._budget = budget
-        self._on_success = on_success
-        self._on_failure = on_failure
-        self._on_role_conflict = on_role_conflict
-        self._on_revoked = on_revoked
-        self._on_remapped = on_remapped
-        self._find_local = find_local
+        self._locals = local
+        self._listener = listener
         # A pair in use of an earlier generation stands beside the check list, one for each component at most.
         pairs = context.config.max_pairs + context.config.components
         self._table = TransactionTable(limit=_MAX_PER_PAIR * pairs)
@@ -315,7 +313,7 @@ class Checker:
         if pair.dead or self._is_discarded(pair):
             return False
         if _is_routine(check, mapped):
-            self._on_success(check, now)
+            self._listener.check_succeeded(check, now)
             return True
         # A response to any check ends the repetition of the others, unless the main one has more to say: it nominates.
         main = self.main_check(pair)
@@ -325,10 +323,10 @@ class Checker:
         before = pair.valid_local
         self._set_valid(pair, mapped)
         if before is not None and before.address != mapped:
-            self._on_remapped(pair, before, answered_at, now)
+            self._listener.pair_remapped(pair, before, answered_at, now)
         if is_told:
             self.checklist.set_state(pair, PairState.SUCCEEDED)
-        self._on_success(check, now)
+        self._listener.check_succeeded(check, now)
         return False
 
     def _is_discarded(self, pair: CandidatePair) -> bool:
@@ -340,7 +338,7 @@ class Checker:
         known = pair.valid_local
         if known is not None and known.address == mapped:
             return
-        candidate = self._find_local(pair.component, pair.base, mapped)
+        candidate = self._locals.find(pair.component, pair.base, mapped)
         if candidate is None:
             local_preference = pair.local.priority >> 8 & 0xFFFF
             candidate = Candidate(
@@ -359,9 +357,9 @@ class Checker:
     def _on_error_response(self, message: Message, check: Check, now: float) -> None:
         error = message.error
         if error is not None and error.code == ROLE_CONFLICT:
-            self._on_role_conflict(check, now)
+            self._listener.role_conflicted(check, now)
         elif error is not None and error.code == FORBIDDEN and check.pair.is_valid:
-            self._on_revoked(check.pair, now)
+            self._listener.consent_revoked(check.pair, now)
         elif check.purpose not in _OF_LIFE:
             code = f"{error.code} {error.reason}" if error is not None else "an error without a code"
             self._fail(check, f"the peer answered {code}", now)
@@ -373,7 +371,7 @@ class Checker:
         if check.purpose in _OF_LIFE:
             return
         self._end_main(pair)
-        self._on_failure(check, reason, now)
+        self._listener.check_failed(check, reason, now)
 
     def _end_main(self, pair: CandidatePair) -> None:
         if pair.main is not None:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.core.context import Context
@@ -24,7 +25,7 @@ from iceagent.core.pair import TRANSITIONS, CandidatePair, PairState
 from iceagent.net.address import TransportAddress
 from iceagent.priority import pair_priority
 
-__all__ = ["CheckList"]
+__all__ = ["CheckList", "CheckListListener"]
 
 # Transmissions without an answer, 0.2 to 0.4 s with early checks.
 _PATIENCE = 3
@@ -33,13 +34,20 @@ _UNCHECKED = frozenset({PairState.FROZEN, PairState.WAITING})
 _Key = tuple[TransportAddress, TransportAddress]
 
 
+class CheckListListener(Protocol):
+    """Who hears of pairs that leave the list."""
+
+    def pair_discarded(self, pair: CandidatePair) -> None:
+        """One does."""
+
+
 class CheckList:
     """The pairs of one session generation, all components.
 
     Args:
         context: role, keys and limits.
         preferred_host: the local host that the kernel routes a remote address from, if known.
-        on_discarded: called with every pair that leaves the list.
+        listener: hears of pairs that leave; ``None``: nobody does.
     """
 
     __slots__ = (
@@ -48,7 +56,7 @@ class CheckList:
         "_count",
         "_failed",
         "_foundations",
-        "_on_discarded",
+        "_listener",
         "_pairs",
         "_preferred_host",
         "_remotes",
@@ -60,10 +68,10 @@ class CheckList:
         self,
         context: Context,
         preferred_host: Callable[[TransportAddress], str | None],
-        on_discarded: Callable[[CandidatePair], None] = lambda pair: None,
+        listener: CheckListListener | None = None,
     ) -> None:
         self._context = context
-        self._on_discarded = on_discarded
+        self._listener = listener
         self._preferred_host = preferred_host
         self._bases: dict[int, dict[TransportAddress, Candidate]] = {}
         self._remotes: dict[int, list[Candidate]] = {}
@@ -313,7 +321,8 @@ class CheckList:
         self._failed.pop(pair, None)
         self.untrigger(pair)
         self._uncount(pair.foundation)
-        self._on_discarded(pair)
+        if self._listener is not None:
+            self._listener.pair_discarded(pair)
 
     def _uncount(self, foundation: tuple[str, str]) -> None:
         self._foundations[foundation] -= 1

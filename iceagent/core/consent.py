@@ -22,15 +22,16 @@ test_consent_checks_are_sent_once_with_new_ids_and_do_not_nominate).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from iceagent.core.checker import Checker, Purpose
 from iceagent.core.context import Context
 from iceagent.core.pair import CandidatePair
+from iceagent.core.standby import Standby
 from iceagent.core.wakeups import WakeUps
 
-__all__ = ["Consent"]
+__all__ = ["Consent", "ConsentListener"]
 
 # RFC 7675, 5.1: "each interval MUST be randomized from between 0.8 and 1.2 times the basic period".
 _SHORTEST, _LONGEST = 0.8, 1.2
@@ -53,23 +54,29 @@ class _Watch:
     keep_at: float = math.inf
 
 
+class ConsentListener(Protocol):
+    """Who hears of consent."""
+
+    def consent_expired(self, pair: CandidatePair, now: float) -> None:
+        """It ran out; once per pair."""
+
+    def peer_asked(self, pair: CandidatePair, now: float) -> None:
+        """The peer of a pair in use was asked."""
+
+
 class Consent:
     """Keeps consent for the pairs that carry data.
 
     Args:
         wakeups: of all sessions of the process.
-        on_expired: called once per pair whose consent ran out.
-        keep: called with (pair, since when it is in use, next time, now) whenever its peer is asked: to check what
-            stands by; returns when that is to be done before the next time.
-        on_check: called with a pair whenever its peer is asked.
+        standby: checks what stands by, whenever the peer is asked.
     """
 
     __slots__ = (
         "_checker",
         "_context",
-        "_keep",
-        "_on_check",
-        "_on_expired",
+        "_listener",
+        "_standby",
         "_wakeups",
         "_watched",
     )
@@ -79,17 +86,14 @@ class Consent:
         context: Context,
         checker: Checker,
         wakeups: WakeUps,
-        *,
-        on_expired: Callable[[CandidatePair, float], None],
-        keep: Callable[[CandidatePair, float, float, float], float],
-        on_check: Callable[[CandidatePair, float], None],
+        standby: Standby,
+        listener: ConsentListener,
     ) -> None:
         self._context = context
         self._checker = checker
         self._wakeups = wakeups
-        self._on_expired = on_expired
-        self._keep = keep
-        self._on_check = on_check
+        self._standby = standby
+        self._listener = listener
         self._watched: dict[CandidatePair, _Watch] = {}
 
     def watch(self, pair: CandidatePair, now: float) -> None:
@@ -136,12 +140,12 @@ class Consent:
             elif now >= self._expires_at(pair):
                 self.unwatch(pair)
                 has_expired = True
-                self._on_expired(pair, now)
+                self._listener.consent_expired(pair, now)
             elif now >= watch.next_at:
                 watch.next_at = self._next_at(now)
                 self._check(pair, watch, now)
             elif now >= watch.keep_at:
-                watch.keep_at = self._keep(pair, watch.since, watch.next_at, now)
+                watch.keep_at = self._standby.keep(pair, watch.since, watch.next_at, now)
         return has_expired
 
     def poll_timeout(self) -> float | None:
@@ -159,11 +163,11 @@ class Consent:
 
     def _check(self, pair: CandidatePair, watch: _Watch, now: float) -> None:
         watch.checked_at = now
-        self._on_check(pair, now)
+        self._listener.peer_asked(pair, now)
         # A nomination that is not answered yet may have been lost four times: this one is as good as a repetition.
         main = self._checker.main_check(pair)
         self._checker.check(pair, Purpose.CONSENT, now, main.nomination if main is not None else None)
-        watch.keep_at = self._keep(pair, watch.since, watch.next_at, now)
+        watch.keep_at = self._standby.keep(pair, watch.since, watch.next_at, now)
 
     def _expires_at(self, pair: CandidatePair) -> float:
         if self._context.config.lite:

@@ -12,16 +12,17 @@ test_a_path_that_falls_silent_is_left_for_the_one_that_stands_by.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Protocol
 
 from iceagent.core.checker import Checker, Purpose
 from iceagent.core.context import Context
 from iceagent.core.pair import CandidatePair
 from iceagent.core.selection import Selection, as_path
+from iceagent.core.standby import Standby
 from iceagent.events import PathDoubted, PathTrusted, RestartAdvised
 from relay.upgrade import TIMINGS, Decision, PathWatch, Verdict
 
-__all__ = ["Liveness"]
+__all__ = ["Liveness", "LivenessListener"]
 
 _ELSEWHERE = "the peer sends over another path"
 _REPORTED = "the application reports loss"
@@ -31,14 +32,18 @@ _NOT_FOLLOWED = "the peer answers, and its data does not come"
 _UNTIL_S = 1.0
 
 
-class Liveness:
-    """Watches the pairs in use.
+class LivenessListener(Protocol):
+    """Who carries out what is decided."""
 
-    Args:
-        standby: the pairs that stand by beside one in use.
-        on_dead: called with (pair, the decision to leave it, now).
-        on_silent: called with (pair, reason, now): nothing answers, there and elsewhere.
-    """
+    def pair_died(self, pair: CandidatePair, decision: Decision, now: float) -> None:
+        """It is to be left for another one."""
+
+    def pair_fell_silent(self, pair: CandidatePair, reason: str, now: float) -> None:
+        """Nothing answers, there and elsewhere."""
+
+
+class Liveness:
+    """Watches the pairs in use."""
 
     __slots__ = (
         "_checker",
@@ -46,8 +51,7 @@ class Liveness:
         "_elsewhere_of",
         "_elsewhere_since",
         "_expected",
-        "_on_dead",
-        "_on_silent",
+        "_listener",
         "_pathless",
         "_selection",
         "_standby",
@@ -59,17 +63,14 @@ class Liveness:
         context: Context,
         checker: Checker,
         selection: Selection,
-        *,
-        standby: Callable[[CandidatePair, float], list[CandidatePair]],
-        on_dead: Callable[[CandidatePair, Decision, float], None],
-        on_silent: Callable[[CandidatePair, str, float], None],
+        standby: Standby,
+        listener: LivenessListener,
     ) -> None:
         self._context = context
         self._checker = checker
         self._selection = selection
         self._standby = standby
-        self._on_dead = on_dead
-        self._on_silent = on_silent
+        self._listener = listener
         # For one component, a dict would be four times as large.
         self._watches: tuple[tuple[CandidatePair, PathWatch], ...] = ()
         # The pair in use that the peer's data does not come over, and since when.
@@ -129,7 +130,7 @@ class Liveness:
             self._elsewhere_since, self._elsewhere_of = now, pair
         elif self._context.controlling and other.is_valid and now >= self._elsewhere_since + TIMINGS.follow_s:
             decision = Decision(verdict=Verdict.MOVE, reason=_ELSEWHERE, to=other, since=now, is_reported=True)
-            self._on_dead(pair, decision, now)
+            self._listener.pair_died(pair, decision, now)
             return True
         if now < watch.path.heard_at + TIMINGS.elsewhere_s:
             return False
@@ -211,16 +212,16 @@ class Liveness:
         if watch.in_doubt and not was_in_doubt:
             self._tell_doubt(pair, decision.reason)
         if decision.verdict is Verdict.ASK:
-            for each in (pair, *self._standby(pair, now)):
+            for each in (pair, *self._standby.pairs(pair, now)):
                 self._checker.check(each, Purpose.DOUBT, now)
         elif decision.verdict is Verdict.TRUST:
             pair.is_silent = False
             self._context.emit(PathTrusted(component=pair.component, path=as_path(pair), reason=decision.reason))
         elif decision.verdict is Verdict.MOVE:
-            self._on_dead(pair, decision, now)
+            self._listener.pair_died(pair, decision, now)
         elif decision.verdict is Verdict.STUCK:
             self._context.emit(RestartAdvised(component=pair.component, reason=decision.reason))
         else:
             pair.is_silent = True
-            self._on_silent(pair, decision.reason, now)
+            self._listener.pair_fell_silent(pair, decision.reason, now)
         return True

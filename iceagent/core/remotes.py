@@ -7,13 +7,14 @@ its pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container
+from collections.abc import Container
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.core.admission import refusal
 from iceagent.core.checklist import CheckList
 from iceagent.core.context import Context
 from iceagent.core.held import Held
+from iceagent.core.pacing import RemoteBudget
 from iceagent.core.responder import IncomingCheck
 from iceagent.events import RemoteCandidateAdded, RemoteCandidateRefused
 from iceagent.net.address import TransportAddress
@@ -31,15 +32,15 @@ class Remotes:
 
     Args:
         own: addresses of our sockets.
-        has_answered: whether a check of ours was ever answered from an address.
+        budget: knows whether a check of ours was ever answered from an address.
     """
 
     __slots__ = (
+        "_budget",
         "_candidates",
         "_context",
         "_count",
         "_forgotten",
-        "_has_answered",
         "_held",
         "_learnt",
         "_old_ufrags",
@@ -51,12 +52,12 @@ class Remotes:
         context: Context,
         held: Held,
         own: Container[TransportAddress],
-        has_answered: Callable[[TransportAddress], bool],
+        budget: RemoteBudget,
     ) -> None:
         self._context = context
         self._held = held
         self._own = own
-        self._has_answered = has_answered
+        self._budget = budget
         self._candidates: dict[tuple[int, TransportAddress], Candidate] = {}
         self._old_ufrags: list[str] = []
         # Not yet signalled, oldest first. Their type does not tell: a peer may signal a peer-reflexive candidate too.
@@ -158,7 +159,7 @@ class Remotes:
             return False
         for key in self._learnt:
             candidate = self._candidates[key]
-            if not self._has_answered(candidate.address):
+            if not self._budget.has_answered(candidate.address):
                 del self._candidates[key], self._learnt[key]
                 self._forgotten += 1
                 checklist.remove_remote(candidate)

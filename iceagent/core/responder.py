@@ -12,8 +12,8 @@ test_a_check_without_a_fingerprint_is_answered_all_the_same).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 from iceagent.core.context import Context
 from iceagent.core.pacing import TokenBucket
@@ -36,7 +36,7 @@ from relay.stun import (
     short_term_key,
 )
 
-__all__ = ["IncomingCheck", "Responder"]
+__all__ = ["IncomingCheck", "Responder", "ResponderListener"]
 
 # Answers to requests that prove nothing, per second.
 _STRANGER_ANSWERS = 10
@@ -69,31 +69,33 @@ class IncomingCheck:
     network_cost: int = 0
 
 
-class Responder:
-    """Answers Binding requests.
+class ResponderListener(Protocol):
+    """Who knows more than a request says."""
 
-    Args:
-        switch_role: called when our role gives way (7.3.1.1).
-        refusal: asked before an authenticated check is answered with success: a code and its reason instead.
-    """
+    def switch_role(self, controlling: bool, reason: str, now: float) -> None:
+        """Our role gives way (7.3.1.1)."""
+
+    def refusal(self, check: IncomingCheck) -> tuple[int, str] | None:
+        """A code and its reason, with which an authenticated check is answered instead of success."""
+
+
+class Responder:
+    """Answers Binding requests."""
 
     __slots__ = (
         "_context",
         "_keys",
-        "_refusal",
+        "_listener",
         "_strangers",
-        "_switch_role",
     )
 
     def __init__(
         self,
         context: Context,
-        switch_role: Callable[[bool, str, float], None],
-        refusal: Callable[[IncomingCheck], tuple[int, str] | None] = lambda check: None,
+        listener: ResponderListener,
     ) -> None:
         self._context = context
-        self._refusal = refusal
-        self._switch_role = switch_role
+        self._listener = listener
         self._keys: dict[str, IntegrityKey] = {}
         self._strangers = TokenBucket(rate=_STRANGER_ANSWERS, capacity=_STRANGER_ANSWERS)
 
@@ -140,7 +142,7 @@ class Responder:
             message=message.get(PATH_MESSAGE),
             network_cost=_network_cost(message),
         )
-        refusal = self._refusal(check)
+        refusal = self._listener.refusal(check)
         if refusal is not None:
             self._context.counters[f"checks refused with {refusal[0]}"] += 1
             self._answer(datagram, message.error_response(*refusal).encode(key, sha256=is_sha256))
@@ -161,7 +163,7 @@ class Responder:
         if context.config.lite:
             return True
         context.counters["role switches"] += 1
-        self._switch_role(not context.controlling, "the peer has the same role and wins the tie-break", now)
+        self._listener.switch_role(not context.controlling, "the peer has the same role and wins the tie-break", now)
         return True
 
     def _refuse(self, message: Message, datagram: Datagram, code: int, reason: str, now: float) -> None:

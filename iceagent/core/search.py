@@ -13,7 +13,7 @@ test_a_path_survives.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from typing import Protocol
 
 from iceagent.core.checklist import CheckList
 from iceagent.core.context import Context
@@ -23,7 +23,7 @@ from iceagent.core.selection import Selection
 from iceagent.events import BetterPathSought
 from relay.upgrade import TIMINGS, Search
 
-__all__ = ["MAX_LOOKS", "Searches"]
+__all__ = ["MAX_LOOKS", "SearchListener", "Searches"]
 
 MAX_LOOKS = 10
 """Pairs that are looked at together, the best ones: with the pauses between, four packets a second at most."""
@@ -33,24 +33,29 @@ SECOND_LOOK_S = 0.150
 """After the first, where both ends look together: their clocks and half round trips differ."""
 
 
+class SearchListener(Protocol):
+    """Who may have the peer look, too."""
+
+    def announce_search(self, pair: CandidatePair, now: float) -> float | None:
+        """Better pairs than this one, which is in use, are about to be looked at; when the peer does; ``None``: it does
+        not.
+        """
+
+
 class Searches:
-    """One for each component that has a path.
+    """One for each component that has a path."""
 
-    Args:
-        announce: called with (the pair in use, now) before a look; when the peer looks, too; ``None``: it does not.
-    """
-
-    __slots__ = ("_announce", "_checklist", "_context", "_planned", "_scheduler", "_searches", "_selection")
+    __slots__ = ("_checklist", "_context", "_listener", "_planned", "_scheduler", "_searches", "_selection")
 
     def __init__(
         self,
         context: Context,
         selection: Selection,
         scheduler: Scheduler,
-        announce: Callable[[CandidatePair, float], float | None],
+        listener: SearchListener,
     ) -> None:
         self._context = context
-        self._announce = announce
+        self._listener = listener
         self._selection = selection
         self._scheduler = scheduler
         self._checklist: CheckList | None = None
@@ -106,7 +111,7 @@ class Searches:
             if pair.is_relayed:
                 self._context.emit(BetterPathSought(component=pair.component))
             better = self._better(pair)
-            at = self._announce(pair, now) if better else None
+            at = self._listener.announce_search(pair, now) if better else None
             if at is None:
                 looks += better
             else:

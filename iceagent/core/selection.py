@@ -20,8 +20,9 @@ Carries out; which of two working paths is better is the question of ``preferenc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 from iceagent.candidate import CandidateType
 from iceagent.core.checklist import CheckList
@@ -32,7 +33,7 @@ from iceagent.events import Path, SelectedPathChanged
 from relay.preference import Rival
 from relay.upgrade import TIMINGS, Decision
 
-__all__ = ["Selection"]
+__all__ = ["Selection", "SelectionListener"]
 
 # A nomination that is not answered by then gives way to another valid pair, where there is one: three transmissions
 # and an RTO.
@@ -77,18 +78,27 @@ class _Component:
     highest_seen: int = 0
 
 
+class SelectionListener(Protocol):
+    """Who carries out what was chosen."""
+
+    def path_moved(self, old: CandidatePair | None, new: CandidatePair | None, now: float) -> None:
+        """Data takes another path."""
+
+    def pair_selected(self, selected: CandidatePair) -> None:
+        """A pair was agreed by nomination."""
+
+    def nomination_unanswered(self, pair: CandidatePair, now: float) -> None:
+        """A nomination was not answered in time."""
+
+    def nomination_superseded(self, pair: CandidatePair) -> None:
+        """A nomination must not be repeated: a peer without NOMINATION would obey it."""
+
+
 class Selection:
     """Chooses the path of each component.
 
     Attributes:
         preference: which pair is better.
-
-    Args:
-        on_current: called with (old, new, now) when data moves.
-        on_unanswered: called with a pair whose nomination was not answered in time.
-        on_selected: called with a pair that was agreed by nomination.
-        on_superseded: called with a pair whose nomination must not be repeated: a peer without NOMINATION would obey
-            it.
     """
 
     __slots__ = (
@@ -96,11 +106,8 @@ class Selection:
         "_components",
         "_context",
         "_counter",
+        "_listener",
         "_looked_at",
-        "_on_current",
-        "_on_selected",
-        "_on_superseded",
-        "_on_unanswered",
         "_shunned",
         "preference",
     )
@@ -108,17 +115,10 @@ class Selection:
     def __init__(
         self,
         context: Context,
-        *,
-        on_current: Callable[[CandidatePair | None, CandidatePair | None, float], None],
-        on_unanswered: Callable[[CandidatePair, float], None],
-        on_superseded: Callable[[CandidatePair], None],
-        on_selected: Callable[[CandidatePair], None],
+        listener: SelectionListener,
     ) -> None:
         self._context = context
-        self._on_current = on_current
-        self._on_unanswered = on_unanswered
-        self._on_superseded = on_superseded
-        self._on_selected = on_selected
+        self._listener = listener
         self._checklist: CheckList | None = None
         self._components: dict[int, _Component] = {}
         self._counter = 0
@@ -379,7 +379,7 @@ class Selection:
             gone, other = nominating, self._best(number, now, but=nominating)
             if other is not None:
                 component.nominating = nominating = None
-                self._on_unanswered(gone, now)
+                self._listener.nomination_unanswered(gone, now)
         settled = nominating or component.selected
         if settled is None:
             best = self._best(number, now)
@@ -419,7 +419,7 @@ class Selection:
 
     def _nominate(self, component: _Component, pair: CandidatePair, reason: str, now: float) -> None:
         if component.nominating is not None and component.nominating is not pair:
-            self._on_superseded(component.nominating)
+            self._listener.nomination_superseded(component.nominating)
         component.nominating = pair
         component.nominating_because = reason
         component.due = True
@@ -475,7 +475,7 @@ class Selection:
             # 12.1.1: a lite agent sends once its valid list has a pair for each component.
             for each in self._components.values():
                 self._move(each, each.selected, reason, now)
-        self._on_selected(pair)
+        self._listener.pair_selected(pair)
 
     def _move(self, component: _Component, pair: CandidatePair | None, reason: str, now: float) -> None:
         old, either = component.current, pair or component.current
@@ -483,7 +483,7 @@ class Selection:
             return
         component.current = pair
         component.moved_at = now
-        self._on_current(old, pair, now)
+        self._listener.path_moved(old, pair, now)
         self._context.emit(
             SelectedPathChanged(component=either.component, old=as_path(old), new=as_path(pair), reason=reason)
         )
