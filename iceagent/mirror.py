@@ -7,6 +7,9 @@ after 1.5 s, 64 datagrams or 64 kB, whichever comes first, when the socket of th
 the doubt. What the path's own socket has no room for is not mirrored: twice as much would not help.
 
 RFC 7675, 5.1: nothing leaves where consent is not fresh. So the pair is asked for anew with every datagram.
+
+DEVIATION: RFC 8445, 12.1 sends over the selected pair only; pinned by
+test_while_in_doubt_data_arrives_over_the_pair_that_stands_by.
 """
 
 from __future__ import annotations
