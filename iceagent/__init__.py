@@ -29,6 +29,7 @@ __all__ = [
     "Description",
     "Event",
     "GatheringDone",
+    "HistoryEntry",
     "IceAgentError",
     "IceRestarted",
     "IceServer",
@@ -91,6 +92,7 @@ _MODULES = {
     "Description": "iceagent.description",
     "Event": "iceagent.events",
     "GatheringDone": "iceagent.events",
+    "HistoryEntry": "iceagent.history",
     "IceAgentError": "iceagent.errors",
     "IceRestarted": "iceagent.events",
     "IceServer": "iceagent.config",
@@ -186,6 +188,7 @@ if TYPE_CHECKING:
         ServerFailed,
         StateChanged,
     )
+    from iceagent.history import HistoryEntry
     from iceagent.ice_servers import parse_ice_servers
     from iceagent.net.address import TransportAddress
     from iceagent.net.host import Proxy

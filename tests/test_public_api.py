@@ -32,6 +32,7 @@ PUBLIC = [
     "Description",
     "Event",
     "GatheringDone",
+    "HistoryEntry",
     "IceAgentError",
     "IceRestarted",
     "IceServer",
