@@ -63,7 +63,7 @@ from iceagent.eventstream import EventStream
 from iceagent.gather.bases import Base
 from iceagent.gather.gathering import Gathering
 from iceagent.gather.mdns import MdnsNames
-from iceagent.history import EMPTY, HistoryEntry, Ring, entries, noted
+from iceagent.history import EMPTY, HistoryEntry, Ring, entries, newest_name, noted
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Transmit
 from iceagent.net.driver import GAP_S, Driver
@@ -407,6 +407,8 @@ class Agent(DataPath):
 
     def sending_began(self, out: Outgoing) -> None:
         """See :class:`iceagent.outgoing.OutgoingListener`."""
+        # A machine that was suspended may not know it yet.
+        self._driver.look_for_gap()
         self._inform(self._session.note_sending, out.traffic.component)
 
     def _on_network_error(self, base: TransportAddress, destination: TransportAddress, number: int) -> None:
@@ -501,7 +503,10 @@ class Agent(DataPath):
             self._gathering.doubt(event.path.base)
         elif isinstance(event, NetworkChanged):
             self._driver.look_for_gap()
-        self._history = noted(self._history, event, self._host.now())
+        ring = noted(self._history, event, self._host.now())
+        if ring is not self._history:
+            self._history = ring
+            self._session.count(newest_name(ring))
         for stream in self._streams or ():
             stream.push(event)
         for waiter in self._waiters:
@@ -619,7 +624,7 @@ class Agent(DataPath):
 
     async def _say_goodbye(self) -> None:
         """Until the peer has heard that we close, or was told in vain."""
-        wait_s = min(self._driver.command(self._session.say_goodbye), self._config.goodbye_s)
+        wait_s = self._driver.command(self._session.say_goodbye)
         if wait_s > 0.0:
             self._goodbye = self._loop.create_future()
             await asyncio.wait([self._goodbye], timeout=wait_s)

@@ -235,7 +235,11 @@ class Config:
     """Begin on a relay, as soon as there is one, and move when a direct pair is valid. Off: on whatever works first."""
     goodbye_s: float = 0.3
     """So long :meth:`iceagent.Agent.aclose` waits at most for the peer to hear that we close: a round trip mostly, and
-    not at all where there is no path or the peer knows no path messages. Else its checks are answered with 403.
+    not at all where there is no path or the peer knows no path messages.
+    """
+    revocation_s: float = 0.0
+    """So long :meth:`iceagent.Agent.aclose` waits for a check of a peer that knows no path messages, to answer it with
+    403 (RFC 7675, 5.2); there is one every 4 to 6 s. 0: such a peer learns when consent ends, after 30 s.
     """
     consent_timeout_s: float = 30.0
     """RFC 7675, 5.1: consent expires after 30 s. It must leave a check at its latest two seconds to be answered:
@@ -260,6 +264,7 @@ class Config:
             _between("consent_slack_s", self.consent_slack_s, 0.01, 5.0)
         _between("consent_timeout_s", self.consent_timeout_s, 1.2 * self.consent_interval_s + _ANSWER_S, 30.0)
         _between("goodbye_s", self.goodbye_s, 0.0, 10.0)
+        _between("revocation_s", self.revocation_s, 0.0, 30.0)
         if len(self.early_checks_s) > 3:
             raise UsageError(f"early_checks_s has {len(self.early_checks_s)} times, at most 3 are allowed")
         if self.port_range is not None:

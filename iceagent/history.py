@@ -37,7 +37,7 @@ from iceagent.events import (
     StateChanged,
 )
 
-__all__ = ["EMPTY", "MAX_ENTRIES", "HistoryEntry", "Ring", "entries", "noted"]
+__all__ = ["EMPTY", "MAX_ENTRIES", "HistoryEntry", "Ring", "entries", "newest_name", "noted"]
 
 MAX_ENTRIES = 64
 
@@ -88,6 +88,12 @@ def noted(ring: Ring, event: Event, at: float) -> Ring:
     times += _TIME.pack(at)
     facts += (_shared(name, reason), *(path or (None, None)))
     return times[-MAX_ENTRIES * _TIME.size :], *facts[-MAX_ENTRIES * _PLACES :]
+
+
+def newest_name(ring: Ring) -> str:
+    """What the last change in a ring is called, which has one."""
+    name: str = ring[-_PLACES][0]
+    return name
 
 
 def entries(ring: Ring) -> list[HistoryEntry]:

@@ -48,6 +48,9 @@ class CheckList:
         context: role, keys and limits.
         preferred_host: the local host that the kernel routes a remote address from, if known.
         listener: hears of pairs that leave; ``None``: nobody does.
+
+    Attributes:
+        is_over: the peer has closed: no pair is formed any more.
     """
 
     __slots__ = (
@@ -62,6 +65,7 @@ class CheckList:
         "_remotes",
         "_triggered",
         "_unchecked",
+        "is_over",
     )
 
     def __init__(
@@ -80,6 +84,7 @@ class CheckList:
         self._failed: dict[CandidatePair, None] = {}
         self._triggered: dict[CandidatePair, None] = {}
         self._count = 0
+        self.is_over = False
         self._unchecked: list[tuple[tuple[int, int], int, CandidatePair]] = []
 
     # --- commands ------------------------------------------------------------------------------------------------
@@ -131,7 +136,8 @@ class CheckList:
         if candidate in remotes:
             remotes.remove(candidate)
         for pair in [p for p in self._pairs.values() if p.destination == candidate.address]:
-            if pair.component == candidate.component:
+            # A dead one is kept: it must be remembered that its credentials are (RFC 7675, 5.1).
+            if pair.component == candidate.component and not pair.dead:
                 self._discard(pair)
 
     def remove_base(self, base: TransportAddress) -> list[CandidatePair]:
@@ -249,7 +255,9 @@ class CheckList:
     ) -> CandidatePair | None:
         base = local.base or local.address
         keys = self._context.keys
-        if keys is None or not _may_pair(base, remote.address) or (base, remote.address) in self._pairs:
+        if keys is None or self.is_over:
+            return None
+        if not _may_pair(base, remote.address) or (base, remote.address) in self._pairs:
             return None
         preferred = self._preferred(local, remote, preferred_host == base.host)
         if len(self._pairs) >= self._context.config.max_pairs:

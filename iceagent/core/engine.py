@@ -288,6 +288,7 @@ class Engine(ABC):
     def end_by_peer(self, now: float) -> None:
         """See :class:`iceagent.core.path_talk.SessionPart`."""
         reason = "the peer has closed"
+        self._checklist.is_over = True
         currents = self._selection.currents()
         for pair in (*self._checklist, *currents):
             # What it said before is still on its way, perhaps.
@@ -298,6 +299,7 @@ class Engine(ABC):
                 self._checklist.set_state(pair, PairState.FAILED)
         for pair in currents:
             self._selection.on_lost(pair, reason, now)
+        self._liveness.stop()
         self._context.emit(PeerClosed(reason=reason))
         self._status.move(AgentState.FAILED, reason)
 

@@ -7,6 +7,9 @@ one on the pair in use, one on each that stands by.
 DEVIATION: RFC 8445, 12.1 sends over the selected pair only, and RFC 7675, 5.1 has at least four seconds between the
 checks for consent; these are none, for they are few, and an answer to one is one to the other. Pinned by
 test_a_path_that_falls_silent_is_left_for_the_one_that_stands_by.
+
+DEVIATION: RFC 8445, 14.2 paces all checks together; pinned by
+test_a_question_does_not_wait_for_tokens_and_holds_up_nobody_for_long.
 """
 
 from __future__ import annotations
@@ -128,7 +131,11 @@ class Liveness:
         is_here = pair is not self._elsewhere_of or pair.traffic.received_at >= self._elsewhere_since
         if is_here or not self._selection.is_settled_on(pair):
             self._elsewhere_since, self._elsewhere_of = now, pair
-        elif self._context.controlling and other.is_valid and now >= self._elsewhere_since + TIMINGS.follow_s:
+        elif (
+            self._context.controlling
+            and now >= self._elsewhere_since + TIMINGS.follow_s
+            and other in self._selection.alternatives(pair, now)
+        ):
             decision = Decision(verdict=Verdict.MOVE, reason=_ELSEWHERE, to=other, since=now, is_reported=True)
             self._listener.pair_died(pair, decision, now)
             return True

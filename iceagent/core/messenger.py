@@ -6,7 +6,8 @@ repeated until they are. ``docs/path-messages.md`` says who may send what.
 
 Only to a peer whose description has the ice-option; five such requests leave a second at most, and no more are heard.
 DEVIATION: RFC 8838, 13 and 14 have no candidates after end-of-candidates but by a restart; pinned by
-test_a_new_candidate_is_told_over_the_path_that_works.
+test_a_new_candidate_is_told_over_the_path_that_works. DEVIATION: RFC 8445, 14.2 paces all checks together; pinned by
+test_what_is_not_answered_is_said_again_over_more_ways_with_the_same_serial.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from relay.stun import BadMessage
 
 __all__ = ["MessageListener", "Messenger"]
 
-# Requests that carry a message, per second, and at once.
-_RATE = 5.0
+# Requests that carry a message, in any second.
+_PER_SECOND = 5
 # The peer's repetitions over several pairs come on top of what it may send.
 _HEARD_AT_ONCE = 20.0
 # From one transmission to the next; the last one again and again.
@@ -89,11 +90,11 @@ class Messenger:
     """
 
     __slots__ = (
-        "_budget",
         "_checker",
         "_context",
         "_heard",
         "_highest",
+        "_left_at",
         "_listener",
         "_open",
         "_pending",
@@ -113,8 +114,9 @@ class Messenger:
         self._checker = checker
         self._listener = listener
         self._ways = ways
-        self._budget = TokenBucket(rate=_RATE, capacity=_RATE)
-        self._heard = TokenBucket(rate=_RATE, capacity=_HEARD_AT_ONCE)
+        # When the last ones left.
+        self._left_at: list[float] = []
+        self._heard = TokenBucket(rate=_PER_SECOND, capacity=_HEARD_AT_ONCE)
         self._open: list[_Open] = []
         # By component and address: what is to be told of it, and whether it is withdrawn.
         self._pending: dict[tuple[int, TransportAddress], tuple[Candidate, bool]] = {}
@@ -172,22 +174,25 @@ class Messenger:
     def handle_message(self, data: bytes, base: TransportAddress, source: TransportAddress, now: float) -> None:
         """The peer's authenticated request carried this."""
         counters = self._context.counters
-        if self._heard.tokens(now) < 1:
-            counters["path messages over the limit"] += 1
-            return
-        self._heard.take(now)
         try:
             message = PathMessage.decode(data)
         except BadMessage:
             counters["path messages malformed"] += 1
             return
-        if not self._is_new(message.serial):
-            counters["path messages repeated"] += 1
-            return
-        counters["path messages received"] += 1
         if message.closing:
+            # Whatever its serial: our restart may have made it a message of the generation before.
+            counters["path messages received"] += 1
             self._listener.peer_closed(now)
             return
+        if self._is_seen(message.serial):
+            counters["path messages repeated"] += 1
+            return
+        if self._heard.tokens(now) < 1:
+            counters["path messages over the limit"] += 1
+            return
+        self._heard.take(now)
+        self._note_seen(message.serial)
+        counters["path messages received"] += 1
         if message.added or message.withdrawn:
             self._listener.peer_told_candidates(message.added, message.withdrawn, now)
         if message.nominate:
@@ -263,14 +268,15 @@ class Messenger:
 
     def _transmit(self, entry: _Open, now: float) -> None:
         is_over = 0 < entry.tries >= len(entry.pauses) and not entry.lasts
-        if is_over or now >= entry.expires_at or (entry.pair is not None and entry.pair.dead):
+        if is_over or now >= entry.expires_at or (entry.pair is not None and not entry.pair.is_valid):
             self._open.remove(entry)
             self._context.counters["path messages not answered"] += 1
             return
         ways = [entry.pair] if entry.pair is not None else self._ways(entry.tries > 0, now)
-        allowed = ways if entry.message.closing else ways[: max(0, int(self._budget.tokens(now)))]
+        self._left_at = [at for at in self._left_at if now < at + 1.0]
+        allowed = ways if entry.message.closing else ways[: max(0, _PER_SECOND - len(self._left_at))]
         for pair in allowed:
-            self._budget.take(now)
+            self._left_at.append(now)
             self._checker.check(pair, Purpose.MESSAGE, now, message=(entry.message.serial, entry.data))
             self._context.counters["path messages sent"] += 1
         if not entry.pauses:
@@ -280,16 +286,17 @@ class Messenger:
             entry.next_at = now + entry.pauses[min(entry.tries, len(entry.pauses)) - 1]
         else:
             # Too much was said, or there is no path at all: in a while.
-            entry.next_at = now + (1.0 / _RATE if ways else _PAUSES_S[-1])
+            entry.next_at = self._left_at[0] + 1.0 if ways else now + _PAUSES_S[-1]
 
-    def _is_new(self, serial: int) -> bool:
+    def _is_seen(self, serial: int) -> bool:
+        """Whether it was, or is too old to say."""
+        behind = self._highest - serial
+        return behind >= 0 and (behind >= _WINDOW or bool(self._seen >> behind & 1))
+
+    def _note_seen(self, serial: int) -> None:
         if serial > self._highest:
             shift = serial - self._highest
             self._seen = (self._seen << shift | 1) & (1 << _WINDOW) - 1 if shift < _WINDOW else 1
             self._highest = serial
-            return True
-        behind = self._highest - serial
-        if behind >= _WINDOW or self._seen >> behind & 1:
-            return False
-        self._seen |= 1 << behind
-        return True
+        else:
+            self._seen |= 1 << self._highest - serial

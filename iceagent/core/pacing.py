@@ -38,6 +38,9 @@ _LATER_INTERVAL_S = 3600.0 / 30
 _EARLY_PACKETS = 10
 # Openers towards an address that never answered, from all our sockets and of all generations.
 _MAX_OPENERS = 20
+# Single checks in search of better paths to addresses that never answered, per second; and at once: ten pairs, twice.
+_GRANTS = 4.0
+_GRANTS_AT_ONCE = 20.0
 # Packets that an address can save up by sending authenticated requests.
 _MAX_CREDIT = 20
 # Remote addresses that are remembered; more than all candidates of a session.
@@ -145,6 +148,8 @@ class RemoteBudget:
 
     _remotes: dict[TransportAddress, _Remote] = field(default_factory=dict)
     _answered: dict[TransportAddress, None] = field(default_factory=dict)
+    # Made for the first one that is needed.
+    _grants: TokenBucket | None = None
 
     def asked(self, remote: TransportAddress, now: float) -> None:
         """An authenticated request came from there: it may be a replay with a forged source, but one for one is no
@@ -159,9 +164,13 @@ class RemoteBudget:
 
     def grant(self, remote: TransportAddress, now: float) -> None:
         """One more may go there: a peer that we are connected with, and that is talking to us, is looked for
-        (``relay/upgrade.py`` says how often).
+        (``relay/upgrade.py`` says how often). But not at any rate the peer likes, who may have named others' addresses.
         """
-        self.asked(remote, now)
+        if self._grants is None:
+            self._grants = TokenBucket(rate=_GRANTS, capacity=_GRANTS_AT_ONCE)
+        if self._grants.tokens(now) >= 1:
+            self._grants.take(now)
+            self.asked(remote, now)
 
     def has_answered(self, remote: TransportAddress) -> bool:
         """Whether a check of ours was ever answered from there."""

@@ -103,7 +103,6 @@ class CandidatePair:
         is_silent: in use, although it does not answer: nothing else does either (``liveness.py``).
         shunned_until: it was left because it did not work; until then others come first.
         times_left: how often.
-        is_declined: the peer asked for another pair in its place.
         remote_cost: of the peer's network, as its last check there said (NETWORK-COST).
         kept_at: when a check last left to keep it warm (``standby.py``).
         main: the transaction that is repeated and decides about failure (``checker.py``).
@@ -134,7 +133,6 @@ class CandidatePair:
     is_silent: bool = False
     shunned_until: float = 0.0
     times_left: int = 0
-    is_declined: bool = False
     remote_cost: int = 0
     kept_at: float = 0.0
     requests_sent: int = 0

@@ -60,6 +60,7 @@ class PathTalk:
         "_checklist",
         "_context",
         "_had_path",
+        "_has_refused",
         "_is_closing",
         "_knows",
         "_liveness",
@@ -91,7 +92,7 @@ class PathTalk:
         self._checklist: CheckList | None = None
         self._knows = False
         self._had_path = False
-        self._is_closing = False
+        self._is_closing = self._has_refused = False
         # Most sessions never have anything to say: it is made for the first word.
         self._messenger: Messenger | None = None
         # A pair that the peer wishes, and that has to answer first.
@@ -146,20 +147,27 @@ class PathTalk:
         return self._ensure().ask_for_checks(pair, now) if self._knows else None
 
     def say_goodbye(self, now: float) -> float:
-        """We close; how long an answer is worth waiting for, seconds."""
+        """We close; how long to wait until that was heard, seconds."""
         self._is_closing = True
-        if not self._knows or not self._ways(True, now):
+        config = self._context.config
+        if not self._ways(True, now):
             return 0.0
-        return self._ensure().say_goodbye(now)
+        if not self._knows:
+            return config.revocation_s
+        return min(self._ensure().say_goodbye(now), config.goodbye_s)
 
-    @property
-    def is_closing(self) -> bool:
-        """Whether the peer was told so: its checks are refused (RFC 7675, 5.2)."""
-        return self._is_closing
+    def refuse(self) -> bool:
+        """We close, and a peer that knows no path messages checks: whether that is to be refused (RFC 7675, 5.2)."""
+        if not self._is_closing or self._knows:
+            return False
+        self._has_refused = True
+        return True
 
     @property
     def is_heard(self) -> bool:
         """Whether everything that was told is answered, or given up."""
+        if self._is_closing and not self._knows:
+            return self._has_refused
         return self._messenger is None or not self._messenger.is_open
 
     def evaluate(self, now: float) -> None:
@@ -181,7 +189,11 @@ class PathTalk:
 
     def handle_old_check(self, check: IncomingCheck, now: float) -> None:
         """The same, of the generation before: the peer may close while we restart."""
-        if check.message is not None and self._knows and is_goodbye(check.message):
+        if check.message is None or not self._knows or not is_goodbye(check.message):
+            return
+        # Of a generation that carries data still: one that is over was heard, and may be replayed.
+        said = check.own_ufrag, check.ufrag
+        if any((p.keys.local.ufrag, p.keys.remote.ufrag) == said for p in self._selection.currents()):
             self.peer_closed(now)
 
     def handle_success(self, check: Check, now: float) -> None:
@@ -246,12 +258,13 @@ class PathTalk:
         checklist = self._checklist
         if checklist is None:
             return
-        in_use = [p for p in self._selection.currents() if p.destination == candidate.address]
+        currents = [p for p in self._selection.currents() if p.component == candidate.component]
+        in_use = [p for p in currents if p.destination == candidate.address]
         for pair in in_use:
             others = [p for p in self._selection.alternatives(pair, now) if p.destination != candidate.address]
             if not others:
                 # It may be wrong, and there is nothing else.
-                self._liveness.doubt(pair, _WITHDRAWN, now)
+                self._liveness.doubt(pair, _WITHDRAWN, now, is_hearsay=True)
                 return
         known = self._remotes.withdraw(candidate)
         if known is None:

@@ -103,7 +103,8 @@ class PeerSide(Engine):
         Two of its restarts in a row are answered once: with two offers under way, the answer to the first would look
         like
         a restart to the peer, its answer to that like one to us, and so on for ever. So while ours are such an answer,
-        a moment old and not used yet, they answer the newer ones too.
+        a moment old and not used yet, they answer the newer ones too. DEVIATION: RFC 8839, 4.4.2.1 has new ones each
+        time; pinned by test_two_restarts_in_a_row_are_answered_once.
         """
         is_settling = self._is_answer and not self._is_used and now < self._began_at + _SETTLING_S
         if not is_settling:
@@ -135,7 +136,8 @@ class PeerSide(Engine):
 
     def _resume(self, former: Description, now: float) -> None:
         """Our restart waits for an answer, and the peer checks with our new credentials and those that it had: they are
-        its answer, which it may think that we know (:meth:`_on_new_credentials`).
+        its answer, which it may think that we know (:meth:`_on_new_credentials`). DEVIATION: RFC 8445, 9 changes both
+        sides'; pinned by test_a_second_restart_before_any_check_passed_is_answered_by_what_is_known.
         """
         self._spent_ufrags = tuple(each for each in self._spent_ufrags if each != former.credentials.ufrag)
         self._remotes.resume_generation(former.credentials.ufrag)
@@ -257,7 +259,7 @@ class PeerSide(Engine):
     def refusal(self, check: IncomingCheck) -> tuple[int, str] | None:
         """What an authenticated check is answered with instead of success."""
         component = self._locals.component_of(check.base)
-        if component is not None and self._talk.is_closing and not self._talk.peer_knows:
+        if component is not None and self._talk.refuse():
             return 403, "Forbidden"
         if component is None or check.own_ufrag != self.local_credentials.ufrag:
             return None

@@ -47,7 +47,7 @@ class Preference:
         lesser_type = priority >> _TYPE_SHIFT
         return Standing(
             now >= pair.shunned_until,
-            not (pair.is_declined or pair.base in self._deprecated),
+            pair.base not in self._deprecated,
             not pair.is_metered,
             not pair.is_relayed,
             (lesser_type >= _HOST_TYPE) + (lesser_type >= _REFLEXIVE_TYPE),

@@ -26,7 +26,8 @@ from relay.upgrade import TIMINGS, Search
 __all__ = ["MAX_LOOKS", "SearchListener", "Searches"]
 
 MAX_LOOKS = 10
-"""Pairs that are looked at together, the best ones: with the pauses between, four packets a second at most."""
+"""Pairs that are looked at together, the best ones: with the pauses between, four packets a second at most,
+eight where the peer looks, too."""
 
 
 SECOND_LOOK_S = 0.150
@@ -72,7 +73,8 @@ class Searches:
 
     def join(self, at: float, now: float) -> None:
         """The peer looks then, and once more; so do we."""
-        if self._context.config.lite:
+        config = self._context.config
+        if config.lite or not (config.liveness and config.renomination):
             return
         self._planned = (at, at + SECOND_LOOK_S)
         for _, search in self._searches:

@@ -237,8 +237,8 @@ class Selection:
         return unproven
 
     def oblige(self, pair: CandidatePair, reason: str, now: float) -> bool:
-        """Controlling: the peer asks for this pair, in place of whatever we prefer to it; data moves there at once. But
-        not to one that we have left a moment ago: where both ends know better, ours is the last word.
+        """Controlling: the peer asks for this pair, in place of whatever we prefer to it, which is shunned; data moves
+        there at once. But not to one that we have left a moment ago: where both know better, ours is the last word.
 
         Returns:
             Whether it may be nominated: it works, and nomination is not over.
@@ -249,12 +249,13 @@ class Selection:
             return False
         if component.is_concluded and not config.renomination:
             return False
-        pair.is_declined = False
         if component.current is not pair:
             mine = self.preference.key(pair, now)
             for other in self.valid_pairs(pair.component):
                 if self.preference.key(other, now) > mine:
-                    other.is_declined = True
+                    seconds = min(TIMINGS.shun_s * 2**other.times_left, TIMINGS.max_shun_s)
+                    self._shun(other, seconds, now)
+                    other.times_left = min(other.times_left + 1, _MAX_TIMES_LEFT)
             self._move(component, pair, reason, now)
         if component.selected is not pair and component.nominating is not pair:
             self._nominate(component, pair, reason, now)

@@ -191,6 +191,8 @@ class IceSession(PeerSide):
             if pair.responded_at is not None:
                 pair.responded_at -= seconds
         self._context.emit(MachineSlept(seconds=seconds))
+        # Nothing may leave where consent has ended meanwhile.
+        self._consent.handle_timeout(now)
         self.doubt_all(f"this machine slept for {seconds:.0f} s", now)
 
     def doubt_relays(self, hosts: Collection[str], now: float) -> None:
@@ -285,7 +287,7 @@ class IceSession(PeerSide):
         refusal of its checks says the same, from now on (RFC 7675, 5.2).
 
         Returns:
-            How long to wait at most until :attr:`is_heard`, seconds; 0.0: nobody would answer.
+            How long to wait at most until :attr:`is_heard`, seconds; 0.0: not at all.
         """
         if self._status.state is AgentState.CLOSED:
             return 0.0
@@ -412,8 +414,12 @@ class IceSession(PeerSide):
 
     @property
     def counters(self) -> Mapping[str, int]:
-        """What was dropped, refused and held back, by reason."""
+        """What was dropped, refused and held back, by reason; and changes, by name."""
         return self._context.counters
+
+    def count(self, name: str) -> None:
+        """One more change."""
+        self._context.counters[name] += 1
 
     def peers(self, base: TransportAddress) -> dict[TransportAddress, Traffic]:
         """Addresses that authenticated themselves on a base: data from there is the peer's. The data path reads

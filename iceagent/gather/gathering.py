@@ -481,6 +481,10 @@ class Gathering:
         self._on_found(base.candidate(relayed, base.address, address.url, address.server, related))
         return base
 
+    def has_base(self, address: TransportAddress) -> bool:
+        """See :class:`iceagent.gather.relayed.RelayListener`."""
+        return address in self.bases
+
     def relay_closed(self, address: TransportAddress) -> None:
         """Its allocation is gone."""
         base = self.bases.get(address)

@@ -95,6 +95,9 @@ class RelayListener(Protocol):
     def relay_opened(self, address: RelayedAddress) -> RelayedBase:
         """There is one; what is sent to it goes to the base that is returned."""
 
+    def has_base(self, address: TransportAddress) -> bool:
+        """Whether there is a base at this address already."""
+
     def relay_closed(self, address: TransportAddress) -> None:
         """It is gone."""
 
@@ -489,6 +492,10 @@ class _Relay:
         if link.allocation is not None and not link.allocation.is_mobile:
             self._owner.remember_immobile(link.target.address)
         self._complaint = ""
+        if any(self._owner.listener.has_base(address) for address in event.relayed):
+            # One of our sockets: it would take what is sent from there, and end it with itself.
+            self._on_event(link, AllocationLost(reason="the server gave an address of ours", is_refused=True))
+            return
         self._tell_race(self._race.won, link.number)
         self._relayed[link.number] = event.relayed
         assert link.allocation is not None
@@ -517,6 +524,8 @@ class _Relay:
             self._owner.diagnosed(found)
 
     def _count_again(self, host: str, server: TransportAddress) -> int:
+        if len(self._made) >= MAX_REMEMBERED:
+            self._made.pop(next(iter(self._made)))
         count = self._made.get((host, server), 0)
         self._made[host, server] = count + 1
         return count

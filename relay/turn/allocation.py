@@ -96,6 +96,7 @@ WINDOW_S = 0.5
 PROBE_RC, PROBE_RM = 3, 1
 PROBE_INTERVAL_S = 5.0
 # Who suspects something has it asked at 0 and 0.5 s (``verifying.py``).
+# DEVIATION: RFC 8489, 6.2.1 sends seven times; pinned by test_silence_is_told_after_a_second_and_loses_nothing.
 VERIFY_RC, VERIFY_RM = 2, 1
 # After 0, 0.5 and 1.5 s, and until 2.5 s: who asks again soon.
 BRIEF_RC, BRIEF_RM = 3, 2
@@ -487,7 +488,7 @@ class Allocation:
         relayed = tuple(answer.get_all(XOR_RELAYED_ADDRESS))
         mapped = answer.get(XOR_MAPPED_ADDRESS)
         lifetime = answer.get(LIFETIME) or 0
-        is_wanted = relayed and all(address.version in self._options.families for address in relayed)
+        is_wanted = relayed and all(self._is_usable(address) for address in relayed)
         if self.state is AllocationState.RELEASING or not is_wanted or mapped is None or not lifetime:
             # RFC 8656, 7.3: "MUST delete the allocation" of a family that we are not prepared to handle.
             refused = "the server's answer has no address that we asked for, or no lifetime"
@@ -512,6 +513,11 @@ class Allocation:
             )
         )
         self._ask_for_due(now)
+
+    def _is_usable(self, address: TransportAddress) -> bool:
+        ip = address.ip
+        is_possible = address.port != 0 and not (ip.is_unspecified or ip.is_multicast)
+        return is_possible and address.version in self._options.families
 
     def _on_allocation_error(self, answer: Message, now: float) -> None:
         code, reason = error_of(answer)
@@ -606,8 +612,9 @@ class Allocation:
                 self._events.append(AllocationConfirmed())
 
         def failed(reason: str, is_refused: bool, then: float) -> None:
-            if is_refused:
-                self._on_not_refreshed(reason, True, then)
+            if is_refused and self._refresh_at is not None:
+                # 401 has no integrity, and may be forged: the regular refresh decides, soon.
+                self._refresh_at = min(self._refresh_at, then + REFRESH_BEFORE_S / 4)
 
         self.ask(Method.REFRESH, self._lifetime(), answered, failed, now, rc=VERIFY_RC, rm=VERIFY_RM)
 
@@ -693,7 +700,11 @@ class Allocation:
         self._requests.send(request, now)
 
     def on_unknown(self, reason: str, now: float) -> None:
-        """437: the server knows no allocation of this five-tuple. Perhaps our NAT gave us another mapping."""
+        """437: the server knows no allocation of this five-tuple. Perhaps our NAT gave us another mapping.
+
+        DEVIATION: RFC 8016, 3.2.1 presents a ticket from another address only; pinned by
+        test_another_mapping_of_the_nat_is_followed.
+        """
         if self._ticket is None or self._is_moving:
             self._end(AllocationLost(reason=f"the server has lost it (437 {reason})", is_unknown=True))
         else:

@@ -142,10 +142,12 @@ async def test_the_peer_is_told_that_we_close(side: str) -> None:
         with pytest.raises(ConsentLost, match="the peer has closed"):
             await receiving
         assert stays.state is AgentState.FAILED and stays.path() is None
-        assert not diary.of(RestartAdvised)
         sent = sum(pair.requests_sent for pair in stays.pairs())
+        # What comes late makes no pair of it again.
+        stays.add_remote_candidate("candidate:1 1 udp 2113937151 192.0.2.99 5000 typ host")
         await asyncio.sleep(60.0)
         assert sum(pair.requests_sent for pair in stays.pairs()) == sent
+        assert not diary.of(RestartAdvised)
 
 
 @in_virtual_time
@@ -189,3 +191,17 @@ async def test_after_a_goodbye_a_new_description_begins_anew() -> None:
             await again.connect()
             await asyncio.sleep(1.0)
             assert b.state is AgentState.CONNECTED and b.path() is not None
+
+
+@in_virtual_time
+async def test_a_peer_that_knows_no_messages_is_refused_where_we_stay_for_it() -> None:
+    """RFC 7675, 5.2: by a 403 to its next check."""
+    world = World()
+    async with pair_of(world, path_messages=False, revocation_s=6.5) as (a, b, *_):
+        diary = Diary(world, b)
+        began = world.now
+        await a.aclose()
+        assert world.now - began <= 6.1
+        await asyncio.sleep(0.1)
+        assert b.path() is None
+        assert [event.reason for event in diary.of(SelectedPathChanged)] == ["the peer revoked consent"]

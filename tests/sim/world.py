@@ -52,11 +52,13 @@ class Side:
 
     Attributes:
         bases: its sockets.
+        options: more ice-options of its description.
     """
 
     peer: Peer[IceSession]
     node: Node
     bases: list[TransportAddress]
+    options: tuple[str, ...] = ()
 
     @property
     def session(self) -> IceSession:
@@ -83,7 +85,7 @@ class Side:
         session = self.session
         return Description(
             credentials=session.local_credentials,
-            options=("trickle", "ice2", "renomination"),
+            options=("trickle", "ice2", "renomination", *self.options),
             pacing_ms=round(session.config.ta_s * 1000),
             lite=session.config.lite,
             candidates=tuple(_signalled(c) for c in session.local_candidates) if candidates else (),
