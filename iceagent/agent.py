@@ -145,6 +145,7 @@ class Agent(DataPath):
                 withdrawn=self._on_withdrawn,
                 deprecated=self._on_deprecated,
                 link_changed=self._on_link,
+                routes_changed=self._on_routes,
                 tell=self._tell,
                 ceiling=ceiling,
             )
@@ -512,6 +513,9 @@ class Agent(DataPath):
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
+
+    def _on_routes(self) -> None:
+        self._inform(self._session.doubt_all, "the default route changed")
 
     def _on_link(self, base: TransportAddress, is_up: bool) -> None:
         self._inform(self._session.set_link, base, is_up)

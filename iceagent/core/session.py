@@ -178,9 +178,10 @@ class IceSession(PeerSide):
         self._decide(now)
 
     def doubt_all(self, reason: str, now: float) -> None:
-        """What is in use has to prove that it works."""
+        """What is in use has to prove that it works; and there may be something better."""
         for pair in self._selection.currents():
             self._liveness.doubt(pair, reason, now)
+        self._searches.hasten(now)
         self._decide(now)
 
     def note_sleep(self, seconds: float, now: float) -> None:

@@ -33,7 +33,7 @@ from iceagent.gather.relayed import Relayed, RelayedAddress
 from iceagent.gather.servers import is_asked_over_udp
 from iceagent.gather.srflx import ServerReflexive
 from iceagent.net.address import TransportAddress
-from iceagent.net.host import AddressFlag, Host, Interface, Subscription
+from iceagent.net.host import AddressFlag, DefaultRoute, Host, Interface, Subscription
 from iceagent.priority import LocalPreferences
 from relay.uri import ServerUri
 
@@ -65,6 +65,7 @@ class Gathering:
         withdrawn: called with a base's address and the address of a candidate there that is none any more.
         deprecated: called with a base's address, and whether its IPv6 address is deprecated now (RFC 4862, 5.5.4).
         link_changed: called with a base's address, and whether its interface is up and has a carrier.
+        routes_changed: called when another default route is in force.
         tell: called with events for the application.
         ceiling: what all transactions of the process share (RFC 8445, 14.2).
 
@@ -93,6 +94,8 @@ class Gathering:
         "_refreshed_at",
         "_relayed",
         "_rng",
+        "_routes",
+        "_routes_changed",
         "_settling",
         "_started_at",
         "_subscription",
@@ -120,6 +123,7 @@ class Gathering:
         withdrawn: Callable[[TransportAddress, TransportAddress], None],
         deprecated: Callable[[TransportAddress, bool], object],
         link_changed: Callable[[TransportAddress, bool], object],
+        routes_changed: Callable[[], object],
         tell: Callable[[Event], None],
         ceiling: TokenBucket | None = None,
     ) -> None:
@@ -133,6 +137,7 @@ class Gathering:
         self._lost = lost
         self._deprecated = deprecated
         self._link_changed = link_changed
+        self._routes_changed = routes_changed
         self._tell = tell
         self._preferences = LocalPreferences()
         self._failed_hosts: tuple[str, ...] = ()
@@ -185,6 +190,7 @@ class Gathering:
                 changed=self._check_done,
             )
         self._subscription: Subscription | None = None
+        self._routes: Subscription | None = None
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -192,6 +198,7 @@ class Gathering:
         loop = asyncio.get_running_loop()
         self._started_at = self._host.now()
         self._subscription = self._host.watch_interfaces(self._on_change)
+        self._routes = self._host.watch_default_routes(self._on_routes)
         self._timer = loop.call_later(self._config.gather_timeout_s, self._finish)
         self._task = loop.create_task(self._read_interfaces())
         if self._reflexive is not None:
@@ -220,8 +227,9 @@ class Gathering:
         for timer in (self._timer, self._settling):
             if timer is not None:
                 timer.cancel()
-        if self._subscription is not None:
-            self._subscription.close()
+        for subscription in (self._subscription, self._routes):
+            if subscription is not None:
+                subscription.close()
         for gatherer in self._gatherers:
             if gatherer is not self._mapped:
                 gatherer.close()
@@ -372,6 +380,14 @@ class Gathering:
             self._tell_change((), removed)
         if self._settling is None and not usable <= known:
             self._settling = asyncio.get_running_loop().call_later(SETTLE_S, self._settle)
+
+    def _on_routes(self, routes: Sequence[DefaultRoute]) -> None:
+        """What leaves may take another way now, through another NAT."""
+        if self._is_ready:
+            if self._relayed is not None:
+                self._relayed.verify(None)
+            self.refresh()
+            self._routes_changed()
 
     def _settle(self) -> None:
         self._on_interfaces(self._interfaces)

@@ -12,6 +12,8 @@ from iceagent.events import (
     IceRestarted,
     LocalCandidateFound,
     NetworkChanged,
+    PathDoubted,
+    PathTrusted,
     SelectedPathChanged,
     StateChanged,
 )
@@ -326,3 +328,22 @@ async def test_without_trickling_a_late_interface_still_helps() -> None:
         await talk(a, b)
         path = b.path()
         assert path is not None and path.remote.type is CandidateType.PEER_REFLEXIVE
+
+
+@in_virtual_time
+async def test_another_default_route_has_the_path_asked() -> None:
+    """The path works still, and is trusted; what leaves might have taken another NAT."""
+    world = World()
+    host, peer = world.host("a", "192.0.2.1"), world.host("b", "192.0.2.9")
+    async with world.agent(host) as a, world.agent(peer, controlling=False) as b:
+        await exchange(a, b)
+        await asyncio.gather(a.connect(), b.connect())
+        diary = Diary(world, a)
+        host.set_router("192.0.2.254")
+        doubt = await diary.until(PathDoubted)
+        assert doubt.reason == "the default route changed"
+        await diary.until(PathTrusted)
+        await a.aclose()
+        host.set_router("192.0.2.253")
+        await asyncio.sleep(1.0)
+        assert len(diary.of(PathDoubted)) == 1

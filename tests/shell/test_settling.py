@@ -22,6 +22,7 @@ class Bystander:
     def __init__(self, world: World, host: MemoryHost, **options: Any) -> None:
         self.deprecated: list[tuple[str, bool]] = []
         self.links: list[tuple[str, bool]] = []
+        self.route_changes: list[float] = []
         self.events: list[tuple[float, object]] = []
         self.gathering = Gathering(
             Config(portmap=False, **options),
@@ -36,6 +37,7 @@ class Bystander:
             withdrawn=lambda base, address: None,
             deprecated=lambda base, is_deprecated: self.deprecated.append((base.host, is_deprecated)),
             link_changed=lambda base, is_up: self.links.append((base.host, is_up)),
+            routes_changed=lambda: self.route_changes.append(world.now),
             tell=lambda event: self.events.append((world.now, event)),
         )
         self.gathering.start()
