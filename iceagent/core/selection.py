@@ -245,7 +245,13 @@ class Selection:
         """
         component = self._component(pair)
         config = self._context.config
-        if not self._context.controlling or not self._has_consent(pair, now) or now < pair.shunned_until:
+        if not self._context.controlling or not self._has_consent(pair, now):
+            return False
+        if now < pair.shunned_until:
+            current = component.current
+            if current is not None and current is not pair and (config.renomination or not component.is_concluded):
+                # It has left what we chose; a higher value calls it back.
+                self._nominate(component, current, reason, now)
             return False
         if component.is_concluded and not config.renomination:
             return False

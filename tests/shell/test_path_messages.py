@@ -205,3 +205,20 @@ async def test_a_peer_that_knows_no_messages_is_refused_where_we_stay_for_it() -
         await asyncio.sleep(0.1)
         assert b.path() is None
         assert [event.reason for event in diary.of(SelectedPathChanged)] == ["the peer revoked consent"]
+
+
+@in_virtual_time
+async def test_where_both_report_losses_of_different_paths_who_nominates_has_the_last_word() -> None:
+    world = World()
+    async with calling(world, controlling=False) as call:
+        call.b.report_loss()
+        await asyncio.sleep(2.0)
+        chosen = call.b.path()
+        assert call.is_mirrored() and chosen is not None
+        began = world.now
+        call.a.report_loss()
+        await asyncio.sleep(2.0)
+        assert call.is_mirrored()
+        path = call.b.path()
+        assert path is not None and path.base == chosen.base
+        assert max(call.gaps(began)) <= 1.0
