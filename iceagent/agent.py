@@ -139,13 +139,11 @@ class Agent(DataPath):
                 _system_rng,
                 listener=self,
                 sink=self._enqueue,
-                peers_of=self._session.peers,
+                session=self._session,
+                inform=self._inform,
                 found=self._on_candidate,
                 lost=self._on_base_lost,
                 withdrawn=self._on_withdrawn,
-                deprecated=self._on_deprecated,
-                link_changed=self._on_link,
-                routes_changed=self._on_routes,
                 tell=self._tell,
                 ceiling=ceiling,
             )
@@ -513,15 +511,6 @@ class Agent(DataPath):
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
-
-    def _on_routes(self) -> None:
-        self._inform(self._session.doubt_all, "the default route changed")
-
-    def _on_link(self, base: TransportAddress, is_up: bool) -> None:
-        self._inform(self._session.set_link, base, is_up)
-
-    def _on_deprecated(self, base: TransportAddress, is_deprecated: bool) -> None:
-        self._inform(self._session.deprecate, base, is_deprecated)
 
     def _on_gap(self, slept_s: float, late_s: float) -> None:
         """The machine was suspended, or this process held up: what is known of the network is as old."""

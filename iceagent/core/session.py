@@ -46,6 +46,9 @@ __all__ = ["IceSession"]
 
 # A relayed candidate that the application was told of is checked after this: it has had its turn to signal it.
 _SIGNAL_LEAD_S = 0.010
+# Changes that are told by the state and by ``AgentStatistics.path_switches``: an empty counter costs an idle agent
+# nothing.
+_EVERYBODYS = frozenset({"state.changed", "path.selected"})
 # What has answered so short a time ago has done so since a server was lost: that takes longer to be noticed.
 _FRESH_S = 1.0
 
@@ -419,8 +422,9 @@ class IceSession(PeerSide):
         return self._context.counters
 
     def count(self, name: str) -> None:
-        """One more change."""
-        self._context.counters[name] += 1
+        """One more change; but the first ones, which every session has, are no news."""
+        if name not in _EVERYBODYS:
+            self._context.counters[name] += 1
 
     def peers(self, base: TransportAddress) -> dict[TransportAddress, Traffic]:
         """Addresses that authenticated themselves on a base: data from there is the peer's. The data path reads

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import compress
 from random import Random
+from typing import Protocol
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.config import Config
@@ -53,19 +54,33 @@ REFRESH_S = 10.0
 ALIVE_S = 1.05
 
 
+class SessionSide(Protocol):
+    """What the gathering needs of a session."""
+
+    def peers(self, base: TransportAddress) -> dict[TransportAddress, Traffic]:
+        """The table of addresses that authenticated themselves on a base."""
+
+    def deprecate(self, base: TransportAddress, is_deprecated: bool, now: float) -> None:
+        """The IPv6 address of a base is deprecated (RFC 4862, 5.5.4), or not any more."""
+
+    def set_link(self, base: TransportAddress, is_up: bool, now: float) -> None:
+        """The interface of a base lost its carrier, or has it again."""
+
+    def doubt_all(self, reason: str, now: float) -> None:
+        """Whatever is in use may not work any more."""
+
+
 class Gathering:
     """All sockets of an agent, and what is found on them.
 
     Args:
         listener: who hears what the sockets receive.
         sink: called with (data, component) for the peer's data.
-        peers_of: the session's table of authenticated addresses for a base.
+        session: whose tables of authenticated addresses the bases read, and who is told what the network does.
+        inform: called with one of its methods, and the arguments.
         found: called with every candidate; false: it adds nothing to those there are.
         lost: called with a base whose address is gone.
         withdrawn: called with a base's address and the address of a candidate there that is none any more.
-        deprecated: called with a base's address, and whether its IPv6 address is deprecated now (RFC 4862, 5.5.4).
-        link_changed: called with a base's address, and whether its interface is up and has a carrier.
-        routes_changed: called when another default route is in force.
         tell: called with events for the application.
         ceiling: what all transactions of the process share (RFC 8445, 14.2).
 
@@ -77,25 +92,23 @@ class Gathering:
         "_answered_at",
         "_config",
         "_count",
-        "_deprecated",
         "_failed_hosts",
         "_found",
         "_gatherers",
         "_host",
+        "_inform",
         "_interfaces",
         "_is_ready",
-        "_link_changed",
         "_listener",
         "_lost",
         "_mapped",
-        "_peers_of",
         "_preferences",
         "_reflexive",
         "_refreshed_at",
         "_relayed",
         "_rng",
         "_routes",
-        "_routes_changed",
+        "_session",
         "_settling",
         "_started_at",
         "_subscription",
@@ -117,13 +130,11 @@ class Gathering:
         *,
         listener: BaseListener,
         sink: Callable[[bytes, int], None],
-        peers_of: Callable[[TransportAddress], dict[TransportAddress, Traffic]],
+        session: SessionSide,
+        inform: Callable[..., None],
         found: Callable[[Candidate], bool],
         lost: Callable[[Base], None],
         withdrawn: Callable[[TransportAddress, TransportAddress], None],
-        deprecated: Callable[[TransportAddress, bool], object],
-        link_changed: Callable[[TransportAddress, bool], object],
-        routes_changed: Callable[[], object],
         tell: Callable[[Event], None],
         ceiling: TokenBucket | None = None,
     ) -> None:
@@ -132,12 +143,10 @@ class Gathering:
         self._rng = rng
         self._listener = listener
         self.sink = sink
-        self._peers_of = peers_of
+        self._session = session
+        self._inform = inform
         self._found = found
         self._lost = lost
-        self._deprecated = deprecated
-        self._link_changed = link_changed
-        self._routes_changed = routes_changed
         self._tell = tell
         self._preferences = LocalPreferences()
         self._failed_hosts: tuple[str, ...] = ()
@@ -387,7 +396,7 @@ class Gathering:
             if self._relayed is not None:
                 self._relayed.verify(None)
             self.refresh()
-            self._routes_changed()
+            self._inform(self._session.doubt_all, "the default route changed")
 
     def _settle(self) -> None:
         self._on_interfaces(self._interfaces)
@@ -425,11 +434,11 @@ class Gathering:
             address, interface = found
             if base.is_deprecated is not (AddressFlag.DEPRECATED in address.flags):
                 base.is_deprecated = not base.is_deprecated
-                self._deprecated(base.address, base.is_deprecated)
+                self._inform(self._session.deprecate, base.address, base.is_deprecated)
             if base.is_up is not interface.is_up:
                 # Linux keeps the IPv4 address of an interface without carrier.
                 base.is_up = interface.is_up
-                self._link_changed(base.address, base.is_up)
+                self._inform(self._session.set_link, base.address, base.is_up)
         return sorted(removed)
 
     def _tell_change(self, added: Sequence[str], removed: Sequence[str]) -> None:
@@ -468,7 +477,7 @@ class Gathering:
             self._failed_hosts = (*self._failed_hosts, address.host)
             self._tell(BaseFailed(host=address.host, interface=address.interface, reason=str(error)))
             return None
-        base.peers = self._peers_of(base.address)
+        base.peers = self._session.peers(base.address)
         self.bases[base.address] = base
         return base
 
@@ -490,7 +499,7 @@ class Gathering:
             address.component, place, preference, self._listener, self._host.now, self.sink, address.again, True
         )
         base.socket = address.socket
-        base.peers = self._peers_of(base.address)
+        base.peers = self._session.peers(base.address)
         self.bases[base.address] = base
         related = NOWHERE[base.address.version] if self._config.relay_only else address.mapped
         relayed = CandidateType.RELAYED
@@ -509,7 +518,7 @@ class Gathering:
 
     def relay_link(self, address: TransportAddress, *, is_up: bool) -> None:
         """See :class:`iceagent.gather.relayed.RelayListener`."""
-        self._link_changed(address, is_up)
+        self._inform(self._session.set_link, address, is_up)
 
     def relay_error(self, address: TransportAddress, peer: TransportAddress) -> None:
         """The server got an ICMP error."""

@@ -335,7 +335,7 @@ def _no_op() -> None:
     """Nothing to release."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Subscription:
     """Ends a subscription when closed; idempotent."""
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import socket
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from iceagent.net.host import Subscription
 from iceagent.net.netlink import worker
@@ -59,7 +58,7 @@ class KernelTable(Generic[Row]):
         self._groups = groups
         self._open_netlink = open_netlink
         self._concerns = concerns
-        self._callbacks: dict[object, Callable[[tuple[Row, ...]], None]] = {}
+        self._callbacks: dict[Subscription, Callable[[tuple[Row, ...]], None]] = {}
         self._table: tuple[Row, ...] | None = None
         self._is_stale = True
         self._reading: asyncio.Future[tuple[Row, ...]] | None = None
@@ -91,17 +90,18 @@ class KernelTable(Generic[Row]):
         """
         if self._notifications is None:
             self._watch()
-        key = object()
-        self._callbacks[key] = callback
-        return Subscription(functools.partial(self._unsubscribe, key))
+        subscription = _TableSubscription(self)
+        self._callbacks[subscription] = callback
+        return subscription
 
     def close(self) -> None:
         """End all subscriptions; idempotent."""
         self._callbacks.clear()
         self._unwatch()
 
-    def _unsubscribe(self, key: object) -> None:
-        self._callbacks.pop(key, None)
+    def unsubscribe(self, subscription: Subscription) -> None:
+        """Call nobody for it any more; idempotent."""
+        self._callbacks.pop(subscription, None)
         if not self._callbacks:
             self._unwatch()
 
@@ -194,3 +194,19 @@ class KernelTable(Generic[Row]):
             except Exception as error:  # One subscriber's bug must not cost the others their news.
                 context = {"message": "A watcher of interfaces or routes raised", "exception": error}
                 asyncio.get_running_loop().call_exception_handler(context)
+
+
+class _Source(Protocol):
+    def unsubscribe(self, subscription: Subscription) -> None: ...
+
+
+class _TableSubscription(Subscription):
+    """There are two for each agent: no closure, no key."""
+
+    __slots__ = ("_table",)
+
+    def __init__(self, table: _Source) -> None:
+        self._table = table
+
+    def close(self) -> None:
+        self._table.unsubscribe(self)

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from iceagent import Config
+from iceagent.core.pair import Traffic
 from iceagent.events import NetworkChanged
 from iceagent.gather.gathering import SETTLE_S, Gathering
+from iceagent.net.address import TransportAddress
 from iceagent.net.host import AddressFlag
 from iceagent.testing import MemoryHost
 from tests.shell.world import World, in_virtual_time
@@ -31,16 +33,28 @@ class Bystander:
             random.Random(2),
             listener=self,  # type: ignore[arg-type]  # nothing is received
             sink=lambda data, component: None,
-            peers_of=lambda address: {},
+            session=self,
+            inform=lambda method, *args: method(*args, now=world.now),
             found=lambda candidate: True,
             lost=lambda base: None,
             withdrawn=lambda base, address: None,
-            deprecated=lambda base, is_deprecated: self.deprecated.append((base.host, is_deprecated)),
-            link_changed=lambda base, is_up: self.links.append((base.host, is_up)),
-            routes_changed=lambda: self.route_changes.append(world.now),
             tell=lambda event: self.events.append((world.now, event)),
         )
         self.gathering.start()
+
+    # What a session would hear.
+
+    def peers(self, base: TransportAddress) -> dict[TransportAddress, Traffic]:
+        return {}
+
+    def deprecate(self, base: TransportAddress, is_deprecated: bool, now: float) -> None:
+        self.deprecated.append((base.host, is_deprecated))
+
+    def set_link(self, base: TransportAddress, is_up: bool, now: float) -> None:
+        self.links.append((base.host, is_up))
+
+    def doubt_all(self, reason: str, now: float) -> None:
+        self.route_changes.append(now)
 
     @property
     def hosts(self) -> list[str]:
