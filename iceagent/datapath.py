@@ -18,7 +18,7 @@ from iceagent.core.pair import CandidatePair
 from iceagent.errors import NoPath, UsageError
 from iceagent.events import AgentState
 from iceagent.gather.bases import Base
-from iceagent.mirror import Mirror, Standby
+from iceagent.mirror import Mirror, SecondWay
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import Host
 from iceagent.outgoing import Outgoing
@@ -182,12 +182,12 @@ class DataPath(ABC):
     ) -> None:
         """Data of a component leaves on the pair that stands by as well, for a while."""
 
-        def standby() -> Standby | None:
+        def standby() -> SecondWay | None:
             pair = standby_of(component, self._host.now())
             base = bases.get(pair.base) if pair is not None else None
             if pair is None or base is None:
                 return None
-            return Standby(base.socket, pair.destination, pair.traffic)
+            return SecondWay(base.socket, pair.destination, pair.traffic)
 
         self._end_mirroring(component)
         out = self._outgoing.get(component)

@@ -21,18 +21,19 @@ from iceagent.core.pair import Traffic
 from iceagent.net.address import TransportAddress
 from iceagent.net.host import DatagramSocket
 from iceagent.outgoing import Outgoing
+from relay.upgrade import TIMINGS
 
-__all__ = ["MAX_BYTES", "MAX_DATAGRAMS", "MAX_S", "Mirror", "Standby"]
+__all__ = ["MAX_BYTES", "MAX_DATAGRAMS", "MAX_S", "Mirror", "SecondWay"]
 
-MAX_S = 1.5
-"""By then the path has answered, or is left: ``Timings.lost_s`` in ``relay/upgrade.py``."""
+MAX_S = TIMINGS.lost_s
+"""By then the path has answered, or is left."""
 MAX_DATAGRAMS = 64
 """A call's in 1.3 s. Who sends more notices a gap by itself, and would fill a narrow way that stands by."""
 MAX_BYTES = 64_000
 """A second of half a megabit: what the narrowest of relays lets through."""
 
 
-class Standby(NamedTuple):
+class SecondWay(NamedTuple):
     """Where the other pair sends, and counts."""
 
     socket: DatagramSocket
@@ -68,7 +69,7 @@ class Mirror:
     def __init__(
         self,
         main: Outgoing,
-        standby: Callable[[], Standby | None],
+        standby: Callable[[], SecondWay | None],
         now: Callable[[], float],
         listener: MirrorListener,
     ) -> None:

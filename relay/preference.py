@@ -39,7 +39,7 @@ class Standing(NamedTuple):
 
     Attributes:
         is_trusted: it was not left a moment ago because it did not work.
-        is_staying: neither end's address is about to go.
+        is_staying: our address is not about to go, and its interface has a carrier.
         is_free: neither end pays for what it sends there.
         is_direct: no relay is on the way.
         nearness: 2: within a network, no address is translated; 1: through a NAT, or what a router maps; 0: farther.

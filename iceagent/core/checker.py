@@ -183,6 +183,13 @@ class Checker:
             pair.check_started_at = now
         pair.transactions.append(transaction)
 
+    def ask_for_consent(self, pair: CandidatePair, now: float) -> None:
+        """Send a consent check. A nomination that is not answered yet may have been lost four times: then this is as
+        good as a repetition.
+        """
+        main = self.main_check(pair)
+        self.check(pair, Purpose.CONSENT, now, main.nomination if main is not None else None)
+
     def indicate(self, pair: CandidatePair, ttl: int | None = None) -> None:
         """Send a Binding indication, which opens NATs or keeps them open and asks for nothing (RFC 8445, 11)."""
         message = build(Method.BINDING, MessageClass.INDICATION, self._context.transaction_id())

@@ -25,16 +25,14 @@ import math
 from dataclasses import dataclass
 from typing import Protocol
 
-from iceagent.core.checker import Checker, Purpose
+from iceagent.core.checker import Checker
 from iceagent.core.context import Context
 from iceagent.core.pair import CandidatePair
-from iceagent.core.standby import Standby
+from iceagent.core.standby import LONGEST, SHORTEST, Standby
 from iceagent.core.wakeups import WakeUps
 
 __all__ = ["Consent", "ConsentListener"]
 
-# RFC 7675, 5.1: "each interval MUST be randomized from between 0.8 and 1.2 times the basic period".
-_SHORTEST, _LONGEST = 0.8, 1.2
 # RFC 8445, 11: Tr, for a lite agent, which asks nobody for consent and keeps its bindings alive by indications.
 _LITE_KEEPALIVE_S = 15.0
 
@@ -116,18 +114,14 @@ class Consent:
         """The peer's own check came in on this pair; whether ours leaves with the answer, because its time allows."""
         config = self._context.config
         watch = self._watched.get(pair)
-        if (
-            watch is None
-            or not config.consent_follows
-            or now < watch.checked_at + config.consent_interval_s * _SHORTEST
-        ):
+        if watch is None or not config.consent_follows or now < watch.checked_at + config.consent_interval_s * SHORTEST:
             return False
         self._wakeups.leave(watch.next_at)
         # The peer's next one comes before that, unless it is lost. With the longest of intervals, that would be when
         # consent expires.
         interval = config.consent_interval_s
-        latest = min(now + interval * _LONGEST, self._expires_at(pair) - interval * (_LONGEST - 1))
-        watch.next_at = max(latest, now + interval * _SHORTEST)
+        latest = min(now + interval * LONGEST, self._expires_at(pair) - interval * (LONGEST - 1))
+        watch.next_at = max(latest, now + interval * SHORTEST)
         self._check(pair, watch, now)
         return True
 
@@ -164,9 +158,7 @@ class Consent:
     def _check(self, pair: CandidatePair, watch: _Watch, now: float) -> None:
         watch.checked_at = now
         self._listener.peer_asked(pair, now)
-        # A nomination that is not answered yet may have been lost four times: this one is as good as a repetition.
-        main = self._checker.main_check(pair)
-        self._checker.check(pair, Purpose.CONSENT, now, main.nomination if main is not None else None)
+        self._checker.ask_for_consent(pair, now)
         watch.keep_at = self._standby.keep(pair, watch.since, watch.next_at, now)
 
     def _expires_at(self, pair: CandidatePair) -> float:
@@ -178,6 +170,6 @@ class Consent:
         config = self._context.config
         if config.lite:
             return now + _LITE_KEEPALIVE_S
-        earliest, latest = now + config.consent_interval_s * _SHORTEST, now + config.consent_interval_s * _LONGEST
+        earliest, latest = now + config.consent_interval_s * SHORTEST, now + config.consent_interval_s * LONGEST
         at = self._context.rng.uniform(earliest, latest)
         return self._wakeups.join(at, earliest=earliest, latest=latest, slack_s=config.consent_slack_s, now=now)

@@ -181,8 +181,7 @@ class Engine(ABC):
             self.switch_role(not check.controlling, "the peer answered role conflict", now)
             self._context.tie_breaker = self._context.system_rng.getrandbits(64)
         if check.pair.state is not PairState.SUCCEEDED and check.pair.keys is self._context.keys:
-            self._checker.quiet(check.pair)
-            self._checklist.trigger(check.pair)
+            self.check_again(check.pair)
 
     def switch_role(self, controlling: bool, reason: str, now: float) -> None:
         self._context.controlling = controlling
@@ -246,8 +245,7 @@ class Engine(ABC):
         for pair in self._checklist:
             is_held = pair.dead or self._scheduler.is_quiet(pair.base)
             if pair.component == component and not is_held and pair is not self.current(component):
-                self._checker.quiet(pair)
-                self._checklist.trigger(pair)
+                self.check_again(pair)
 
     def pair_died(self, pair: CandidatePair, decision: Decision, now: float) -> None:
         """It does not answer, another one does; it may come back. What else shares an end with it has to prove that it

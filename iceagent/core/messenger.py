@@ -142,7 +142,7 @@ class Messenger:
         Returns:
             When: as the message arrives, as far as is known.
         """
-        self._send(self._message(check_after_s=0.0), pair, now, pauses=())
+        self._send(PathMessage(serial=self._next_serial(), check_after_s=0.0), pair, now, pauses=())
         return now + (pair.rtt_s or 0.0) / 2
 
     def wish(self, pair: CandidatePair, now: float) -> None:
@@ -152,7 +152,7 @@ class Messenger:
             return
         for each in wishes:
             self._open.remove(each)
-        self._send(self._message(nominate=True), pair, now, pauses=_PAUSES_S)
+        self._send(PathMessage(serial=self._next_serial(), nominate=True), pair, now, pauses=_PAUSES_S)
 
     def say_goodbye(self, now: float) -> float:
         """We close; three times at most: first where our last data went, which it does not overtake there, then on
@@ -161,7 +161,7 @@ class Messenger:
         self._open.clear()
         rtt_s = min((pair.rtt_s or 0.0 for pair in self._ways(True, now)), default=0.0)
         pause_s = min(max(_GOODBYE_RTTS * rtt_s, _SHORTEST_GOODBYE_S), _LONGEST_GOODBYE_S)
-        self._send(self._message(closing=True), None, now, pauses=(pause_s,) * _GOODBYES)
+        self._send(PathMessage(serial=self._next_serial(), closing=True), None, now, pauses=(pause_s,) * _GOODBYES)
         return pause_s * _GOODBYES
 
     @property
@@ -224,24 +224,9 @@ class Messenger:
 
     # --- inside --------------------------------------------------------------------------------------------------
 
-    def _message(
-        self,
-        *,
-        nominate: bool = False,
-        closing: bool = False,
-        check_after_s: float | None = None,
-        added: Sequence[Candidate] = (),
-        withdrawn: Sequence[Candidate] = (),
-    ) -> PathMessage:
+    def _next_serial(self) -> int:
         self._serial += 1
-        return PathMessage(
-            serial=self._serial,
-            nominate=nominate,
-            closing=closing,
-            check_after_s=check_after_s,
-            added=tuple(added),
-            withdrawn=tuple(withdrawn),
-        )
+        return self._serial
 
     def _tell_pending(self, now: float) -> None:
         """One message at a time: what is withdrawn and comes again arrives in that order."""
@@ -249,9 +234,15 @@ class Messenger:
             return
         keys = list(self._pending)[:MAX_CANDIDATES]
         taken = [self._pending.pop(key) for key in keys]
-        added = [candidate for candidate, withdrawn in taken if not withdrawn]
-        gone = [candidate for candidate, withdrawn in taken if withdrawn]
-        self._send(self._message(added=added, withdrawn=gone), None, now, pauses=_PAUSES_S, lasts=True)
+        added = tuple(candidate for candidate, withdrawn in taken if not withdrawn)
+        gone = tuple(candidate for candidate, withdrawn in taken if withdrawn)
+        self._send(
+            PathMessage(serial=self._next_serial(), added=added, withdrawn=gone),
+            None,
+            now,
+            pauses=_PAUSES_S,
+            lasts=True,
+        )
 
     def _send(
         self,

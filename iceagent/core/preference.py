@@ -1,8 +1,8 @@
 """How do pairs stand against each other?
 
 ``relay/preference.py`` compares; here it is shown the pairs: what ICE's types and priorities say of a path, whether
-either end's network costs money (NETWORK-COST, kept on the pair), whether our address is about to go, and whether the
-peer asked for another pair.
+either end's network costs money (NETWORK-COST, kept on the pair), and whether our address is about to go or has no
+link.
 """
 
 from __future__ import annotations
@@ -29,17 +29,23 @@ _NO_BASES: frozenset[TransportAddress] = frozenset()
 class Preference:
     """What is known of pairs beyond their priorities."""
 
-    __slots__ = ("_deprecated",)
+    __slots__ = ("_deprecated", "_down")
 
     def __init__(self) -> None:
-        self._deprecated = _NO_BASES
+        self._deprecated = self._down = _NO_BASES
 
     def deprecate(self, base: TransportAddress, *, is_deprecated: bool) -> None:
         """The address of a base is about to go, or is not any more."""
-        if is_deprecated:
-            self._deprecated |= {base}
-        elif base in self._deprecated:
-            self._deprecated -= {base}
+        self._deprecated = _changed(self._deprecated, base, is_in=is_deprecated)
+
+    def set_link(self, base: TransportAddress, *, is_up: bool) -> None:
+        """The interface of a base has lost its carrier, or has it again."""
+        self._down = _changed(self._down, base, is_in=not is_up)
+
+    def forget(self, base: TransportAddress) -> None:
+        """The socket is gone."""
+        self.deprecate(base, is_deprecated=False)
+        self.set_link(base, is_up=True)
 
     def standing(self, pair: CandidatePair, now: float) -> Standing:
         """How a valid pair stands; of one that is not, its priority is taken for its rank."""
@@ -47,7 +53,7 @@ class Preference:
         lesser_type = priority >> _TYPE_SHIFT
         return Standing(
             now >= pair.shunned_until,
-            pair.base not in self._deprecated,
+            pair.base not in self._deprecated and pair.base not in self._down,
             not pair.is_metered,
             not pair.is_relayed,
             (lesser_type >= _HOST_TYPE) + (lesser_type >= _REFLEXIVE_TYPE),
@@ -93,3 +99,10 @@ class Preference:
         """Whether a pair would be better than a valid one, if it worked; that either was left does not count."""
         mine, other = self.standing(pair, math.inf), self.standing(than, math.inf)
         return mine > other or (mine == other and pair.priority > than.rank)
+
+
+def _changed(bases: frozenset[TransportAddress], base: TransportAddress, *, is_in: bool) -> frozenset[TransportAddress]:
+    """The same object where nothing changes: most sessions share the empty one."""
+    if is_in:
+        return bases | {base}
+    return bases - {base} if base in bases else bases

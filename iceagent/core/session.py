@@ -134,7 +134,7 @@ class IceSession(PeerSide):
         self._peers.remove_base(base)
         self._scheduler.release(base)
         self._standby.forget(base)
-        self._selection.preference.deprecate(base, is_deprecated=False)
+        self._selection.preference.forget(base)
         gone = self._checklist.remove_base(base)
         gone += [pair for pair in self._selection.currents() if pair.base == base and pair not in gone]
         for pair in gone:
@@ -159,7 +159,7 @@ class IceSession(PeerSide):
         """The interface of a base has lost its carrier, or has it again. Its address stays, and may work again in a
         moment: so its pairs are left at once where another one works, and are tried again when it is back.
         """
-        self._selection.preference.deprecate(base, is_deprecated=not is_up)
+        self._selection.preference.set_link(base, is_up=is_up)
         for pair in self._checklist:
             if pair.base != base:
                 continue
@@ -208,9 +208,8 @@ class IceSession(PeerSide):
             if is_there and now < pair.heard_at + _FRESH_S:
                 self._liveness.doubt(pair, "the server of its relay is lost", now)
             elif is_there and pair.is_valid:
-                self._checker.quiet(pair)
                 self._selection.on_lost(pair, "the server of its relay is lost", now)
-                self._checklist.trigger(pair)
+                self.check_again(pair)
         self._decide(now)
 
     def set_remote_description(self, description: Description, now: float) -> None:

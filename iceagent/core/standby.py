@@ -20,17 +20,17 @@ from __future__ import annotations
 
 import math
 
-from iceagent.core.checker import Checker, Purpose
+from iceagent.core.checker import Checker
 from iceagent.core.context import Context
 from iceagent.core.pair import CandidatePair
 from iceagent.core.selection import Selection
 from iceagent.net.address import TransportAddress
 from relay.upgrade import TIMINGS
 
-__all__ = ["Standby"]
+__all__ = ["LONGEST", "SHORTEST", "Standby"]
 
-# RFC 7675, 5.1: "each interval MUST be randomized from between 0.8 and 1.2 times the basic period".
-_SHORTEST, _LONGEST = 0.8, 1.2
+SHORTEST, LONGEST = 0.8, 1.2
+"""RFC 7675, 5.1: "each interval MUST be randomized from between 0.8 and 1.2 times the basic period"."""
 
 # One fails with its interface, the second may be another one's.
 _PAIRS = 2
@@ -96,7 +96,7 @@ class Standby:
         """An answer shows that a pair has another mapped address than before, when it last answered."""
         seen = pair.valid_local
         is_port = seen is not None and seen.address.host == before.host
-        if is_port and now <= answered_at + self._interval_s(pair) * _LONGEST + TIMINGS.keep_again_latest_s:
+        if is_port and now <= answered_at + self._interval_s(pair) * LONGEST + TIMINGS.keep_again_latest_s:
             self._shorten(pair, "bindings seen to die")
 
     def forget(self, base: TransportAddress) -> None:
@@ -115,9 +115,7 @@ class Standby:
         if is_missed_again and pair.answered_at > each.asked_at and not self._is_silent(each, now):
             self._shorten(each, "standby checks missed in a row")
         each.kept_at = now
-        # A nomination that is not answered yet may have been lost four times: this one is as good as a repetition.
-        main = self._checker.main_check(each)
-        self._checker.check(each, Purpose.CONSENT, now, main.nomination if main is not None else None)
+        self._checker.ask_for_consent(each, now)
 
     def _window(self, each: CandidatePair, now: float) -> tuple[float, float]:
         """From when until when its next check may leave."""
@@ -126,7 +124,7 @@ class Standby:
             return last + TIMINGS.keep_again_s, last + TIMINGS.keep_again_latest_s
         # Who is silent altogether is asked on, in case it comes back, but needs no short intervals.
         interval_s = TIMINGS.keep_s if each.is_unanswered else self._interval_s(each)
-        return last + interval_s * _SHORTEST, last + interval_s * _LONGEST
+        return last + interval_s * SHORTEST, last + interval_s * LONGEST
 
     def _interval_s(self, pair: CandidatePair) -> float:
         return self._every_s.get(pair.base, TIMINGS.keep_s)

@@ -291,3 +291,19 @@ def test_what_a_peer_learns_later_about_a_network_moves_data_then() -> None:
     talk(world, 10.0)
     assert pair.remote_cost == COSTLY
     assert base_of(world.a) == world.a.bases[1] and world.is_mirrored()
+
+
+def test_a_carrier_that_comes_back_makes_no_deprecated_address_a_good_one() -> None:
+    world = settled(two_ways())
+    session, base = world.a.session, world.a.bases[0]
+    pair = next(each for each in session.pairs if each.base == base)
+
+    def stays() -> bool:
+        return session._selection.preference.standing(pair, world.now).is_staying
+
+    session.deprecate(base, True, world.now)
+    session.set_link(base, False, world.now)
+    session.set_link(base, True, world.now)
+    assert not stays()
+    session.deprecate(base, False, world.now)
+    assert stays()
