@@ -269,6 +269,14 @@ class PortMapper:
             asyncio.get_running_loop().call_soon(self._assign, held)
         return mapping
 
+    def ask_again(self) -> None:
+        """Mappings that no gateway gave are needed badly: ask once more, though half a minute after the last time at
+        the earliest. By themselves, gateways that refuse are asked ever less, up to every half hour.
+        """
+        if self._sites is not None:
+            for site in self._sites:
+                site.ask_again()
+
     async def probe(self) -> tuple[GatewayReport, ...]:
         """Find out what each gateway does, by a real mapping of a port of ours with each protocol, deleted again.
 

@@ -50,7 +50,7 @@ UNKNOWN_FOR_S = 30.0
 
 RETRY_S = 30.0
 MAX_RETRY_S = 1800.0
-"""When all are asked again after none gave a mapping: twice as late each time."""
+"""When all are asked again after none gave a mapping: twice as late each time, unless one is needed badly."""
 
 MAX_MAPPINGS = 256
 
@@ -119,6 +119,7 @@ class _Wanted:
     client_key: int = 0
     failed: dict[ProtocolName, str] = field(default_factory=dict)
     silent: set[ProtocolName] = field(default_factory=set)
+    failed_at: float = -math.inf
     retry_at: float = math.inf
     retries: int = 0
     news: Pace = field(default_factory=lambda: Pace(*NEWS))
@@ -247,6 +248,12 @@ class GatewaySession:
             self._discover(now)
         self._choose(now)
         self._collect(now)
+
+    def ask_again(self, now: float) -> None:
+        """What none of them gave is needed badly: ask once more, half a minute after they failed at the earliest."""
+        for wanted in self._wanted.values():
+            if wanted.retry_at < math.inf:
+                wanted.retry_at = min(wanted.retry_at, max(now, wanted.failed_at + RETRY_S))
 
     # --- the contract --------------------------------------------------------------------------------------------
 
@@ -379,7 +386,7 @@ class GatewaySession:
     def _give_up(self, key: int, wanted: _Wanted, now: float) -> None:
         wait_s = min(RETRY_S * 2**wanted.retries, MAX_RETRY_S)
         wanted.retries += 1
-        wanted.retry_at = now + wait_s
+        wanted.failed_at, wanted.retry_at = now, now + wait_s
         reasons: dict[str, str] = {name: wanted.failed[name] for name in wanted.protocols}
         self._events.append(NoMapping(key=key, reasons=reasons, retry_s=wait_s))
 

@@ -89,6 +89,11 @@ class Site:
         if not self._is_closed:
             self._driver.command(self.session.refresh)
 
+    def ask_again(self) -> None:
+        """See :meth:`GatewaySession.ask_again`."""
+        if not self._is_closed:
+            self._driver.command(self.session.ask_again)
+
     def probe(self, key: int, request: MapRequest, name: ProtocolName) -> asyncio.Future[Mapped | NoMapping]:
         """Map by one protocol.
 

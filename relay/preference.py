@@ -7,7 +7,8 @@ go is taken only where there is nothing else.
 Among paths of one standing ICE's priorities decide, until it is known how long their round trips are. Then the shorter
 one does, with hysteresis: data leaves a path for one that is faster by 5 ms and by a tenth; it goes back to one of
 higher priority once that is no slower any more; and half a minute lies between two such moves, twice as long after
-each. One that has just come has its priority alone.
+each. What loses checks is gone to by none of these, and what loses a quarter of them is left for one that loses none.
+One that has just come has its priority alone.
 
 Pure. Paths are opaque; who knows more (``iceagent/core/preference.py``) says how they stand.
 """
@@ -68,6 +69,10 @@ class RatedPath(Protocol):
         """How many samples that is made of, since the path last began to work."""
 
     @property
+    def loss(self) -> float:
+        """Share of our checks that are not answered, smoothed; 0.0 … 1.0."""
+
+    @property
     def answered_at(self) -> float:
         """When a check of ours was last answered."""
 
@@ -90,7 +95,7 @@ class Rival(NamedTuple):
     Attributes:
         path: see there.
         reason: for people.
-        is_measured: their round trips, which are known, allow it.
+        is_measured: their round trips and losses, which are known, allow it.
     """
 
     path: RatedPath
@@ -112,8 +117,8 @@ def rival(
         current: the one that does.
         others: those that work, in any order.
         now: seconds.
-        moves: how many measured ones there have been, and when the last one of any kind was; ``None``: round trips are
-            not looked at.
+        moves: how many measured ones there have been, and when the last one of any kind was; ``None``: round trips and
+            losses are not looked at.
         timings: see there.
     """
     above = [other for other in others if _is_above(other, current, now, moves, timings)]
@@ -124,7 +129,8 @@ def rival(
         return Rival(best.path, _reason(best.standing, current.standing), is_measured)
     if above:
         fastest = min(above, key=lambda other: _rtt_s(other.path))
-        return Rival(fastest.path, "it is faster", is_measured=True)
+        reason = "it loses less" if current.path.loss >= timings.lossy else "it is faster"
+        return Rival(fastest.path, reason, is_measured=True)
     return None
 
 
@@ -138,6 +144,10 @@ def _is_above(other: Rated, current: Rated, now: float, moves: tuple[int, float]
     if now < moved_at + min(timings.faster_pause_s * 2.0 ** min(count, 10), timings.max_faster_pause_s):
         return False
     theirs, ours = _rtt_s(other.path), _rtt_s(current.path)
+    if other.path.loss > timings.clean:
+        return False
+    if current.path.loss >= timings.lossy:
+        return theirs <= ours + timings.lossy_s
     if is_higher:
         return theirs <= ours + max(timings.as_fast_s, timings.as_fast_share * ours)
     return theirs <= ours - max(timings.faster_s, timings.faster_share * ours)

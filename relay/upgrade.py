@@ -123,8 +123,16 @@ class Timings:
     """Of each path, before round trips say anything: one may have waited behind a lost packet or a sleeping radio."""
     rtt_lasts_s: float = 30.0
     """And the last of them no older: as long as consent lasts."""
+    clean: float = 0.05
+    """What loses more of its checks than this is not gone to for a round trip or a priority: seven answers after a lost
+    one it is forgotten."""
+    lossy: float = 0.25
+    """What loses so many is left for one that loses none: two in four, or a tenth each way for long. A voice breaks up
+    before that."""
+    lossy_s: float = 0.1
+    """If that is slower by this at most: twice the way is worse than a tenth of it lost."""
     faster_pause_s: float = 30.0
-    """After any move, before one for the sake of a round trip: the samples of both come from after it."""
+    """After any move, before one for the sake of a round trip or of losses: the samples of both come from after it."""
     max_faster_pause_s: float = 600.0
     """Each such move doubles that pause, up to this: where our own data makes a path slow, the next one becomes slow,
     too."""

@@ -311,6 +311,7 @@ class Checker:
         rtt = transaction.rtt(now)
         if rtt is not None:
             pair.add_rtt(rtt)
+        pair.add_answer(transaction.started_at)
         self._finish(transaction)
         self._budget.answered(pair.destination)
         pair.responses_received += 1

@@ -29,6 +29,8 @@ __all__ = ["TRANSITIONS", "CandidatePair", "PairState", "Traffic"]
 
 # Smoothing of round trips, RFC 6298, 2.3: alpha = 1/8.
 _RTT_WEIGHT = 0.125
+# Of losses, the same: one of them alone makes no path a bad one.
+_LOSS_WEIGHT = 0.125
 
 
 class PairState(Enum):
@@ -97,6 +99,7 @@ class CandidatePair:
         openers: how many were sent (``nat/openers.py``); the last one at ``opened_at``.
         rtt_s: smoothed round trip; ``None`` before the first.
         rtt_count: samples since it last began to work.
+        loss: share of checks that are not answered, smoothed over eight answers, since then; 0.0 … 1.0.
         last_error: errno of the last ICMP or send error.
         requested_at: when a check of the peer's last came in.
         asked_at: when the first check of ours left that was not answered, nor any after it.
@@ -127,6 +130,7 @@ class CandidatePair:
     responded_at: float | None = None
     rtt_s: float | None = None
     rtt_count: int = 0
+    loss: float = 0.0
     last_error: int = 0
     requested_at: float = 0.0
     asked_at: float = 0.0
@@ -265,9 +269,19 @@ class CandidatePair:
         else:
             self.rtt_s += max(_RTT_WEIGHT, 1 / self.rtt_count) * (sample_s - self.rtt_s)
 
-    def forget_rtts(self) -> None:
+    def add_answer(self, started_at: float) -> None:
+        """A check was answered, which first left then: one that left before it, and was not, is lost. Several in a row
+        count as one, for their path was down.
+        """
+        if self.asked_at < started_at and self.is_unanswered:
+            self.loss += _LOSS_WEIGHT * (1.0 - self.loss)
+        if self.loss:
+            self.loss -= _LOSS_WEIGHT * self.loss
+
+    def forget_samples(self) -> None:
         """It works no more: what is measured when it works again is another path, perhaps."""
         self.rtt_count = 0
+        self.loss = 0.0
 
     def __str__(self) -> str:
         return f"#{self.number} {self.base} → {self.destination} ({self.state.value})"

@@ -503,7 +503,7 @@ class Selection:
     def _invalidate(self, component: _Component, pair: CandidatePair, now: float) -> None:
         pair.valid_local = None
         pair.nominated = False
-        pair.forget_rtts()
+        pair.forget_samples()
         if component.nominating is pair:
             component.nominating = None
         if component.selected is pair:

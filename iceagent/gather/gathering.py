@@ -261,13 +261,17 @@ class Gathering:
             self._relayed.begin_again()
 
     def refresh(self) -> None:
-        """Data goes over a relay: ask the STUN servers once more from every base, for a way past it; at most every ten
-        seconds.
+        """Data goes over a relay: ask the STUN servers once more from every base, and routers that gave no mapping, for
+        a way past it; at most every ten seconds.
         """
         now = self._host.now()
-        if self._reflexive is not None and self._is_ready and now >= self._refreshed_at + REFRESH_S:
-            self._refreshed_at = now
+        if not self._is_ready or now < self._refreshed_at + REFRESH_S:
+            return
+        self._refreshed_at = now
+        if self._reflexive is not None:
             self._reflexive.ask_again()
+        if self._mapped is not None:
+            self._mapped.ask_again()
 
     def doubt(self, address: TransportAddress) -> None:
         """The path from a base is in doubt: TURN servers are asked whether they know us still, and a server that has

@@ -111,6 +111,11 @@ class Mapped:
         if mapping is not None:
             mapping.close()
 
+    def ask_again(self) -> None:
+        """Data goes over a relay: ask routers that gave no mapping once more, each twice a minute at most."""
+        if self._shared is not None:
+            self._shared.mapper.ask_again()
+
     async def give_back(self) -> None:
         """Delete all mappings, and wait until the routers say so, at most a second."""
         closing = [mapping.aclose() for mapping in self._mappings.values()]

@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from random import Random
 
 import pytest
 
 from iceagent import Agent, CandidateType, Config, IceServer
-from iceagent.events import LocalCandidateFound, PortMapped, PortMappingLost, PortMappingUnavailable
+from iceagent.events import (
+    LocalCandidateFound,
+    PortMapped,
+    PortMappingLost,
+    PortMappingUnavailable,
+    SelectedPathChanged,
+)
 from iceagent.gather.mapped import is_mappable
 from iceagent.net.address import TransportAddress
-from iceagent.net.host import DefaultRoute
+from iceagent.net.host import DatagramSocket, DefaultRoute, SocketOptions
 from iceagent.testing import MemoryHost, NatModel, NatNode
 from portmap import (
     PROTOCOLS,
@@ -32,9 +39,13 @@ from tests.fakes.gateway import FakeGateway
 from tests.fakes.gateway.faults import Delivery
 from tests.fakes.gateway.shell import GatewayShell
 from tests.fakes.gateway.state import Options
-from tests.shell.world import Diary, World, in_virtual_time
+from tests.fakes.turn_server import RELAY_HOSTS
+from tests.fakes.turn_server import Options as TurnOptions
+from tests.shell.world import Diary, World, connected, in_virtual_time
+from tests.unit.probe.test_relays import USER, TurnMachine
 
 INSIDE, ROUTER, EXTERNAL = "192.168.1.2", "192.168.1.1", "11.22.33.44"
+TURN = "20.0.1.1"
 
 
 class Home:
@@ -309,6 +320,67 @@ async def test_two_symmetric_nats_connect_directly_by_a_mapping_on_one_side() ->
         assert path.kind == "direct"
 
 
+class RelayMachine(TurnMachine):
+    """A TURN server over UDP whose relayed addresses are on the Internet."""
+
+    def __init__(self, world: World) -> None:
+        self._machine = world.host("turn", (TURN, *RELAY_HOSTS.values()))
+        self._relays: dict[TransportAddress, DatagramSocket] = {}
+        super().__init__(self._machine, TURN, TurnOptions(users=USER))
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        address, now = TransportAddress._make(source), self._machine.now()
+        outgoing = (
+            self.by_udp.from_peer(socket.address, address, data, now)
+            if socket.address in self._relays
+            else self.by_udp.from_client(address, data, now)
+        )
+        for allocation in self.by_udp.allocations(now):
+            for relayed in allocation.relayed:
+                if relayed not in self._relays:
+                    self._relays[relayed] = self._machine.socket(relayed, self, SocketOptions())
+        for origin, destination, payload in outgoing:
+            self._relays.get(origin, self._socket).send(payload, destination)
+
+
+@pytest.mark.parametrize("talks", [True, False])
+@in_virtual_time
+async def test_a_router_that_gave_none_is_asked_twice_a_minute_while_data_goes_over_a_relay(talks: bool) -> None:
+    """Where nobody talks, data does not suffer: it is asked ever less, as elsewhere."""
+    home = Home(World(), external_host="")
+    world = home.world
+    RelayMachine(world)
+    other = world.host("other", "10.0.0.2", world.nat("theirs", "symmetric", "44.33.22.11"))
+    servers = (IceServer(urls=(f"turn:{TURN}?transport=udp",), username="user", credential="secret"),)
+    async with (
+        home.shell(),
+        Agent(Config(servers=servers), controlling=True, host=home.inside, rng=Random(1)) as a,
+        Agent(Config(servers=servers), controlling=False, host=other, rng=Random(2)) as b,
+        connected(a, b),
+    ):
+        diary = Diary(world, a)
+        before = a.path()
+        assert before is not None and before.kind == "relay"
+
+        async def speak() -> None:
+            while talks:
+                a.send(b"?")
+                b.send(b"!")
+                await asyncio.sleep(0.5)
+
+        talking = asyncio.create_task(speak())
+        await asyncio.sleep(600.0)
+        home.gateway.change_external_host(EXTERNAL, world.now)
+        switched_on = world.now
+        mapped = await diary.until(PortMapped)
+        assert (world.now - switched_on <= 41.0) is talks
+        assert isinstance(home.nat.model, NatModel)
+        home.nat.model.forward(mapped.external, mapped.internal)
+        if talks:
+            await diary.until(SelectedPathChanged, lambda event: event.new is not None and event.new.kind == "direct")
+        talking.cancel()
+
+
 @in_virtual_time
 async def test_a_mapping_that_is_lost_is_signalled_no_more() -> None:
     home = Home(World(), protocols=frozenset({"pcp"}))
@@ -397,12 +469,12 @@ async def test_a_router_that_goes_on_refusing_is_told_once() -> None:
         assert len(diary.of(PortMappingUnavailable)) == 1
 
 
-TURN = IceServer(urls=("turn:198.51.100.7",), username="u", credential="p")
+RELAY = IceServer(urls=("turn:198.51.100.7",), username="u", credential="p")
 
 
 @pytest.mark.parametrize(
     "config",
-    [Config(portmap=False), Config(relay_only=True, servers=(TURN,)), Config(lite=True)],
+    [Config(portmap=False), Config(relay_only=True, servers=(RELAY,)), Config(lite=True)],
     ids=("off", "relay only", "lite"),
 )
 @in_virtual_time

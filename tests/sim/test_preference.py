@@ -203,6 +203,21 @@ def test_noise_makes_data_move_a_few_times_in_an_hour_at_most(seed: int) -> None
     assert len(moves(world.a)) - count <= 9, world
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_what_loses_a_sixth_each_way_is_left_for_what_loses_nothing(seed: int) -> None:
+    """Its checks are answered often enough that it never counts as dead, and its priority is the higher one."""
+    world = settled(two_ways(seed=seed))
+    link, count = world.a.node.links[0], len(moves(world.a))
+    link.up.loss = link.down.loss = 0.16
+    seconds = 0
+    for _ in range(600):
+        talk(world, 1.0, every_s=0.25)
+        seconds += base_of(world.a) == world.a.bases[0]
+    assert seconds <= 300
+    assert "nominated: it loses less" in [reason for _, reason in moves(world.a)[count:]]
+    assert len(moves(world.a)) - count <= 7
+
+
 @pytest.mark.parametrize("config", [Config(liveness=False), Config(renomination=False), Config(standby=False)])
 def test_without_samples_or_renomination_a_faster_interface_is_not_moved_to(config: Config) -> None:
     world = settled(two_ways(first_s=0.030, config=config))

@@ -76,6 +76,11 @@ class Bench:
         self.session.refresh(self.now)
         self._drain()
 
+    def ask_again(self) -> None:
+        """A mapping that nobody gave is needed badly."""
+        self.session.ask_again(self.now)
+        self._drain()
+
     def ask_for_list(self) -> None:
         """Want the list of all mappings."""
         self.session.list_mappings(self.now)

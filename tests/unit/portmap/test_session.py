@@ -384,3 +384,25 @@ def test_with_any_fault_and_nobody_else_there_is_an_end(fault: str, name: Protoc
         assert all(outcome[0].reasons.values())
     bench.run(300.0)
     assert not bench.gateway.violations
+
+
+def test_who_needs_one_badly_is_asked_twice_a_minute_though_all_refused() -> None:
+    """A router whose port mapping is switched on later would be found after half an hour at worst."""
+
+    def asked_until(is_urgent: bool) -> tuple[int, float]:
+        bench = Bench(gateway(external_host=""))
+        bench.map()
+        for _ in range(120):
+            bench.run(10.0)
+            if is_urgent:
+                bench.ask_again()
+        refused = bench.kinds().count("NoMapping")
+        bench.gateway.change_external_host("203.0.113.9", bench.now)
+        if is_urgent:
+            bench.ask_again()
+        took, _ = bench.until(Mapped, 3600.0)
+        return refused, took
+
+    patient, urgent = asked_until(is_urgent=False), asked_until(is_urgent=True)
+    assert patient[0] <= 7 and patient[1] > 600.0
+    assert 38 <= urgent[0] <= 41 and urgent[1] <= 31.0

@@ -44,7 +44,7 @@ class TurnMachine:
         self.is_deaf = False
         self._host = host
         self._where = where
-        host.socket(where, self, SocketOptions())
+        self._socket = host.socket(where, self, SocketOptions())
 
     async def listen(self) -> None:
         await self._host.listen_tcp(self._where, self._accept)

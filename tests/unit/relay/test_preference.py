@@ -23,6 +23,7 @@ class Row:
     rank: int = 10
     rtt_s: float | None = 0.040
     rtt_count: int = 3
+    loss: float = 0.0
     answered_at: float = NOW - 1.0
 
 
@@ -132,6 +133,27 @@ def test_where_round_trips_are_not_looked_at_priority_decides() -> None:
     assert better(rated(Row()), rated(Row(rank=20, rtt_s=1.0)), moves=None) is not None
 
 
+def test_what_loses_checks_is_gone_to_neither_for_a_round_trip_nor_for_a_priority() -> None:
+    lossy = Row(rank=5, rtt_s=0.010, loss=0.06)
+    assert better(rated(Row()), rated(lossy)) is None
+    assert better(rated(Row()), rated(Row(rank=20, loss=0.06))) is None
+    assert better(rated(Row()), rated(Row(rank=5, rtt_s=0.010, loss=0.04))) is not None
+    # What stands better carries data all the same: it works.
+    assert better(rated(Row(), nearness=1), rated(lossy)) is not None
+
+
+def test_what_loses_a_quarter_is_left_for_one_that_loses_none_and_is_not_much_slower() -> None:
+    lossy = rated(Row(loss=0.25))
+    found = better(lossy, rated(Row(rank=5, rtt_s=0.139)))
+    assert found is not None and (found.reason, found.is_measured) == ("it loses less", True)
+    assert better(lossy, rated(Row(rank=5, rtt_s=0.141))) is None
+    assert better(lossy, rated(Row(rank=5, loss=0.06))) is None
+    assert better(rated(Row(loss=0.24)), rated(Row(rank=5))) is None
+    assert better(lossy, rated(Row(rank=5, rtt_count=2))) is None
+    # Neither is it gone back to before it loses none.
+    assert better(rated(Row(rank=5)), lossy) is None
+
+
 def test_of_several_faster_ones_the_fastest() -> None:
     rows = [Row(rank=rank, rtt_s=rtt_s) for rank, rtt_s in ((9, 0.030), (5, 0.010), (7, 0.020))]
     found = better(rated(Row()), *[rated(row) for row in rows])
@@ -152,7 +174,12 @@ def test_data_comes_to_rest_wherever_it_begins(seed: int) -> None:
     paths = [
         Rated(
             random.choice(LADDER),
-            Row(rank=rank, rtt_s=random.uniform(0.001, 0.3), rtt_count=random.choice((0, 1, 3, 9))),
+            Row(
+                rank=rank,
+                rtt_s=random.uniform(0.001, 0.3),
+                rtt_count=random.choice((0, 1, 3, 9)),
+                loss=random.choice((0.0, 0.04, 0.06, 0.2, 0.3)),
+            ),
         )
         for rank in random.sample(range(1000), random.randint(2, 8))
     ]
@@ -175,3 +202,4 @@ def settles(current: Rated, paths: Sequence[Rated]) -> bool:
 def test_the_figures_leave_room_between_leaving_and_coming_back() -> None:
     assert 0 < TIMINGS.as_fast_s < TIMINGS.faster_s
     assert 0 < TIMINGS.as_fast_share < TIMINGS.faster_share
+    assert 0 < TIMINGS.clean < TIMINGS.lossy
