@@ -181,7 +181,7 @@ class Driver:
         if self._is_closed:
             return
         if is_empty:
-            self._arm(self._deadline(now, is_stuck=is_stuck))
+            self._arm(self._deadline(now, is_stuck=is_stuck), now)
         else:
             self._loop.call_soon(self._go_on)
 
@@ -242,13 +242,16 @@ class Driver:
             return now if deadline is None else min(deadline, now)
         return deadline
 
-    def _arm(self, deadline: float | None) -> None:
+    def _arm(self, deadline: float | None, now: float) -> None:
         if deadline is None:
             return
+        # A core may find that it should have looked long ago: nobody was late, it is due now.
+        deadline = max(deadline, now)
         if self._has_failed:
             deadline = max(deadline, self._fired_at + RETRY_S)
         if self._timer is not None:
-            if self._armed_at <= deadline <= self._armed_at + LAZY_S:
+            # One that should have fired already is left: it comes next, and how late that is tells of the process.
+            if self._armed_at <= deadline <= max(self._armed_at + LAZY_S, now):
                 return
             self._timer.cancel()
         self._armed_at = deadline
@@ -259,7 +262,7 @@ class Driver:
         now = self._clock.now()
         deadline = self._deadline(now)
         if deadline is not None and now < min(deadline, self._armed_at):
-            self._arm(deadline + TIMER_GRAIN_S)
+            self._arm(deadline + TIMER_GRAIN_S, now)
             return
         self._fired_at = now
         self._has_failed = False

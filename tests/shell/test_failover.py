@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from iceagent import Agent, AgentState
-from iceagent.events import PathDoubted, PathTrusted, RestartAdvised, SelectedPathChanged, StateChanged
+from iceagent.events import MachineSlept, PathDoubted, PathTrusted, RestartAdvised, SelectedPathChanged, StateChanged
 from iceagent.testing import MemoryHost
 from tests.shell.world import Diary, World, connected, in_virtual_time
 
@@ -260,3 +260,18 @@ async def test_who_answers_and_does_not_follow_is_told_of() -> None:
         assert advice.reason == "the peer answers, and its data does not come"
         (at,) = [at for at, event in call.diary_a.entries if isinstance(event, RestartAdvised)]
         assert at - began <= 3.5
+
+
+@in_virtual_time
+async def test_who_only_answers_doubts_nothing_and_finds_no_gap_in_time() -> None:
+    """Each of its datagrams is followed by another question; and its last look at the path may be long ago."""
+    world = World()
+    asking, answering = world.host("a", "192.0.2.1"), world.host("b", "192.0.2.2")
+    a, b = world.agent(asking), world.agent(answering, controlling=False)
+    async with connected(a, b):
+        diaries = [Diary(world, a), Diary(world, b)]
+        b.set_data_handler(lambda data, component: b.send(data))
+        for _ in range(1200):
+            a.send(b"ping")
+            await asyncio.sleep(0.05)
+    assert not [event for diary in diaries for event in (*diary.of(MachineSlept), *diary.of(PathDoubted))]

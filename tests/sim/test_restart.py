@@ -114,7 +114,9 @@ def test_both_restart_at_once(stage: Callable[[World], None]) -> None:
 
 
 def test_the_old_path_carries_data_until_the_new_one_is_found() -> None:
-    """RFC 8445, 9: "media continues to be sent to the previously validated pair"; consent is kept for it, too."""
+    """RFC 8445, 9: "during the restart, data can continue to be sent using existing data sessions"; consent is kept for
+    it, too.
+    """
     world = make_world()
     world.gather()
     connected(world)

@@ -166,6 +166,24 @@ def test_twenty_packets_in_the_first_minute_then_thirty_an_hour() -> None:
     assert [y - x for x, y in pairwise(later)] == pytest.approx([120.0] * 29)
 
 
+def test_four_a_second_may_look_for_a_peer_that_talks_to_us_whatever_it_named() -> None:
+    """It named a hundred addresses, all used up, and has us look for it at each of them ten times a second."""
+    budget = RemoteBudget()
+    named = [TransportAddress("192.0.2.1", port) for port in range(1000, 1100)]
+    for remote in named:
+        for _ in range(20):
+            budget.spend(remote, 0.0)
+    sent = 0
+    for step in range(550):
+        now = 1.0 + step / 10
+        for remote in named:
+            budget.grant(remote, now)
+            if budget.allows(remote, now):
+                budget.spend(remote, now)
+                sent += 1
+    assert 20 + 4 * 54.9 - 2 <= sent <= 20 + 4 * 54.9 + 2
+
+
 def test_who_answers_is_free_of_it() -> None:
     budget = RemoteBudget()
     for _ in range(20):

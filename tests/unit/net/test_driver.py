@@ -549,6 +549,40 @@ class TestGaps:
 
         run(main)
 
+    def test_a_core_that_should_have_looked_long_ago_does_not_make_the_timer_late(self) -> None:
+        """What a datagram says may make something due that was not before, since a time that is past."""
+
+        async def main(bench: Bench) -> None:
+            gaps = self.bench_of(bench)
+            bench.core.deadline = bench.clock.time - 5.0
+            bench.driver.command(bench.core.say, b"")
+            bench.loop.fire()
+            bench.core.deadline = bench.clock.time + 1.0
+            bench.driver.command(bench.core.say, b"")
+            bench.core.deadline = bench.clock.time - 5.0
+            bench.driver.command(bench.core.say, b"")
+            bench.loop.fire()
+            assert gaps == [] and [heard[0] for heard in bench.core.heard].count("timeout") == 2
+
+        run(main)
+
+    def test_a_late_timer_is_late_though_a_datagram_comes_before_it(self) -> None:
+        """And it is not put off by it: under load, one comes always."""
+
+        async def main(bench: Bench) -> None:
+            gaps = self.bench_of(bench)
+            bench.core.deadline = bench.clock.time + 1.0
+            bench.driver.command(bench.core.say, b"")
+            bench.clock.time += 21.0
+            for earlier_s in (0.0, 0.5, 30.0):
+                bench.core.deadline -= earlier_s
+                bench.driver.datagram(BASE, PEER, b"")
+                assert len(bench.loop.armed) == 1
+            bench.loop.fire()
+            assert [late_s for _, late_s in gaps] == [pytest.approx(20.0)]
+
+        run(main)
+
     def test_a_sleep_is_told_once(self) -> None:
         """What the machine slept before the driver was made is none."""
 
