@@ -1,9 +1,10 @@
 """A full ICE agent for Python: finds the best working path to a peer, keeps it alive, and goes on looking.
 
-In three lines, where ``exchange`` carries our description to the peer and brings back the peer's::
+In four lines, where ``exchange`` carries our description to the peer and brings back the peer's::
 
     async with iceagent.Agent(controlling=True) as agent:
-        await agent.connect(await exchange(await agent.gather()))
+        agent.set_remote_description(await exchange(await agent.gather()))
+        await agent.connect()
         agent.send(b"hello"); print(await agent.recv())
 
 The names below are loaded when they are first used (PEP 562), so that ``import relay`` or ``import portmap``, which

@@ -318,6 +318,11 @@ class PathWatch:
         return self._doubt is not None
 
     @property
+    def is_reported(self) -> bool:
+        """Whether the application reports that its data does not arrive here."""
+        return self._doubt is not None and self._doubt.is_reported
+
+    @property
     def is_lost(self) -> bool:
         """Whether nobody answers, here or elsewhere."""
         return self._doubt is not None and self._doubt.is_lost

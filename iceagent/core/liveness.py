@@ -162,7 +162,7 @@ class Liveness:
 
     def note_pathless(self, component: int, now: float) -> None:
         """No path is left. One may be found in a moment: on another interface, by a check of the peer's."""
-        if self._context.config.liveness and not self._context.config.lite:
+        if not self._context.config.lite:
             self._pathless = component, now
 
     def note_data(self) -> None:
@@ -212,6 +212,9 @@ class Liveness:
         """One look; whether it is worth another one."""
         was_in_doubt = watch.in_doubt
         others = self._selection.alternatives(pair, now)
+        if watch.is_reported:
+            # What ate data a moment ago answers as well.
+            others = [each for each in others if now >= each.reported_until]
         decision = watch.look(others, now)
         pair.traffic.is_asleep = not watch.is_awake
         if decision.verdict is Verdict.STAY:

@@ -54,8 +54,8 @@ class MessageListener(Protocol):
     def peer_checks(self, after_s: float, now: float) -> None:
         """It will check what may be better so long from now, and so are we to."""
 
-    def peer_wishes(self, base: TransportAddress, source: TransportAddress, now: float) -> None:
-        """It is controlled, and wishes this pair to be nominated."""
+    def peer_wishes(self, base: TransportAddress, source: TransportAddress, now: float, *, is_eaten: bool) -> None:
+        """It is controlled, and wishes this pair to be nominated; the other one eats its data, perhaps."""
 
     def peer_closed(self, now: float) -> None:
         """It is gone."""
@@ -145,14 +145,23 @@ class Messenger:
         self._send(PathMessage(serial=self._next_serial(), check_after_s=0.0), pair, now, pauses=())
         return now + (pair.rtt_s or 0.0) / 2
 
-    def wish(self, pair: CandidatePair, now: float) -> None:
-        """Ask for a pair to be nominated; instead of any other one."""
+    def wish(self, pair: CandidatePair, now: float, *, is_eaten: bool = False) -> None:
+        """Ask for a pair to be nominated; instead of any other one. ``is_eaten``: see :class:`PathMessage`."""
         wishes = [each for each in self._open if each.message.nominate]
         if any(each.pair is pair for each in wishes):
             return
         for each in wishes:
             self._open.remove(each)
-        self._send(PathMessage(serial=self._next_serial(), nominate=True), pair, now, pauses=_PAUSES_S)
+        message = PathMessage(serial=self._next_serial(), nominate=True, is_eaten=is_eaten)
+        self._send(message, pair, now, pauses=_PAUSES_S)
+
+    def wish_no_more(self, component: int) -> None:
+        """The peer has nominated what we are content with: what we wished before is not asked for again."""
+        self._open = [
+            each
+            for each in self._open
+            if not (each.message.nominate and each.pair is not None and each.pair.component == component)
+        ]
 
     def say_goodbye(self, now: float) -> float:
         """We close; three times at most: first where our last data went, which it does not overtake there, then on
@@ -196,7 +205,7 @@ class Messenger:
         if message.added or message.withdrawn:
             self._listener.peer_told_candidates(message.added, message.withdrawn, now)
         if message.nominate:
-            self._listener.peer_wishes(base, source, now)
+            self._listener.peer_wishes(base, source, now, is_eaten=message.is_eaten)
         if message.check_after_s is not None:
             self._listener.peer_checks(message.check_after_s, now)
 

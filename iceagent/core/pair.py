@@ -105,6 +105,7 @@ class CandidatePair:
         asked_at: when the first check of ours left that was not answered, nor any after it.
         is_silent: in use, although it does not answer: nothing else does either (``liveness.py``).
         shunned_until: it was left because it did not work; until then others come first.
+        reported_until: its answers prove nothing until then, for an application reported that its data is eaten.
         times_left: how often.
         remote_cost: of the peer's network, as its last check there said (NETWORK-COST).
         kept_at: when a check last left to keep it warm (``standby.py``).
@@ -136,6 +137,7 @@ class CandidatePair:
     asked_at: float = 0.0
     is_silent: bool = False
     shunned_until: float = 0.0
+    reported_until: float = 0.0
     times_left: int = 0
     remote_cost: int = 0
     kept_at: float = 0.0

@@ -27,7 +27,7 @@ MAX_DELAY_S = 5.0
 """A peer that asks for a check any later means something else."""
 
 _VERSION = 1
-_NOMINATE, _CLOSING, _CHECK = 0x01, 0x02, 0x04
+_NOMINATE, _CLOSING, _CHECK, _EATEN = 0x01, 0x02, 0x04, 0x08
 _WITHDRAWN = 0x80
 _HEAD = struct.Struct("!BBHI")
 _CANDIDATE = struct.Struct("!BBHHIB")
@@ -48,6 +48,8 @@ class PathMessage:
     Attributes:
         serial: 0 … 2**32 - 1, one more with each message of a generation; a repetition has the same one.
         nominate: the controlled side asks for the pair that this request came over.
+        is_eaten: with ``nominate``: the sender's application says that what goes over the other one is lost, whatever
+            its checks say.
         closing: the sender closes.
         check_after_s: check everything that may be better so long after this arrives, 0 … 5 s, in whole
             milliseconds; ``None``: nothing is asked.
@@ -57,6 +59,7 @@ class PathMessage:
 
     serial: int
     nominate: bool = False
+    is_eaten: bool = False
     closing: bool = False
     check_after_s: float | None = None
     added: tuple[Candidate, ...] = ()
@@ -71,6 +74,7 @@ class PathMessage:
         if len(self.added) + len(self.withdrawn) > MAX_CANDIDATES:
             raise ValueError(f"more than {MAX_CANDIDATES} candidates in one message")
         flags = self.nominate * _NOMINATE | self.closing * _CLOSING | (self.check_after_s is not None) * _CHECK
+        flags |= self.is_eaten * _EATEN
         delay = round((self.check_after_s or 0.0) * 1000)
         parts = [_HEAD.pack(_VERSION, flags, delay, self.serial)]
         parts += [_encode(candidate, 0) for candidate in self.added]
@@ -102,6 +106,7 @@ class PathMessage:
         return cls(
             serial=serial,
             nominate=bool(flags & _NOMINATE),
+            is_eaten=bool(flags & _EATEN),
             closing=bool(flags & _CLOSING),
             check_after_s=delay / 1000 if flags & _CHECK else None,
             added=tuple(added),

@@ -95,8 +95,8 @@ class PathTalk:
         self._is_closing = self._has_refused = False
         # Most sessions never have anything to say: it is made for the first word.
         self._messenger: Messenger | None = None
-        # A pair that the peer wishes, and that has to answer first.
-        self._wished: CandidatePair | None = None
+        # A pair that the peer wishes, and that has to answer first; and whether the other one eats its data.
+        self._wished: tuple[CandidatePair, bool] | None = None
         # What we wished last, and when.
         self._asked_for: CandidatePair | None = None
         self._asked_at = 0.0
@@ -176,9 +176,12 @@ class PathTalk:
             return
         for current in self._selection.currents():
             wished = self._selection.wished(current.component, now)
-            if wished is not None and not (wished is self._asked_for and now < self._asked_at + _ASK_AGAIN_S):
+            if wished is None:
+                if self._messenger is not None:
+                    self._messenger.wish_no_more(current.component)
+            elif not (wished is self._asked_for and now < self._asked_at + _ASK_AGAIN_S):
                 self._asked_for, self._asked_at = wished, now
-                self._ensure().wish(wished, now)
+                self._ensure().wish(wished, now, is_eaten=self._selection.is_any_reported(current.component, now))
 
     # --- what happens --------------------------------------------------------------------------------------------
 
@@ -200,9 +203,9 @@ class PathTalk:
         """A check of ours was answered."""
         if check.message is not None and self._messenger is not None:
             self._messenger.handle_answer(check.message, now)
-        if check.pair is self._wished:
-            self._wished = None
-            self._selection.oblige(check.pair, _WISHED, now)
+        if self._wished is not None and check.pair is self._wished[0]:
+            (pair, is_eaten), self._wished = self._wished, None
+            self._selection.oblige(pair, _WISHED, now, is_eaten=is_eaten)
 
     def handle_timeout(self, now: float) -> None:
         """Say again what was not answered."""
@@ -226,13 +229,13 @@ class PathTalk:
         """See :class:`iceagent.core.messenger.MessageListener`."""
         self._searches.join(now + after_s, now)
 
-    def peer_wishes(self, base: TransportAddress, source: TransportAddress, now: float) -> None:
+    def peer_wishes(self, base: TransportAddress, source: TransportAddress, now: float, *, is_eaten: bool) -> None:
         """See :class:`iceagent.core.messenger.MessageListener`."""
         pair = self._checklist.find(base, source) if self._checklist is not None else None
         if pair is None or pair.dead or not self._context.controlling:
             return
-        if not self._selection.oblige(pair, _WISHED, now) and not pair.is_valid:
-            self._wished = pair
+        if not self._selection.oblige(pair, _WISHED, now, is_eaten=is_eaten) and not pair.is_valid:
+            self._wished = pair, is_eaten
             self._session.check_again(pair)
 
     def peer_closed(self, now: float) -> None:

@@ -194,9 +194,10 @@ class Selection:
     def on_lost(self, pair: CandidatePair, reason: str, now: float) -> None:
         """The pair cannot carry data any more."""
         component = self._component(pair)
-        self._invalidate(component, pair, now)
+        # What is told of it knows its address that the peer saw, as before.
         if component.current is pair:
             self._move(component, next(iter(self.alternatives(pair, now)), None), reason, now)
+        self._invalidate(component, pair, now)
 
     def leave(self, pair: CandidatePair, decision: Decision, now: float) -> list[CandidatePair]:
         """Data moves to another valid pair, because this one does not work; it is shunned for a while.
@@ -213,9 +214,7 @@ class Selection:
         unproven: list[CandidatePair] = []
         if decision.is_reported:
             beside = [p for p in self.valid_pairs(pair.component) if p.base == pair.base != to.base]
-            seconds = min(TIMINGS.reported_shun_s * 2**pair.times_left, TIMINGS.max_reported_shun_s)
-            for each in beside:
-                self._shun(each, seconds, now)
+            seconds = self._note_reported(pair, beside, now)
         else:
             seconds = min(TIMINGS.shun_s * 2**pair.times_left, TIMINGS.max_shun_s)
         for each in self.valid_pairs(pair.component):
@@ -229,16 +228,21 @@ class Selection:
                 unproven.append(each)
         self._shun(pair, seconds, now)
         pair.times_left = min(pair.times_left + 1, _MAX_TIMES_LEFT)
-        self._invalidate(component, pair, now)
         self._move(component, to, decision.reason, now)
+        self._invalidate(component, pair, now)
         config = self._context.config
         if self._context.controlling and (config.renomination or not component.is_concluded):
             self._nominate(component, to, "", now)
         return unproven
 
-    def oblige(self, pair: CandidatePair, reason: str, now: float) -> bool:
+    def oblige(self, pair: CandidatePair, reason: str, now: float, *, is_eaten: bool = False) -> bool:
         """Controlling: the peer asks for this pair, in place of whatever we prefer to it, which is shunned; data moves
         there at once. But not to one that we have left a moment ago: where both know better, ours is the last word.
+
+        Args:
+            pair, reason, now: see above.
+            is_eaten: the peer's application says that its data is lost on the one in use, so that answers prove nothing
+                there, nor on what else goes to the same socket of the peer's.
 
         Returns:
             Whether it may be nominated: it works, and nomination is not over.
@@ -255,7 +259,13 @@ class Selection:
             return False
         if component.is_concluded and not config.renomination:
             return False
-        if component.current is not pair:
+        current = component.current
+        if current is not pair:
+            if is_eaten and current is not None:
+                valid = self.valid_pairs(pair.component)
+                beside = [p for p in valid if p.destination == current.destination != pair.destination]
+                self._note_reported(current, beside, now)
+                current.times_left = min(current.times_left + 1, _MAX_TIMES_LEFT)
             mine = self.preference.key(pair, now)
             for other in self.valid_pairs(pair.component):
                 if self.preference.key(other, now) > mine:
@@ -348,6 +358,10 @@ class Selection:
         best = self.preference.best((p for p in self.valid_pairs(component) if self._has_consent(p, now)), now)
         is_ours = best is not None and self.preference.is_known_to_us_alone(best, found.selected, now)
         return best if is_ours else None
+
+    def is_any_reported(self, component: int, now: float) -> bool:
+        """Whether an application has said a moment ago that a pair of this component eats its data."""
+        return any(p.component == component and now < p.reported_until for p in self._checklist or ())
 
     def has_rival(self, pair: CandidatePair, now: float) -> bool:
         """Whether this pair should carry data instead of the nominated one; asked whenever it has answered."""
@@ -494,6 +508,16 @@ class Selection:
         self._context.emit(
             SelectedPathChanged(component=either.component, old=as_path(old), new=as_path(pair), reason=reason)
         )
+
+    def _note_reported(self, pair: CandidatePair, beside: Iterable[CandidatePair], now: float) -> float:
+        """An application says that a pair eats its data, and those that leave from the same socket may as well; for how
+        many seconds they are shunned.
+        """
+        seconds: float = min(TIMINGS.reported_shun_s * 2**pair.times_left, TIMINGS.max_reported_shun_s)
+        for each in (pair, *beside):
+            each.reported_until = now + seconds
+            self._shun(each, seconds, now)
+        return seconds
 
     def _shun(self, pair: CandidatePair, seconds: float, now: float) -> None:
         pair.shunned_until = now + seconds

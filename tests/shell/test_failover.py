@@ -180,6 +180,24 @@ async def test_what_the_application_reports_counts_more_than_what_is_answered(co
         assert call.interface_of(call.machines[0], call.a) != name
 
 
+@pytest.mark.parametrize("controlling", [True, False])
+@in_virtual_time
+async def test_what_was_reported_is_not_gone_back_to_when_the_next_one_is_reported_as_well(controlling: bool) -> None:
+    """Every path eats data: which it is that answers says nothing."""
+    world = World()
+    async with calling(world, controlling=controlling) as call:
+        # Four pairs, of which two share a socket.
+        before = len(call.diary_a.of(SelectedPathChanged))
+        for _ in range(4):
+            call.a.report_loss()
+            await asyncio.sleep(6.0)
+        moves = [event.new for event in call.diary_a.of(SelectedPathChanged)[before:]]
+        bases = [path.base for path in moves if path is not None]
+        assert len(bases) == len(moves) in (1, 2) and len(set(bases)) == 1
+        advice = call.diary_a.of(RestartAdvised)
+        assert {each.reason for each in advice} == {"the application reports loss; no other path answers"}
+
+
 @in_virtual_time
 async def test_a_reported_loss_with_one_way_only_asks_for_a_restart_and_stays() -> None:
     world = World()
@@ -263,6 +281,18 @@ async def test_who_answers_and_does_not_follow_is_told_of() -> None:
 
 
 @in_virtual_time
+async def test_without_liveness_a_restart_is_advised_when_consent_has_ended() -> None:
+    world = World()
+    a = world.agent(world.host("a", "192.0.2.1"), liveness=False)
+    b = world.agent(world.host("b", "192.0.2.2"), controlling=False)
+    async with connected(a, b):
+        diary, cut_at = Diary(world, a), world.now
+        a._host.link().cut()  # type: ignore[attr-defined]
+        advice = await diary.until(RestartAdvised)
+        assert advice.reason == "no path is left" and 25.0 <= world.now - cut_at <= 32.0
+
+
+@in_virtual_time
 async def test_who_only_answers_doubts_nothing_and_finds_no_gap_in_time() -> None:
     """Each of its datagrams is followed by another question; and its last look at the path may be long ago."""
     world = World()
@@ -275,3 +305,20 @@ async def test_who_only_answers_doubts_nothing_and_finds_no_gap_in_time() -> Non
             a.send(b"ping")
             await asyncio.sleep(0.05)
     assert not [event for diary in diaries for event in (*diary.of(MachineSlept), *diary.of(PathDoubted))]
+
+
+@in_virtual_time
+async def test_a_path_has_one_name_from_its_selection_to_its_end() -> None:
+    """Its local candidate is the one that the peer sees, also when it is told of for the last time."""
+    world = World()
+    world.stun("stun", "198.51.100.9")
+    home = world.host("a", "192.168.1.2", world.nat("nat", "port-restricted", "203.0.113.1"))
+    a = world.agent(home, "198.51.100.9")
+    b = world.agent(world.host("b", "192.0.2.2"), controlling=False)
+    async with connected(a, b):
+        diary, b_link = Diary(world, a), b._host.link()  # type: ignore[attr-defined]
+        path = a.path()
+        assert path is not None and path.local.address.host == "203.0.113.1"
+        b_link.cut()
+        (lost,) = [await diary.until(SelectedPathChanged)]
+        assert lost.new is None and lost.old is not None and lost.old.local.address == path.local.address

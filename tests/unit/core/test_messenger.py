@@ -73,8 +73,8 @@ class Wire:
     def peer_checks(self, after_s: float, now: float) -> None:
         self.told.append(("check", after_s))
 
-    def peer_wishes(self, base: TransportAddress, source: TransportAddress, now: float) -> None:
-        self.told.append(("wish", base, source))
+    def peer_wishes(self, base: TransportAddress, source: TransportAddress, now: float, *, is_eaten: bool) -> None:
+        self.told.append(("wish", base, source, is_eaten))
 
     def peer_closed(self, now: float) -> None:
         self.told.append(("closed",))
@@ -196,10 +196,17 @@ def test_a_look_is_announced_once(wire: Wire) -> None:
 
 
 def test_everything_that_a_message_says_is_believed_once(wire: Wire) -> None:
-    message = PathMessage(serial=5, nominate=True, check_after_s=0.25, added=(candidate(1),), withdrawn=(candidate(2),))
+    message = PathMessage(
+        serial=5,
+        nominate=True,
+        is_eaten=True,
+        check_after_s=0.25,
+        added=(candidate(1),),
+        withdrawn=(candidate(2),),
+    )
     for _ in range(3):
         wire.hear(message)
-    assert wire.told == [("candidates", ["f1"], ["f2"]), ("wish", BASE, PEER), ("check", 0.25)]
+    assert wire.told == [("candidates", ["f1"], ["f2"]), ("wish", BASE, PEER, True), ("check", 0.25)]
     assert wire.context.counters["path messages repeated"] == 2
 
 
@@ -234,3 +241,13 @@ def test_what_is_malformed_is_counted(wire: Wire) -> None:
     wire.hear(b"")
     wire.hear(b"\x07" * 40)
     assert wire.told == [] and wire.context.counters["path messages malformed"] == 2
+
+
+@pytest.mark.parametrize(("component", "sent"), [(1, 2), (2, 5)])
+def test_a_wish_that_is_none_any_more_is_not_said_again(wire: Wire, component: int, sent: int) -> None:
+    """The peer has nominated something else meanwhile; a wish that comes late would undo that."""
+    wire.messenger.wish(wire.ways[0], 0.0)
+    wire.run(0.15)
+    wire.messenger.wish_no_more(component)
+    wire.run(10.0)
+    assert len(wire.sent) == sent

@@ -49,8 +49,9 @@ def test_flags() -> None:
     assert PathMessage(serial=1, nominate=True).encode().hex() == "0101000000000001"
     assert PathMessage(serial=2, closing=True).encode().hex() == "0102000000000002"
     assert PathMessage(serial=3, check_after_s=0.0).encode().hex() == "0104000000000003"
+    assert PathMessage(serial=4, nominate=True, is_eaten=True).encode().hex() == "0109000000000004"
     # Unknown flags are for those who know them; a delay without its flag means nothing.
-    assert PathMessage.decode(bytes.fromhex("01f9ffff00000004")) == PathMessage(serial=4, nominate=True)
+    assert PathMessage.decode(bytes.fromhex("01f1ffff00000004")) == PathMessage(serial=4, nominate=True)
 
 
 @pytest.mark.parametrize(
