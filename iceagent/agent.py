@@ -49,6 +49,7 @@ from iceagent.events import (
     IceRestarted,
     LocalCandidateFound,
     NetworkChanged,
+    Nominated,
     Path,
     PathDoubted,
     PathTrusted,
@@ -271,6 +272,17 @@ class Agent(DataPath):
         self._driver.command(self._session.restart)
         return self.local_description
 
+    def set_role(self, *, controlling: bool) -> None:
+        """Take a role, where it is not known when the agent is made; before the peer's description is, best. A role
+        conflict may change it again (RFC 8445, 7.3.1.1).
+
+        Raises:
+            AgentClosed: after :meth:`aclose`.
+        """
+        self._check()
+        if controlling != self.controlling:
+            self._driver.command(self._session.set_role, controlling)
+
     def report_loss(self, component: int = 1) -> None:
         """Say that what is sent does not arrive, although the path looks well: there are networks that let checks
         through and eat the rest. Data moves as soon as another path answers, and the present one is shunned for a
@@ -488,6 +500,7 @@ class Agent(DataPath):
         if all(self._session.selected(number) for number in range(1, self._config.components + 1)):
             self._is_concluded = True
             self._gathering.conclude()
+            self._tell(Nominated(path=self.path()))
 
     def _tell(self, event: Event) -> None:
         if isinstance(event, GatheringDone):

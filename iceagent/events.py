@@ -26,6 +26,7 @@ __all__ = [
     "LocalCandidateFound",
     "MachineSlept",
     "NetworkChanged",
+    "Nominated",
     "PacketDropped",
     "Path",
     "PathDiagnosed",
@@ -238,6 +239,18 @@ class SelectedPathChanged(Event):
     old: Path | None
     new: Path | None
     reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Nominated(Event):
+    """Both ends have agreed on a pair for every component (RFC 8445, 8.1.2): once in each generation. Others may take
+    their place later.
+
+    Attributes:
+        path: of component 1; ``None``: it was lost in the same moment.
+    """
+
+    path: Path | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -69,6 +69,7 @@ TABLE = {
     "relay/uri.py": VALUE,
     "iceagent/net/links.py": CORE,
     "iceagent/history.py": CORE,
+    "iceagent/gather/complaints.py": CORE,
     "iceagent/gather/diagnosis.py": CORE,
     "iceagent/gather/host.py": CORE,
     "iceagent/gather/stun_queries.py": CORE,
@@ -142,7 +143,7 @@ TABLE = {
     "iceagent/__main__.py": SURFACE,
     "iceagent/cli/": SURFACE,
     "iceagent/logs.py": SURFACE,
-    "iceagent/rtc.py": SURFACE,
+    "iceagent/rtc/": SURFACE,
     "portmap/__init__.py": SURFACE,
     "relay/__init__.py": SURFACE,
 }
@@ -156,8 +157,8 @@ PACKAGE_RULES = {
 
 # DESIGN: each library has one purpose, and the places that serve it.
 LIBRARIES = {
-    "aioice": ("iceagent/gather/mdns.py", "iceagent/lab/contenders.py", "iceagent/rtc.py"),
-    "aiortc": ("iceagent/rtc.py",),
+    "aioice": ("iceagent/gather/mdns.py", "iceagent/lab/contenders.py", "iceagent/rtc/"),
+    "aiortc": ("iceagent/rtc/",),
     "click": ("iceagent/cli/",),
     "dns": ("iceagent/net/resolve.py",),
     "prometheus_client": ("iceagent/cli/metrics.py",),
@@ -336,7 +337,7 @@ SAMPLE = {
         "iceagent/net/interfaces.py",
         "iceagent/net/links.py",
         "iceagent/probe/__init__.py",
-        "iceagent/rtc.py",
+        "iceagent/rtc/connection.py",
         "portmap/__init__.py",
         "portmap/mapper.py",
         "portmap/pcp.py",
@@ -384,7 +385,7 @@ SAMPLE = {
         ("iceagent/agent.py", "from iceagent.logs import log", "a shell may not import iceagent.logs"),
         ("iceagent/agent.py", "import iceagent.probe", "a shell may not import iceagent.probe"),
         ("iceagent/agent.py", "import pyroute2", "pyroute2 may not be imported here"),
-        ("iceagent/rtc.py", "import requests", "requests may not be imported here"),
+        ("iceagent/rtc/connection.py", "import requests", "requests may not be imported here"),
         ("iceagent/stray.py", "", "no row of the table fits"),
         ("iceagent/net/stray.py", "", "no row of the table fits"),
     ],

@@ -41,6 +41,7 @@ PUBLIC = [
     "LocalCandidateFound",
     "MachineSlept",
     "NetworkChanged",
+    "Nominated",
     "NoPath",
     "PacketDropped",
     "Path",

@@ -278,6 +278,10 @@ class IceSession(PeerSide):
             self.peer_asked(pair, now)
             self._set_deadline()
 
+    def set_role(self, controlling: bool, now: float) -> None:
+        """Take a role (RFC 8445, 6.1.1)."""
+        self.switch_role(controlling, "the application says so", now)
+
     def report_loss(self, component: int, now: float) -> None:
         """The application's data does not arrive, whatever is answered: data moves as soon as another path answers."""
         pair = self.current(component)

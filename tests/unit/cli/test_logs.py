@@ -88,6 +88,12 @@ LINES: list[tuple[Event, str, str, dict[str, Any]]] = [
         {"component": 1, "reason": "gone"},
     ),
     (events.BetterPathSought(component=1), "debug", "path.sought", {"component": 1}),
+    (
+        events.Nominated(path=PATH),
+        "debug",
+        "path.nominated",
+        {"local": str(PATH.local.address), "remote": str(PATH.remote.address)},
+    ),
     # The peer's goodbye is in order.
     (
         events.SelectedPathChanged(component=1, old=PATH, new=None, reason="the peer has closed"),

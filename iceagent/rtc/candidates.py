@@ -1,0 +1,108 @@
+"""How do candidates look to aiortc, to browsers and to us?
+
+Three spellings of one line (RFC 8839, 5.1): ours, aiortc's ``RTCIceCandidate``, and the object that a browser's
+``RTCIceCandidate.toJSON()`` makes, which is what signalling carries mostly.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import aioice
+from aiortc import RTCIceCandidate
+
+from iceagent.candidate import Candidate
+
+__all__ = ["candidate_from_json", "candidate_to_json", "from_aioice", "to_aioice", "to_aiortc"]
+
+
+def from_aioice(candidate: aioice.Candidate) -> Candidate:
+    """Aiortc's, by way of aioice's, as ours.
+
+    Raises:
+        UnsupportedCandidate: a transport, type or kind of address that is not known here.
+        InvalidCandidate: it breaks the grammar.
+    """
+    return Candidate.parse(candidate.to_sdp())
+
+
+def to_aioice(candidate: Candidate) -> aioice.Candidate:
+    """Ours, as aiortc keeps it."""
+    related = candidate.related_address
+    return aioice.Candidate(
+        foundation=candidate.foundation,
+        component=candidate.component,
+        transport=candidate.transport,
+        priority=candidate.priority,
+        host=candidate.address.host,
+        port=candidate.address.port,
+        type=candidate.type.value,
+        related_address=None if related is None else related.host,
+        related_port=None if related is None else related.port,
+    )
+
+
+def to_aiortc(candidate: Candidate, mid: str | None, index: int | None) -> RTCIceCandidate:
+    """Ours, as aiortc's applications get and give it.
+
+    Args:
+        candidate: see there.
+        mid: of the media section that it belongs to.
+        index: of that section in the description, from 0.
+    """
+    related = candidate.related_address
+    return RTCIceCandidate(
+        foundation=candidate.foundation,
+        component=candidate.component,
+        protocol=candidate.transport,
+        priority=candidate.priority,
+        ip=candidate.address.host,
+        port=candidate.address.port,
+        type=candidate.type.value,
+        relatedAddress=None if related is None else related.host,
+        relatedPort=None if related is None else related.port,
+        sdpMid=mid,
+        sdpMLineIndex=index,
+    )
+
+
+def candidate_to_json(candidate: RTCIceCandidate | None) -> dict[str, Any] | None:
+    """What a browser's ``addIceCandidate`` takes; ``None``, the end of candidates, is ``None`` there too."""
+    if candidate is None:
+        return None
+    line = (
+        f"candidate:{candidate.foundation} {candidate.component} {candidate.protocol} {candidate.priority} "
+        f"{candidate.ip} {candidate.port} typ {candidate.type}"
+    )
+    if candidate.relatedAddress is not None:
+        line += f" raddr {candidate.relatedAddress}"
+    if candidate.relatedPort is not None:
+        line += f" rport {candidate.relatedPort}"
+    if candidate.tcpType is not None:
+        line += f" tcptype {candidate.tcpType}"
+    return {"candidate": line, "sdpMid": candidate.sdpMid, "sdpMLineIndex": candidate.sdpMLineIndex}
+
+
+def candidate_from_json(value: Mapping[str, Any] | None) -> RTCIceCandidate | None:
+    """What a browser's ``icecandidate`` event has, after ``toJSON()``.
+
+    Returns:
+        ``None``: the end of candidates, which browsers say by ``null`` or by an empty line.
+
+    Raises:
+        UnsupportedCandidate: a transport or type that is not known here; it may be ignored.
+        InvalidCandidate: the line breaks the grammar.
+        ValueError: there is no line, or it says of no media section where it belongs.
+    """
+    if value is None:
+        return None
+    line = value.get("candidate")
+    mid, index = value.get("sdpMid"), value.get("sdpMLineIndex")
+    if not isinstance(line, str):
+        raise ValueError('a candidate has no "candidate": a text is expected')
+    if not line:
+        return None
+    if not isinstance(mid, str | None) or not isinstance(index, int | None) or (mid is None and index is None):
+        raise ValueError('a candidate has neither "sdpMid" nor "sdpMLineIndex": one of them is expected')
+    return to_aiortc(Candidate.parse(line), mid, index)

@@ -1,0 +1,347 @@
+"""How does a whole ``RTCPeerConnection`` run on agents?
+
+:class:`PeerConnection` is aiortc's, with a few of its private methods overridden: who makes the ICE and DTLS
+transports, who gathers, and what the states are. Everything else, from SDP to SCTP and RTP, is aiortc's own.
+``iceagent/rtc/contract.py`` has the names that this stands on.
+
+Trickle: ``setLocalDescription`` returns at once and candidates follow as ``icecandidate``, where somebody listens to
+that; else it gathers first, as aiortc does, because whoever signals then signals once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+from aiortc import (
+    RTCConfiguration,
+    RTCDtlsTransport,
+    RTCIceCandidate,
+    RTCPeerConnection,
+    RTCSessionDescription,
+)
+from aiortc.exceptions import InvalidStateError
+from aiortc.rtcpeerconnection import add_transport_description
+from aiortc.sdp import MediaDescription, SessionDescription
+from aiortc.stats import RTCStatsReport
+
+from iceagent.agent import Agent
+from iceagent.candidate import Candidate
+from iceagent.credentials import Credentials
+from iceagent.events import Path
+from iceagent.net.host import Host
+from iceagent.rtc.candidates import to_aiortc
+from iceagent.rtc.configuration import agent_config
+from iceagent.rtc.connection import AgentConnection
+from iceagent.rtc.statistics import ice_statistics
+from iceagent.rtc.transports import IceGatherer, IceTransport
+
+__all__ = ["PeerConnection"]
+
+# Candidates that came before the description that says where they belong; a browser has about ten.
+_MAX_EARLY = 100
+
+
+class PeerConnection(RTCPeerConnection):
+    """An ``RTCPeerConnection`` on agents of ours.
+
+    Events beside aiortc's: ``icecandidate`` with an ``RTCIceCandidate``, whose ``sdpMid`` and ``sdpMLineIndex`` are
+    set, or ``None`` after the last one; ``selectedcandidatepairchange`` when data takes another path.
+    ``iceconnectionstatechange`` and ``connectionstatechange`` have W3C's states: ``connected``, ``completed`` and
+    ``disconnected`` too, and from ``failed`` an ICE restart leads back.
+
+    Args:
+        configuration: aiortc's. All ``iceServers`` are used, with all their URLs; without any, none is asked (aiortc
+            asks a public one). ``iceTransportPolicy`` and ``bundlePolicy`` as ever.
+        trickle: whether ``setLocalDescription`` returns before gathering is done; ``None``: if somebody listens to
+            ``icecandidate`` by then.
+        host: whose sockets; ``None``: this machine's.
+        options: fields of :class:`iceagent.Config`, such as ``port_range``, ``interface_filter`` or ``portmap``,
+            instead of :data:`iceagent.rtc.RTC_DEFAULTS`.
+
+    Raises:
+        UsageError: a server or an option is wrong.
+    """
+
+    def __init__(
+        self,
+        configuration: RTCConfiguration | None = None,
+        *,
+        trickle: bool | None = None,
+        host: Host | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(configuration)
+        self._trickle = trickle
+        self._host = host
+        self._options = options
+        self._early: deque[RTCIceCandidate | None] = deque(maxlen=_MAX_EARLY)
+        self._is_told_complete = False
+        self._made: list[AgentConnection] = []
+        self._connecting: set[asyncio.Future[None]] = set()
+        # What is wrong with it is said here, and not when the first channel is made.
+        chosen = self._inner("__configuration")
+        agent_config(chosen.iceServers, chosen.iceTransportPolicy, options)
+
+    # --- what is known -------------------------------------------------------------------------------------------
+
+    @property
+    def agents(self) -> list[Agent]:
+        """One for each transport: with BUNDLE, which all browsers do, one from the answer on."""
+        return [transport.agent for transport in self._ice_transports()]
+
+    def path(self) -> Path | None:
+        """Where data of the first transport goes now: ``path.kind`` says whether it is relayed."""
+        return next((path for agent in self.agents if (path := agent.path()) is not None), None)
+
+    @property
+    def localDescription(self) -> RTCSessionDescription | None:  # type: ignore[override]
+        """The local description, with all candidates found so far."""
+        description = self._inner("__localDescription")()
+        if description is None:
+            return None
+        for media, transport in self._sections(description):
+            add_transport_description(media, transport)
+            media.ice_options = _options(self._ice(transport))
+        return RTCSessionDescription(sdp=str(description), type=description.type)
+
+    async def getStats(self) -> RTCStatsReport:
+        """Aiortc's, and W3C's ``candidate-pair``, ``local-candidate`` and ``remote-candidate``; ``transport`` says
+        which pair is selected.
+        """
+        report = await super().getStats()
+        for transport in self._dtls_transports():
+            report.update(ice_statistics(transport, self._ice(transport)))
+        return report
+
+    # --- signalling ----------------------------------------------------------------------------------------------
+
+    async def createOffer(self) -> RTCSessionDescription:
+        """See aiortc. After :meth:`restartIce` it asks the peer for an ICE restart."""
+        return self._with_options(await super().createOffer())
+
+    async def createAnswer(self) -> RTCSessionDescription:
+        """See aiortc."""
+        return self._with_options(await super().createAnswer())
+
+    async def setRemoteDescription(self, sessionDescription: RTCSessionDescription) -> None:
+        """See aiortc; other ICE credentials than before are an ICE restart of the peer's, or its answer to ours.
+
+        Raises:
+            InvalidDescription: ICE credentials break the grammar.
+        """
+        description = SessionDescription.parse(sessionDescription.sdp)
+        for media in description.media:
+            if media.ice is not None and media.ice.usernameFragment and media.ice.password:
+                Credentials(ufrag=media.ice.usernameFragment, password=media.ice.password)
+        self._take_restart(description)
+        await super().setRemoteDescription(sessionDescription)
+        for media, transport in self._sections(self._inner("__remoteDescription")()):
+            ice = self._ice(transport)
+            if ice.state == "new":
+                ice.connection.remote_options = tuple((media.ice_options or "").split())
+        early, self._early = self._early, deque(maxlen=_MAX_EARLY)
+        for candidate in early:
+            await self.addIceCandidate(candidate)
+
+    async def addIceCandidate(self, candidate: RTCIceCandidate | None) -> None:
+        """Take a candidate of the peer's, at any time, also before its description; ``None``: the last one has come.
+
+        Raises:
+            InvalidCandidate: it breaks the grammar. Kinds that are not known here are ignored.
+            ValueError: it says of no media section where it belongs.
+        """
+        if candidate is not None and candidate.sdpMid is None and candidate.sdpMLineIndex is None:
+            raise ValueError("a candidate needs sdpMid or sdpMLineIndex")
+        if self._inner("__remoteDescription")() is None:
+            self._early.append(candidate)
+        else:
+            await super().addIceCandidate(candidate)
+
+    def restartIce(self) -> None:
+        """Begin an ICE restart: the next offer has new credentials, and is to be signalled. Data goes on over the
+        present path meanwhile, if there is one.
+
+        Raises:
+            InvalidStateError: the connection is closed.
+        """
+        if self.signalingState == "closed":
+            raise InvalidStateError("the connection is closed")
+        for transport in self._ice_transports():
+            if transport.state != "new":
+                transport.agent.restart()
+
+    async def close(self) -> None:
+        """Close. Takes at most a second where relays and mappings are to be given back, else some milliseconds."""
+        await super().close()
+        if closing := [made.closing for made in self._made if made.closing is not None]:
+            await asyncio.wait(closing)
+
+    # --- what aiortc calls (see contract.py) ---------------------------------------------------------------------
+
+    def _RTCPeerConnection__createDtlsTransport(self) -> RTCDtlsTransport:
+        """A new transport, with a gatherer of ours; all of a connection share one user name fragment."""
+        gatherer = self._new_gatherer(next(iter(self._ice_transports()), None))
+        self._made.append(gatherer.connection)
+        gatherer.on("statechange", self._inner("__updateIceGatheringState"))
+        ice = IceTransport(gatherer)
+        gatherer.on("candidate", partial(self._on_candidate, ice))
+        gatherer.on("statechange", self._on_gathering)
+        for listener in ("__updateIceConnectionState", "__updateConnectionState"):
+            ice.on("statechange", self._inner(listener))
+        ice.on("selectedcandidatepairchange", partial(self.emit, "selectedcandidatepairchange"))
+        self._inner("__iceTransports").add(ice)
+        dtls = RTCDtlsTransport(ice, self._inner("__certificates"))
+        dtls.on("statechange", self._inner("__updateConnectionState"))
+        self._inner("__dtlsTransports").add(dtls)
+        for update in ("__updateIceGatheringState", "__updateIceConnectionState", "__updateConnectionState"):
+            self._inner(update)()
+        return dtls
+
+    async def _RTCPeerConnection__gather(self) -> None:
+        """Begin to gather, and wait for the end where nobody hears of what comes later."""
+        transports = self._ice_transports()
+        for transport in transports:
+            transport.gatherer.start()
+        does_trickle = self._trickle if self._trickle is not None else bool(self.listeners("icecandidate"))
+        if not does_trickle:
+            await asyncio.gather(*(transport.gatherer.gather() for transport in transports))
+
+    def _RTCPeerConnection__updateIceConnectionState(self) -> None:
+        """W3C's RTCIceConnectionState, of which aiortc leaves three out."""
+        states = {transport.state for transport in self._ice_transports()}
+        self._set("iceConnectionState", "closed" if self._inner("__isClosed") else _combined(states))
+
+    def _RTCPeerConnection__updateConnectionState(self) -> None:
+        """W3C's RTCPeerConnectionState, of which aiortc leaves one out."""
+        dtls = {transport.state for transport in self._dtls_transports()}
+        ice = {transport.state for transport in self._ice_transports()}
+        if self._inner("__isClosed"):
+            state = "closed"
+        elif "failed" in ice | dtls:
+            state = "failed"
+        elif "disconnected" in ice:
+            state = "disconnected"
+        elif ice | dtls <= {"new", "closed"}:
+            state = "new"
+        elif ice & {"new", "checking"} or dtls & {"new", "connecting"}:
+            state = "connecting"
+        else:
+            state = "connected"
+        self._set("connectionState", state)
+        if dtls == {"closed"} and not self._inner("__isClosed") and self._inner("__closeTask") is None:
+            # The peer has ended DTLS: so do we, as aiortc does.
+            self._set_inner("__closeTask", asyncio.ensure_future(self.close()))
+
+    # --- inside --------------------------------------------------------------------------------------------------
+
+    def _inner(self, name: str) -> Any:
+        """One of aiortc's private attributes."""
+        return getattr(self, f"_RTCPeerConnection{name}")
+
+    def _set_inner(self, name: str, value: object) -> None:
+        setattr(self, f"_RTCPeerConnection{name}", value)
+
+    def _set(self, name: str, state: str) -> None:
+        if self._inner(f"__{name}") != state:
+            self._set_inner(f"__{name}", state)
+            self.emit(f"{name.lower()}change")
+
+    def _new_gatherer(self, beside: IceTransport | None) -> IceGatherer:
+        configuration = self._inner("__configuration")
+        ours = None if beside is None else beside.iceGatherer.getLocalParameters()
+        return IceGatherer(
+            configuration.iceServers,
+            configuration.iceTransportPolicy,
+            None if ours is None else ours.usernameFragment,
+            None if ours is None else ours.password,
+            host=self._host,
+            **self._options,
+        )
+
+    def _ice_transports(self) -> list[IceTransport]:
+        return list(self._inner("__iceTransports"))
+
+    def _dtls_transports(self) -> list[RTCDtlsTransport]:
+        return list(self._inner("__dtlsTransports"))
+
+    @staticmethod
+    def _ice(transport: RTCDtlsTransport) -> IceTransport:
+        ice = transport.transport
+        assert isinstance(ice, IceTransport)
+        return ice
+
+    def _members(self) -> Iterator[tuple[str | None, int | None, RTCDtlsTransport]]:
+        """What has a media section: its mid, its index, its transport."""
+        for transceiver in self.getTransceivers():
+            yield transceiver.mid, transceiver._get_mline_index(), transceiver.receiver.transport
+        if self.sctp is not None:
+            yield self.sctp.mid, self._inner("__sctp_mline_index"), self.sctp.transport
+
+    def _sections(self, description: SessionDescription) -> Iterator[tuple[MediaDescription, RTCDtlsTransport]]:
+        """The media sections, and the transport of each."""
+        by_mid = {mid: transport for mid, _, transport in self._members() if mid is not None}
+        for media in description.media:
+            transport = by_mid.get(media.rtp.muxId)
+            if transport is not None:
+                yield media, transport
+
+    def _take_restart(self, description: SessionDescription) -> None:
+        """Other credentials for a transport that has begun: before its candidates, and before the answer is made."""
+        seen: set[IceTransport] = set()
+        for media, transport in self._sections(description):
+            ice = self._ice(transport)
+            if media.ice is not None and ice not in seen and ice.state not in ("new", "closed"):
+                seen.add(ice)
+                ice.connection.remote_options = tuple((media.ice_options or "").split())
+                ice.take(media.ice)
+
+    def _with_options(self, description: RTCSessionDescription) -> RTCSessionDescription:
+        """The description with ``ice-options``, which aiortc reads and does not write."""
+        transport = next(iter(self._ice_transports()), None)
+        if transport is None:
+            return description
+        lines: list[str] = []
+        for line in description.sdp.splitlines():
+            if not line.startswith("a=ice-options:"):
+                lines.append(line)
+            if line.startswith("a=ice-pwd:"):
+                lines.append(f"a=ice-options:{_options(transport)}")
+        return RTCSessionDescription(sdp="\r\n".join(lines) + "\r\n", type=description.type)
+
+    def _on_candidate(self, ice: IceTransport, candidate: Candidate) -> None:
+        sections = ((index, mid) for mid, index, transport in self._members() if transport.transport is ice)
+        index, mid = min(((i, m) for i, m in sections if i is not None), default=(None, None))
+        if mid is not None:
+            self.emit("icecandidate", to_aiortc(candidate, mid, index))
+        if ice.state == "new":
+            # Without a candidate of ours, aiortc did not begin to connect.
+            connecting = asyncio.ensure_future(self._inner("__connect")())
+            self._connecting.add(connecting)
+            connecting.add_done_callback(self._connecting.discard)
+
+    def _on_gathering(self) -> None:
+        if self._inner("__isClosed") or self._is_told_complete:
+            return
+        if all(transport.iceGatherer.state == "completed" for transport in self._ice_transports()):
+            self._is_told_complete = True
+            self.emit("icecandidate", None)
+
+
+def _options(transport: IceTransport) -> str:
+    return " ".join(transport.agent.local_description.options)
+
+
+def _combined(states: set[str]) -> str:
+    """W3C, 5.6.4 of webrtc-pc: the worst of all transports."""
+    for state in ("failed", "disconnected"):
+        if state in states:
+            return state
+    if states <= {"new", "closed"}:
+        return "new"
+    if states & {"new", "checking"}:
+        return "checking"
+    return "completed" if states <= {"completed", "closed"} else "connected"

@@ -1,0 +1,238 @@
+"""How do ORTC's gatherer and transport run on an agent?
+
+:class:`IceGatherer` and :class:`IceTransport` stand where aiortc's ``RTCIceGatherer`` and ``RTCIceTransport`` do. Their
+states are W3C's: where aiortc goes from ``checking`` to ``completed`` and knows nothing between that and ``failed``,
+there are ``connected``, ``completed``, ``disconnected`` and back, and ``failed`` is left by an ICE restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any, cast
+
+import aioice
+from aiortc import RTCIceCandidate, RTCIceGatherer, RTCIceParameters, RTCIceServer, RTCIceTransport
+from aiortc.exceptions import InvalidStateError
+from aiortc.rtcconfiguration import RTCIceTransportPolicy
+from aiortc.rtcicetransport import candidate_to_aioice
+
+from iceagent.agent import Agent
+from iceagent.credentials import Credentials
+from iceagent.events import (
+    AgentState,
+    Event,
+    GatheringDone,
+    IceRestarted,
+    LocalCandidateFound,
+    Nominated,
+    Path,
+    SelectedPathChanged,
+    StateChanged,
+)
+from iceagent.net.host import Host
+from iceagent.rtc.configuration import agent_config
+from iceagent.rtc.connection import AgentConnection
+
+__all__ = ["IceGatherer", "IceTransport"]
+
+
+class IceGatherer(RTCIceGatherer):
+    """Gathers candidates with an agent of its own.
+
+    Events: ``statechange``, and ``candidate`` with each :class:`iceagent.Candidate` that is found.
+
+    Args:
+        iceServers: all of them are used, with all their URLs; none: no server is asked.
+        iceTransportPolicy: ``RELAY``: nothing leaves but to TURN servers.
+        local_username, local_password: our credentials; ``None``: drawn.
+        host: whose sockets; ``None``: this machine's.
+        options: fields of :class:`iceagent.Config`, such as ``port_range`` or ``interface_filter``, instead of
+            :data:`iceagent.rtc.RTC_DEFAULTS`.
+
+    Raises:
+        UsageError: see :class:`iceagent.Config`.
+
+    Attributes:
+        connection: what stands in place of aioice's.
+    """
+
+    def __init__(
+        self,
+        iceServers: Sequence[RTCIceServer] | None = None,
+        iceTransportPolicy: RTCIceTransportPolicy = RTCIceTransportPolicy.ALL,
+        local_username: str | None = None,
+        local_password: str | None = None,
+        *,
+        host: Host | None = None,
+        **options: Any,
+    ) -> None:
+        # Not aiortc's own constructor, which makes a connection of aioice's.
+        super(RTCIceGatherer, self).__init__()
+        credentials = None
+        if local_username is not None and local_password is not None:
+            credentials = Credentials(ufrag=local_username, password=local_password)
+        config = agent_config(iceServers, iceTransportPolicy, options)
+        self.connection = AgentConnection(config, host, credentials, self._on_event)
+        # Where aiortc looks for it.
+        self._connection = cast(aioice.Connection, self.connection)
+        self._remote_candidates_end = False
+        self._state = "new"
+
+    @property
+    def agent(self) -> Agent:
+        """That does it."""
+        return self.connection.agent
+
+    @property
+    def state(self) -> str:
+        """``new``, ``gathering`` or ``completed``."""
+        return self._state
+
+    def start(self) -> None:
+        """Begin; candidates come as events. Idempotent."""
+        if self._state == "new":
+            self._set_state("gathering")
+            self.agent.start_gathering()
+
+    async def gather(self) -> None:
+        """Gather, and wait until that is done: ``Config.gather_timeout_s`` at most."""
+        self.start()
+        if self._state == "gathering":
+            await self.connection.gather_candidates()
+            self._set_state("completed")
+
+    @classmethod
+    def getDefaultIceServers(cls) -> list[RTCIceServer]:
+        """None: nobody is asked who was not named."""
+        return []
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, LocalCandidateFound):
+            self.emit("candidate", event.candidate)
+        elif isinstance(event, GatheringDone):
+            self._set_state("completed")
+        self.emit("event", event)
+
+    def _set_state(self, state: str) -> None:
+        if state != self._state:
+            self._state = state
+            self.emit("statechange")
+
+
+class IceTransport(RTCIceTransport):
+    """Carries datagrams over whatever path is best.
+
+    Events: ``statechange``, and ``selectedcandidatepairchange`` when data takes another path.
+
+    Args:
+        gatherer: one of ours.
+
+    Attributes:
+        gatherer, connection: that it was made of.
+    """
+
+    def __init__(self, gatherer: IceGatherer) -> None:
+        super().__init__(gatherer)
+        self.gatherer = gatherer
+        self.connection = gatherer.connection
+        self._ice_state = "new"
+        self._is_nominated = False
+        self._started: asyncio.Future[None] | None = None
+        gatherer.on("event", self._on_event)
+
+    @property
+    def agent(self) -> Agent:
+        """That does it."""
+        return self.connection.agent
+
+    @property
+    def path(self) -> Path | None:
+        """Where data goes now; ``path.kind`` is ``direct`` or ``relay``."""
+        return self.agent.path()
+
+    @property
+    def state(self) -> str:
+        """W3C's: ``new``, ``checking``, ``connected``, ``completed``, ``disconnected``, ``failed`` or ``closed``."""
+        return self._ice_state
+
+    async def addRemoteCandidate(self, candidate: RTCIceCandidate | None) -> None:
+        """Take one of the peer's candidates, at any time; ``None``: the last one has come.
+
+        Raises:
+            InvalidCandidate: it breaks the grammar. Kinds that are not known here are ignored.
+        """
+        await self.connection.add_remote_candidate(None if candidate is None else candidate_to_aioice(candidate))
+
+    async def start(self, remoteParameters: RTCIceParameters) -> None:
+        """Check, and wait until there is a path, or none. Called again with other parameters: an ICE restart of the
+        peer's, or its answer to ours; what waits for the first path goes on waiting.
+
+        Raises:
+            InvalidStateError: the transport is closed.
+            InvalidDescription: the parameters break the grammar.
+        """
+        if self._ice_state == "closed":
+            raise InvalidStateError("the ICE transport is closed")
+        self.take(remoteParameters)
+        if self._started is not None:
+            await asyncio.shield(self._started)
+            return
+        started = self._started = asyncio.get_running_loop().create_future()
+        self._set_state("checking")
+        try:
+            await self.connection.connect()
+        except ConnectionError:
+            self._set_state("failed")
+        finally:
+            started.set_result(None)
+
+    def take(self, remoteParameters: RTCIceParameters) -> None:
+        """Take the peer's parameters, without waiting for anything.
+
+        Raises:
+            InvalidDescription: they break the grammar.
+        """
+        connection = self.connection
+        connection.remote_is_lite = remoteParameters.iceLite
+        connection.remote_username = remoteParameters.usernameFragment
+        connection.remote_password = remoteParameters.password
+        connection.begin()
+
+    async def stop(self) -> None:
+        """Close, for good."""
+        if self._ice_state == "closed":
+            return
+        self._set_state("closed")
+        await self.connection.close()
+        # Nothing is told any more: whoever listens may be forgotten.
+        self.gatherer.remove_all_listeners()
+        self.remove_all_listeners()
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, StateChanged):
+            self._on_agent_state(event.new)
+        elif isinstance(event, Nominated):
+            self._is_nominated = True
+            if self._ice_state == "connected":
+                self._set_state("completed")
+        elif isinstance(event, IceRestarted):
+            self._is_nominated = False
+        elif isinstance(event, SelectedPathChanged):
+            self.emit("selectedcandidatepairchange")
+
+    def _on_agent_state(self, state: AgentState) -> None:
+        if state is AgentState.CONNECTED:
+            self._set_state("connected")
+            if self._is_nominated:
+                self._set_state("completed")
+        elif state is AgentState.CHECKING:
+            self._set_state("checking")
+        elif state in (AgentState.DISCONNECTED, AgentState.FAILED):
+            self._set_state(state.value)
+
+    def _set_state(self, state: str) -> None:
+        if self._ice_state in (state, "closed"):
+            return
+        self._ice_state = state
+        self.emit("statechange")
