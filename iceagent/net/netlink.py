@@ -75,6 +75,11 @@ def preload() -> None:
     worker().submit(_pyroute2)
 
 
+def load() -> None:
+    """Import it now: 80 ms, during which whoever imports in the worker thread holds up the loop by turns."""
+    _pyroute2()
+
+
 @functools.cache
 def worker() -> ThreadPoolExecutor:
     """The one thread that reads and takes apart."""

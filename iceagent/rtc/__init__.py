@@ -16,6 +16,8 @@ it is chosen by its class; nothing of aiortc or aioice is patched.
 Needs the extra ``iceagent[webrtc]``.
 """
 
+import sys
+
 try:
     import aiortc as _aiortc
 except ImportError as error:
@@ -24,6 +26,12 @@ except ImportError as error:
 from iceagent.rtc import contract as _contract
 
 _contract.check(_aiortc)
+
+if sys.platform == "linux":
+    # The first setLocalDescription() returns as soon as the others.
+    from iceagent.net.netlink import load as _load
+
+    _load()
 
 from iceagent.rtc.candidates import candidate_from_json, candidate_to_json  # noqa: E402
 from iceagent.rtc.configuration import RTC_DEFAULTS  # noqa: E402

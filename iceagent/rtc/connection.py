@@ -1,9 +1,9 @@
 """What does aiortc hold in place of aioice's ``Connection``?
 
 An :class:`AgentConnection`: the fifteen names that aiortc uses of that class, on an :class:`iceagent.Agent`. It lives
-as long as its transport, whatever becomes of the paths below: in ``disconnected`` and ``failed`` what is sent is dropped
-and who receives waits, because both may end, by a better path or an ICE restart; DTLS and SCTP repeat what they need.
-Only closing ends it.
+as long as its transport, whatever becomes of the paths below: in ``disconnected`` and ``failed``, what is sent is
+dropped and who receives waits, because both may end, by a better path or an ICE restart; DTLS and SCTP repeat what they
+need. Only closing ends it.
 """
 
 from __future__ import annotations
