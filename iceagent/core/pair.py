@@ -94,6 +94,7 @@ class CandidatePair:
         preferred: the greater, the earlier it is checked: 1 where the kernel would route the remote address from this
             base; with ``Config.relay_first`` 2 more for each end that is relayed.
         nominated: agreed between both ends.
+        nominated_at: controlled only: when the peer first nominated it without a value.
         nominate_with: controlled only: nominate once the pair succeeds (7.3.1.5); the NOMINATION value, or -1 for none.
         dead: consent was lost; these credentials are never used here again (RFC 7675, 5.1).
         openers: how many were sent (``nat/openers.py``); the last one at ``opened_at``.
@@ -122,6 +123,7 @@ class CandidatePair:
     state: PairState = PairState.FROZEN
     valid_local: Candidate | None = None
     nominated: bool = False
+    nominated_at: float = 0.0
     nominate_with: int | None = None
     dead: bool = False
     early_checks: int = 0

@@ -41,6 +41,9 @@ _NOMINATION_PATIENCE_S = 4.0
 # NOMINATION counts below 2**24; a session that nominates ten times a second lives 19 days.
 _MAX_NOMINATION = 2**24 - 1
 
+# Data may come over the path that the peer has just left for so long.
+_ON_ITS_WAY_S = 0.5
+
 # More do not make the time any longer that a pair is shunned.
 _MAX_TIMES_LEFT = 10
 
@@ -471,18 +474,26 @@ class Selection:
                 self._select(component, pair, "nominated by the peer", now)
         elif not component.highest_seen and not pair.nominated:
             pair.nominated = True
+            pair.nominated_at = now
             self._follow(component, now)
 
     def _follow(self, component: _Component, now: float) -> None:
-        """Among several pairs nominated without NOMINATION, go where the peer's data comes from."""
+        """Among several pairs nominated without NOMINATION, go where the peer's data comes from; but what comes over
+        another one within half a second after the best was nominated may have left before: libwebrtc nominates a relay,
+        begins DTLS there, and nominates a direct pair 10 ms later.
+        """
         nominated = [
             pair
             for pair in self._checklist or ()
             if pair.nominated and self._component(pair) is component and self._has_consent(pair, now)
         ]
         if nominated:
-            chosen = max(nominated, key=lambda p: (p.traffic.received_at, p.rank))
-            self._select(component, chosen, "nominated by the peer", now)
+            latest = max(nominated, key=lambda p: (p.traffic.received_at, p.rank))
+            best = max(nominated, key=lambda p: p.rank)
+            # What was nominated later still has no such data.
+            waits_s = _ON_ITS_WAY_S if latest.nominated_at <= best.nominated_at else 0.0
+            is_meant = latest.traffic.received_at > best.nominated_at + waits_s
+            self._select(component, latest if is_meant else best, "nominated by the peer", now)
 
     def _select(self, component: _Component, pair: CandidatePair, reason: str, now: float) -> None:
         pair.nominated = True

@@ -406,6 +406,25 @@ def test_report_03_a_renomination_without_value_is_followed_with_the_data() -> N
     assert peer.selected == (a[1], b[0])
 
 
+def test_data_that_was_on_its_way_when_a_better_pair_was_nominated_decides_nothing() -> None:
+    """libwebrtc nominates what works first, sends a little there, and ten milliseconds later nominates the best. What
+    it goes on sending there is followed all the same.
+    """
+    world, peer = all_pairs_valid()
+    a, b = world.a.bases, world.b.bases
+    peer.nominate(2, 1)
+    send_data(world, 2, 1)
+    assert peer.selected == (a[2], b[1])
+    peer.nominate(1, 0)
+    assert peer.selected == (a[1], b[0])
+    for _ in range(5):
+        send_data(world, 2, 1)
+        assert peer.selected == (a[1], b[0])
+    world.run(0.5)
+    send_data(world, 2, 1)
+    assert peer.selected == (a[2], b[1])
+
+
 def test_data_on_a_pair_that_was_never_nominated_moves_nothing() -> None:
     world, peer = all_pairs_valid()
     peer.nominate(1, 0)
