@@ -231,7 +231,8 @@ class Teller:
     """Shows what happens: a line of results for everything but single packets, and log lines. A person is told of every
     change in words (``story.py``), and of pings by what they come to: the status line of a terminal, and the summary.
 
-    Where both are for one terminal, what is a result is no log line as well: it would stand there twice.
+    Where both are for one terminal, what is a result is no log line as well, unless logs were asked for (``-v``): it
+    would stand there twice.
 
     Args:
         output: the results.
@@ -250,7 +251,7 @@ class Teller:
             self._failures[f"{event.server}: {event.reason}"] = None
         is_ping = isinstance(event, PingEchoed) and not self._output.as_json
         is_shown = not (is_ping or isinstance(event, PacketDropped | DataReceived))
-        if not (is_shown and self._output.shares_terminal):
+        if not (is_shown and self._output.logs_repeat):
             log_event(event)
         if isinstance(event, GatheringDone):
             self._is_gathering = False

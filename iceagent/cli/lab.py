@@ -20,7 +20,7 @@ import click
 from iceagent.cli import EXIT_DIRECT, EXIT_NO_PATH, EXIT_RELAY
 from iceagent.cli.options import FiniteFloat, output_file_options, output_options
 from iceagent.cli.output import Output
-from iceagent.cli.run import GRACE_S
+from iceagent.cli.run import GRACE_S, Echo
 from iceagent.cli.run import run as run_to_end
 from iceagent.events import Event, PacketDropped
 from iceagent.lab.contenders import CONTENDERS
@@ -321,14 +321,18 @@ async def _ended(process: subprocess.Popen[Any]) -> int:
     loop = asyncio.get_running_loop()
     ended = asyncio.Event()
 
+    echoes = {number: Echo(loop.time) for number in (signal.SIGINT, signal.SIGTERM)}
+
     def send_on(number: signal.Signals) -> None:
+        if echoes[number].is_echo():
+            return
         if number == signal.SIGINT and _is_in_foreground():
             return  # The terminal has sent it to both of us.
         process.send_signal(number)
         loop.call_later(GRACE_S, process.kill)
 
     # From here on they are no reason for us to end: the program's end is.
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in echoes:
         loop.add_signal_handler(each, send_on, each)
     with _pidfd(process.pid) as fd:
         loop.add_reader(fd, ended.set)

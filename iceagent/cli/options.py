@@ -110,7 +110,7 @@ def _log_options(command: Command) -> Command:
 def _output(as_json: bool, verbosity: int, log_json: bool, *, redact: bool = False) -> Output:
     redactor = Redactor() if redact else None
     configure_logs(verbosity=verbosity, as_json=log_json, redactor=redactor)
-    return Output(as_json=as_json, logs_as_json=log_json, redactor=redactor)
+    return Output(as_json=as_json, logs_as_json=log_json, verbosity=verbosity, redactor=redactor)
 
 
 def seed_option(command: Command) -> Command:

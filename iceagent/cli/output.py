@@ -84,6 +84,7 @@ class Output:
     Args:
         as_json: JSON Lines instead of text.
         logs_as_json: as for :func:`configure_logs`.
+        verbosity: the same.
         redactor: goes over every text that is shown.
         stream: instead of stdout.
         clock: seconds; ``t`` counts from the construction on.
@@ -99,6 +100,7 @@ class Output:
         *,
         as_json: bool = False,
         logs_as_json: bool = False,
+        verbosity: int = 0,
         redactor: Redactor | None = None,
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -108,6 +110,10 @@ class Output:
         self._stream = sys.stdout if stream is None else stream
         tolerate(self._stream)
         self.is_terminal = not as_json and self._stream.isatty()
+        # Now: what rich puts in its place during a live view may know neither.
+        self._is_stderr_terminal = sys.stderr.isatty()
+        self._is_one_place = (self.is_terminal and self._is_stderr_terminal) or _is_one_file(self._stream, sys.stderr)
+        self._verbosity = verbosity
         self._redactor = redactor
         self._clock = clock
         self._started = clock()
@@ -115,9 +121,11 @@ class Output:
         self._start_live: Callable[[], None] | None = None
 
     @property
-    def shares_terminal(self) -> bool:
-        """Whether one person sees results and log lines below each other, as text."""
-        return self.is_terminal and not self.logs_as_json and sys.stderr.isatty()
+    def logs_repeat(self) -> bool:
+        """Whether a log line of what is a result as well would only say it twice: both are text, on one terminal or in
+        one file (``2>&1 | tee``), and nobody has asked for logs. With ``-v`` they are complete.
+        """
+        return self._is_one_place and not (self.as_json or self.logs_as_json or self._verbosity)
 
     @property
     def console(self) -> Console:
@@ -169,7 +177,7 @@ class Output:
 
     def prompt(self, text: str) -> None:
         """Tell a person at the terminal what to do now: on stderr, and nowhere if that is no terminal or is JSON."""
-        if sys.stderr.isatty() and not self.logs_as_json:
+        if self._is_stderr_terminal and not self.logs_as_json:
             print(escaped(text), file=sys.stderr, flush=True)
 
     @contextmanager
@@ -185,9 +193,12 @@ class Output:
         from rich.live import Live
 
         # What goes to stderr has to pass by the view where both are on the terminal, and only there.
-        shared = sys.stderr.isatty()
         live = Live(
-            console=self.console, get_renderable=view, refresh_per_second=4, transient=True, redirect_stderr=shared
+            console=self.console,
+            get_renderable=view,
+            refresh_per_second=4,
+            transient=True,
+            redirect_stderr=self._is_stderr_terminal,
         )
 
         def start() -> None:
@@ -282,6 +293,15 @@ def _as_word(value: Any) -> str:
         return "[" + ", ".join(_as_word(item) for item in value) + "]"
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if isinstance(value, str) and (not text or " " in text) else text
+
+
+def _is_one_file(one: TextIO, other: TextIO) -> bool:
+    """Whether two streams write to one terminal, file or pipe."""
+    try:
+        return os.path.sameopenfile(one.fileno(), other.fileno())
+    except (OSError, ValueError):
+        # One of them is none of the system's, or is closed.
+        return False
 
 
 class _Nowhere(io.TextIOBase):

@@ -1,7 +1,8 @@
 """How does a command run, and how does it end when it is told to?
 
 Ctrl-C and SIGTERM cancel the command's task, which cleans up (``finally``, ``async with``) and may still write its
-summary. Cleaning up has one second; a second signal, or the end of that second, ends the process at once.
+summary. Cleaning up has one second; a second signal, or the end of that second, ends the process at once. What comes
+right behind the first is no second one: timeout(1) sends it to its child, and then to the child's whole group.
 """
 
 from __future__ import annotations
@@ -11,15 +12,18 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Coroutine
+import time
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 from iceagent.cli import EXIT_INTERRUPTED
 
-__all__ = ["GRACE_S", "run"]
+__all__ = ["ECHO_S", "GRACE_S", "Echo", "Supervisor", "run"]
 
 # CLI contract: "Ctrl-C ends cleanly … within 1 s".
 GRACE_S = 1.0
+# Two copies of one signal are less than a millisecond apart, two by hand at least a tenth of a second.
+ECHO_S = 0.3
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -35,7 +39,7 @@ def run(main: Coroutine[Any, Any, int], *, sigterm_code: int = EXIT_INTERRUPTED)
         What ``main`` returned; after a signal, 130 (or ``sigterm_code``), whatever ``main`` made of its cancellation.
         Every other exception of ``main`` goes through.
     """
-    supervisor = _Supervisor(sigterm_code)
+    supervisor = Supervisor(sigterm_code)
     try:
         with asyncio.Runner() as runner:
             return runner.run(supervisor.run(main))
@@ -43,15 +47,50 @@ def run(main: Coroutine[Any, Any, int], *, sigterm_code: int = EXIT_INTERRUPTED)
         supervisor.release()
 
 
-class _Supervisor:
-    """Cancels the command's task at the first signal, and sees to it that the process ends."""
+class Echo:
+    """Is a signal a new one, or the last one's second copy?
 
-    def __init__(self, sigterm_code: int) -> None:
+    Args:
+        now: seconds, monotonic.
+    """
+
+    def __init__(self, now: Callable[[], float]) -> None:
+        self._now = now
+        self._came_at = float("-inf")
+
+    def is_echo(self) -> bool:
+        """Of the signal that has just come; asked once for each."""
+        now = self._now()
+        if now - self._came_at < ECHO_S:
+            return True
+        self._came_at = now
+        return False
+
+
+class Supervisor:
+    """Cancels the command's task at the first signal, and sees to it that the process ends.
+
+    Args:
+        sigterm_code: see :func:`run`.
+        now: seconds, monotonic.
+        end_now: ends the process with an exit code; called when somebody has no patience, or time is up.
+    """
+
+    def __init__(
+        self,
+        sigterm_code: int,
+        *,
+        now: Callable[[], float] = time.monotonic,
+        end_now: Callable[[int], None] | None = None,
+    ) -> None:
+        self._echo = Echo(now)
+        self._end_now = _end_now if end_now is None else end_now
         self._codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: sigterm_code}
         self._interrupted_code: int | None = None
         self._watchdog: threading.Timer | None = None
 
     async def run(self, main: Coroutine[Any, Any, int]) -> int:
+        """Run it to its end; the exit code. Called once."""
         loop = asyncio.get_running_loop()
         task = asyncio.ensure_future(main)
         for number in _SIGNALS:
@@ -76,8 +115,11 @@ class _Supervisor:
             self._watchdog.cancel()
 
     def _on_signal(self, number: signal.Signals, task: asyncio.Future[int]) -> None:
+        if self._echo.is_echo():
+            return
         if self._interrupted_code is not None:
-            _end_now(self._interrupted_code)
+            self._end_now(self._interrupted_code)
+            return
         self._interrupted_code = self._codes[number]
         self._watch(self._interrupted_code)
         task.cancel()
@@ -85,7 +127,7 @@ class _Supervisor:
     def _watch(self, code: int) -> None:
         """Unless it ends by itself, the process ends ``GRACE_S`` from the first call."""
         if self._watchdog is None:
-            self._watchdog = threading.Timer(GRACE_S, _end_now, (code,))
+            self._watchdog = threading.Timer(GRACE_S, self._end_now, (code,))
             self._watchdog.daemon = True
             self._watchdog.start()
 

@@ -21,7 +21,7 @@ from iceagent.cli.options import (
     parse_port_range,
 )
 from iceagent.cli.output import Output
-from iceagent.cli.run import run
+from iceagent.cli.run import Echo, run
 from iceagent.cli.serve_files import AccountOptions, Tls, TlsOptions
 from iceagent.logs import Line, log_event, register
 from iceagent.net.address import TransportAddress, ip_address, parse_address
@@ -341,8 +341,9 @@ async def _open(listen: Sequence[TransportAddress], options: ServerOptions) -> S
 
 async def _until_told(server: Server, drain_s: float, output: Output) -> None:
     """Until SIGTERM, and then until nobody relays any more, or so long, or a second one."""
-    await _signalled(signal.SIGTERM)
-    again = asyncio.ensure_future(_signalled(signal.SIGTERM))
+    echo = Echo(asyncio.get_running_loop().time)
+    await _signalled(signal.SIGTERM, echo)
+    again = asyncio.ensure_future(_signalled(signal.SIGTERM, echo))
     drained = asyncio.ensure_future(server.drain())
     try:
         if server.allocations and drain_s:
@@ -353,9 +354,14 @@ async def _until_told(server: Server, drain_s: float, output: Output) -> None:
         again.cancel()
 
 
-async def _signalled(number: signal.Signals) -> None:
+async def _signalled(number: signal.Signals, echo: Echo) -> None:
     told = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(number, told.set)
+
+    def on_signal() -> None:
+        if not echo.is_echo():
+            told.set()
+
+    asyncio.get_running_loop().add_signal_handler(number, on_signal)
     await told.wait()
 
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Callable
 
 from iceagent.config import Config, IceServer
-from iceagent.events import Event, ServerFailed
+from iceagent.events import ServerFailed
 from iceagent.gather.relay_race import Target, Transport
 from iceagent.gather.servers import resolve_server
 from iceagent.net.host import Host
@@ -58,7 +58,7 @@ async def credentials_of(server: IceServer) -> TurnCredentials | None:
 
 
 async def targets_of(
-    url: str, uri: ServerUri, host: Host, config: Config, tell: Callable[[Event], None]
+    url: str, uri: ServerUri, host: Host, config: Config, tell: Callable[[ServerFailed], None]
 ) -> list[Target]:
     """The ways to a TURN server, by transport and address; what there is not, ``tell`` hears."""
     if uri.is_secure and uri.transport == "udp":

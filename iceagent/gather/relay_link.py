@@ -124,11 +124,6 @@ class RelayLink:
         return None if self.allocation is None else self.allocation.base
 
     @property
-    def is_brief(self) -> bool:
-        """Whether it is given up soon, and tried again."""
-        return self._options.is_brief
-
-    @property
     def is_stream(self) -> bool:
         """Whether it is TCP or TLS."""
         return self.target.transport is not Transport.UDP

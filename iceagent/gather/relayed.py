@@ -22,6 +22,7 @@ from weakref import WeakKeyDictionary
 from iceagent.config import Config, IceServer
 from iceagent.events import RelayLost, RelayMoved, RelayRefused, RelaySilent, ServerFailed
 from iceagent.gather.bases import open_socket
+from iceagent.gather.complaints import Complaints
 from iceagent.gather.diagnosis import Diagnosed, of_relay
 from iceagent.gather.host import HostAddress
 from iceagent.gather.relay_account import NoCredentials, credentials_of, targets_of
@@ -139,6 +140,7 @@ class Relayed:
         self.system_rng = system_rng
         self.listener = listener
         self.tell = tell
+        self.complaints = Complaints(tell)
         self.diagnosed = diagnosed
         self.answered_at = float("-inf")
         self.changed = changed
@@ -258,13 +260,10 @@ class _Relay:
         self._tasks: set[asyncio.Task[None]] = set()
         # How many there were, by host of the relayed address and server.
         self._made: dict[tuple[str, TransportAddress], int] = {}
-        # What is waited for before anybody can be asked; and attempts of which it was said that nothing came.
+        # What is waited for before anybody can be asked.
         self._missing = ""
-        self._silent: set[int] = set()
         # Those whose interface is down.
         self._asleep: set[int] = set()
-        # Of the last attempt that failed.
-        self._complaint = ""
         self._has_begun = False
         self._is_stopped = False
         self._emptied: asyncio.Event | None = None
@@ -295,11 +294,11 @@ class _Relay:
         if not self.is_pending:
             return
         if self._tasks:
-            self._owner.tell(ServerFailed(server=self._uris[0][0], base=None, reason=self._missing))
+            self._complain(self._uris[0][0], self._missing, about="so far")
         for link in self._links.values():
-            self._silent.add(link.number)
             words = "no relayed address so far" if link.is_heard else "no response so far"
-            self._owner.tell(ServerFailed(server=link.target.url, base=link.base, reason=_of(link.target, words)))
+            # When its time is over, that is no news.
+            self._complain_of(link, words, gist=NO_ANSWER)
 
     def begin_again(self) -> None:
         """Ask anew, if nothing is there."""
@@ -353,7 +352,7 @@ class _Relay:
         self._missing = "its name has not resolved so far"
         owner = self._owner
         targets = await asyncio.gather(
-            *(targets_of(url, uri, owner.host, owner.config, owner.tell) for url, uri in self._uris)
+            *(targets_of(url, uri, owner.host, owner.config, self._on_no_target) for url, uri in self._uris)
         )
         # In one go, and in the order of the configuration.
         self._tell_race(self._race.add_targets, [target for found in targets for target in found])
@@ -363,9 +362,10 @@ class _Relay:
         try:
             self._credentials = await credentials_of(self._server)
         except NoCredentials as error:
-            self._owner.tell(ServerFailed(server=self._uris[0][0], base=None, reason=str(error)))
+            self._complain(self._uris[0][0], str(error), about="credentials")
             self._tell_race(self._race.given_credentials, CREDENTIALS_RETRY_S)
             return False
+        self._owner.complaints.forget(self._uris[0][0], "credentials")
         if self._server.credentials is not None and self._credentials is not None:
             self._tell_race(self._race.given_credentials, self._credentials.lifetime_s)
         return True
@@ -458,9 +458,8 @@ class _Relay:
         elif isinstance(event, Allocated):
             self._on_allocated(link, event)
         elif isinstance(event, AllocationRefused):
-            is_silent = link.number in self._silent
             self._forget(link)
-            self._refuse(link, event, is_silent=is_silent)
+            self._refuse(link, event)
         elif isinstance(event, AllocationLost):
             if event.is_unknown:
                 self._diagnose(link, event)
@@ -491,12 +490,13 @@ class _Relay:
     def _on_allocated(self, link: RelayLink, event: Allocated) -> None:
         if link.allocation is not None and not link.allocation.is_mobile:
             self._owner.remember_immobile(link.target.address)
-        self._complaint = ""
         if any(self._owner.listener.has_base(address) for address in event.relayed):
             # One of our sockets: it would take what is sent from there, and end it with itself.
             self._on_event(link, AllocationLost(reason="the server gave an address of ours", is_refused=True))
             return
         self._tell_race(self._race.won, link.number)
+        for url, _ in self._uris:
+            self._owner.complaints.forget(url)
         self._relayed[link.number] = event.relayed
         assert link.allocation is not None
         # Before the candidates are known: the permissions' requests leave before the first check.
@@ -530,17 +530,25 @@ class _Relay:
         self._made[host, server] = count + 1
         return count
 
-    def _refuse(self, link: RelayLink, event: AllocationRefused, *, is_silent: bool) -> None:
-        target, base = link.target, link.base
+    def _refuse(self, link: RelayLink, event: AllocationRefused) -> None:
         code = "" if event.code is None else f"{event.code} "
-        if event.code != 300 and not (is_silent and event.reason == NO_ANSWER):
-            reason = _of(target, f"{code}{event.reason}")
-            # Of brief attempts, there are many.
-            if not (link.is_brief and reason == self._complaint):
-                self._owner.tell(ServerFailed(server=target.url, base=base, reason=reason))
-            self._complaint = reason
+        if event.code != 300:
+            self._complain_of(link, f"{code}{event.reason}")
         self._tell_race(self._race.refused, link.number, event)
         self._owner.changed()
+
+    def _complain_of(self, link: RelayLink, words: str, gist: str = "") -> None:
+        target = link.target
+        event = ServerFailed(
+            server=target.url, base=link.base, reason=f"{target.transport.value} {target.address}: {words}"
+        )
+        self._owner.complaints.tell(event, (target.transport, target.address), gist or words)
+
+    def _complain(self, url: str, reason: str, *, about: str) -> None:
+        self._owner.complaints.tell(ServerFailed(server=url, base=None, reason=reason), about)
+
+    def _on_no_target(self, event: ServerFailed) -> None:
+        self._owner.complaints.tell(event, "targets")
 
     def _on_lost(self, link: RelayLink, event: AllocationLost) -> None:
         self._tell_lost(link, event.reason, is_local=event.is_local)
@@ -601,7 +609,6 @@ class _Relay:
         self._links.pop(link.number, None)
         self._places.pop(link.number, None)
         self._relayed.pop(link.number, None)
-        self._silent.discard(link.number)
         self._asleep.discard(link.number)
         link.close()
         if self._emptied is not None:
@@ -630,8 +637,3 @@ class _Relay:
         for task in self._tasks:
             task.cancel()
         self._driver.close()
-
-
-def _of(target: Target, words: str) -> str:
-    """A reason: which way, and what about it."""
-    return f"{target.transport.value} {target.address}: {words}"

@@ -8,7 +8,7 @@ nothing but itself. Every mapped address that is seen becomes a candidate, later
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from random import Random
 
 from iceagent.candidate import Candidate, CandidateType
@@ -16,6 +16,7 @@ from iceagent.config import Config
 from iceagent.core.pacing import TokenBucket
 from iceagent.events import ServerFailed
 from iceagent.gather.bases import Base
+from iceagent.gather.complaints import Complaints
 from iceagent.gather.diagnosis import Diagnosed
 from iceagent.gather.servers import is_address, is_asked_over_udp, resolve_server
 from iceagent.gather.stun_queries import MappedAddress, QueryFailed, StunQueries
@@ -69,9 +70,7 @@ class ServerReflexive:
         self._servers: dict[TransportAddress, str] = {}
         # What each server saw last, by base and server.
         self._seen: dict[tuple[TransportAddress, TransportAddress], TransportAddress] = {}
-        # Who gave nothing, by server and base: it was told of, and is not again where it is asked anew by the way.
-        # A tuple: mostly there is none, and an empty set takes 200 bytes of every agent.
-        self._failed: tuple[tuple[TransportAddress, TransportAddress], ...] = ()
+        self._complaints = Complaints(tell)
         self.queries = StunQueries(
             system_rng,
             ta_s=config.ta_s,
@@ -104,7 +103,6 @@ class ServerReflexive:
         """The base is gone."""
         self._bases.pop(base.address, None)
         self._seen = {key: seen for key, seen in self._seen.items() if key[0] != base.address}
-        self._failed = tuple(key for key in self._failed if key[1] != base.address)
         self._driver.command(self.queries.forget_base, base.address)
 
     def conclude(self) -> None:
@@ -113,7 +111,6 @@ class ServerReflexive:
 
     def begin_again(self) -> None:
         """ICE restarts: ask every known server from every base anew, also who did not answer, and refresh."""
-        self._failed = ()
         self._driver.command(self.queries.resume_refreshing)
         self._ask_all()
 
@@ -170,9 +167,9 @@ class ServerReflexive:
         if not self._is_closed:
             self._changed()
 
-    def _fail(self, url: str, base: TransportAddress | None, reason: str) -> None:
+    def _fail(self, url: str, base: TransportAddress | None, reason: str, about: Hashable = None) -> None:
         if not ServerUri.parse(url).is_turn:
-            self._tell(ServerFailed(server=url, base=base, reason=reason))
+            self._complaints.tell(ServerFailed(server=url, base=base, reason=reason), about)
 
     def _add(self, url: str, server: TransportAddress) -> None:
         if server not in self._servers:
@@ -202,13 +199,11 @@ class ServerReflexive:
             base = self._bases.get(event.base)
             if base is not None:
                 url = self._servers[event.server]
-                self._failed = tuple(key for key in self._failed if key != (event.server, event.base))
+                self._complaints.forget(url, _about(event))
                 self._note(event)
                 self._found(base.candidate(CandidateType.SERVER_REFLEXIVE, event.mapped, url, event.server))
         elif isinstance(event, QueryFailed):
-            if (event.server, event.base) not in self._failed:
-                self._failed = (*self._failed, (event.server, event.base))
-                self._fail(self._servers[event.server], event.base, event.reason)
+            self._fail(self._servers[event.server], event.base, event.reason, _about(event))
         elif isinstance(event, Diagnosed):
             self._diagnosed(event)
         else:
@@ -224,3 +219,8 @@ class ServerReflexive:
             still_seen = (seen for (base, _), seen in self._seen.items() if base == event.base)
             if former not in still_seen:
                 self._lost(event.base, former)
+
+
+def _about(event: MappedAddress | QueryFailed) -> Hashable:
+    """Of a base that is opened anew only the port is another one."""
+    return event.server, event.base.host

@@ -176,9 +176,11 @@ class Lab:
         self._is_closed = True
         # In the reverse order, and each of them whatever the others do.
         with ExitStack() as stack:
-            stack.callback(self._owner.close, {namespace.inode for namespace in self._namespaces})
+            networks = {namespace.inode for namespace in self._namespaces}
             while self._namespaces:
                 stack.callback(self._namespaces.pop(0).close)
+            # While they are ours: the next laboratory's networks may have the numbers of those that are closed.
+            stack.callback(self._owner.close, networks)
             for hosts in self._hosts.values():
                 for host in hosts.values():
                     stack.callback(host.close)

@@ -34,7 +34,8 @@ CARRIER_LAN = "100.64.0"
 # The highest number of a site, and of a host in a network.
 MAX_SITES = 250
 MAX_HOSTS = 120
-FORWARDING_TIMEOUT_S = 2.0
+# Linux looks once a second at links that are in no hurry.
+LINK_TIMEOUT_S = 5.0
 # Of the routes through a machine's second uplink: worse than the first one's, and a table of their own.
 SECOND_METRIC, SECOND_TABLE = 100, 100
 # What nf_conntrack_udp_timeout takes is in ticks of the kernel, and has 32 bits.
@@ -316,9 +317,10 @@ class Router(Machine):
         wire = self._lab.lay(namespace, device, self.namespace, port, impairment)
         namespace.up(device, *found)
         self.namespace.up(port, master="lan")
+        _wait_for_links(self._lab, (self.namespace, port), (self.namespace, "lan"), (namespace, device))
         self._lab.wait_until(
             lambda: self.namespace.is_forwarding(port),
-            FORWARDING_TIMEOUT_S,
+            LINK_TIMEOUT_S,
             f"port {port} of {self.name} does not forward",
         )
         _route_all(namespace, gateways)
@@ -406,6 +408,7 @@ class Internet:
         wire = self._lab.lay(namespace, device, self.namespace, site, impairment)
         self.namespace.up(site, f"{prefix}.1/25", f"{prefix6}::1/64")
         namespace.up(device, *found)
+        _wait_for_links(self._lab, (self.namespace, site), (namespace, device))
         gateways = (f"{prefix}.1", f"{prefix6}::1")
         _route_all(namespace, gateways)
         self.namespace.route(f"{prefix}.128/25", f"{prefix}.2")
@@ -422,6 +425,16 @@ def check_network(network: object) -> None:
     """Raises LabError: nothing can be plugged into it."""
     if not isinstance(network, Router | Internet):
         raise LabError(f"a machine is plugged into a router, or into the laboratory's internet, not into {network!r}")
+
+
+def _wait_for_links(lab: Lab, *links: tuple[Namespace, str]) -> None:
+    """What is sent into them leaves them, from the first packet on."""
+    for namespace, name in links:
+
+        def is_usable(namespace: Namespace = namespace, name: str = name) -> bool:
+            return namespace.is_usable(name)
+
+        lab.wait_until(is_usable, LINK_TIMEOUT_S, f"{name} of {namespace.name} does not come up")
 
 
 def _check_lifetime(seconds: int) -> None:

@@ -212,6 +212,23 @@ class Namespace:
 
         return self.netlink(look)
 
+    def is_usable(self, name: str) -> bool:
+        """Whether what is sent into a link leaves it.
+
+        The end of a cable that comes up first, and a bridge, are brought to life by a thread of the kernel that all
+        laboratories of this machine share, some time after the other end, or the first port. Until then they lose
+        what they are given, without a word.
+        """
+
+        def look(ip: IPRoute) -> bool:
+            (link,) = ip.get_links(_index(ip, name))
+            state: object = link.get_attr("IFLA_OPERSTATE")
+            kind: object = link.get_nested("IFLA_LINKINFO", "IFLA_INFO_KIND")
+            # RFC 2863: a TAP device does not say more.
+            return state == "UP" or (kind == "tun" and state == "UNKNOWN")
+
+        return self.netlink(look)
+
     def is_forwarding(self, port: str) -> bool:
         """Whether a port of a bridge forwards; until then it loses what it is given."""
 

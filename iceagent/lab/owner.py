@@ -62,8 +62,10 @@ class Owner:
         self.folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{self.mark}-"))
 
     def close(self, networks: Collection[int] = ()) -> None:
-        """End what is left of our processes, and of those in these network namespaces (by inode); remove the folder.
-        Idempotent.
+        """End what is left of our processes, and of those in these network namespaces; remove the folder. Idempotent.
+
+        Args:
+            networks: by inode. They are open still: the kernel gives the number of a closed one to the next.
         """
         _end_processes(lambda pid, mark: mark == self.mark or (bool(networks) and _network_of(pid) in networks))
         shutil.rmtree(self.folder, ignore_errors=True)

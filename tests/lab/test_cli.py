@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -168,6 +169,21 @@ def test_a_program_gets_our_signals(script: str, code: int | None, number: signa
     process.stdout.close()
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
+
+
+def test_a_program_gets_no_copies_of_our_signals() -> None:
+    """timeout(1) sends each to its child and then to the child's whole group, the program with it."""
+    script = "trap 'echo heard' INT; echo $$; while :; do sleep 0.01; done"
+    process = subprocess.Popen(
+        [*EXEC, "sh", "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT, start_new_session=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        # Two that wait for a process are one.
+        time.sleep(0.05)
+    assert process.communicate()[0].split() == ["heard"]
 
 
 def test_on_a_terminal_ctrl_c_is_the_programs() -> None:

@@ -20,6 +20,7 @@ import pytest
 
 from iceagent import Agent, Config, IceServer
 from iceagent.cli.metrics import MAX_CONNECTIONS
+from iceagent.cli.run import ECHO_S
 from iceagent.cli.serve import DRAIN_S
 from iceagent.net.address import TransportAddress, parse_address
 from iceagent.net.host import SocketOptions
@@ -99,6 +100,8 @@ async def test_a_second_signal_ends_it_at_once(second: signal.Signals, code: int
         async with relayed(ready(process)["udp"]):
             process.send_signal(signal.SIGTERM)
             assert next_event(process)["event"] == "server.draining"
+            # Before that it would be the first one's copy.
+            await asyncio.sleep(ECHO_S)
             process.send_signal(second)
             assert next_event(process)["event"] == "server.stopped"
             assert process.wait(PATIENCE_S) == code

@@ -102,6 +102,78 @@ class TestSilence:
         turn.assert_nothing_is_left()
 
 
+class TestRepetition:
+    """A server is asked again and again; what becomes of it is told once, until it has worked in between."""
+
+    @in_virtual_time
+    async def test_without_a_local_address_each_way_is_told_of_once(self) -> None:
+        """The link goes down for two minutes, comes back, and goes down again; two components ask."""
+        world = World()
+        await turn_machine(world)
+        host = home(world)
+        given = config(f"turn:{TURN}", components=2)
+        missing = [f"{way} {TURN}:3478: there is no local IPv4 address for it" for way in ("udp", "tcp")]
+        async with Agent(given, controlling=True, host=host, rng=random.Random(1)) as agent:
+            diary = Diary(world, agent)
+            await agent.gather()
+            assert told(diary) == []
+            for _ in range(2):
+                await asyncio.sleep(20.0)
+                before = len(told(diary))
+                host.remove_address("eth0", HOME)
+                await asyncio.sleep(120.0)
+                # Restarts, and other changes of the network, bring nothing new.
+                host.add_address("eth0", "fe80::9")
+                await asyncio.sleep(5.0)
+                agent.restart()
+                await asyncio.sleep(15.0)
+                assert [reason for _, reason in told(diary)[before:]] == missing
+                host.remove_address("eth0", "fe80::9")
+                host.add_address("eth0", HOME)
+                await asyncio.sleep(70.0)
+                assert any(c.type.value == "relay" for c in agent.local_candidates)
+
+    @in_virtual_time
+    async def test_who_says_no_each_time_is_told_of_once(self) -> None:
+        world = World()
+        turn = await turn_machine(world, quota=0)
+        url = f"turn:{TURN}?transport=udp"
+        async with Agent(config(url), controlling=True, host=home(world), rng=random.Random(1)) as agent:
+            diary = Diary(world, agent)
+            await agent.gather()
+            await asyncio.sleep(600.0)
+            assert [reason for _, reason in told(diary)] == [f"udp {TURN}:3478: 486 Allocation Quota Reached"]
+        turn.assert_nothing_is_left()
+
+    @in_virtual_time
+    async def test_a_stun_server_that_is_silent_still_is_no_news_from_a_new_port(self) -> None:
+        world = World()
+        server = world.stun("stun", DEAD)
+        server.core.is_dead = True
+        host = home(world)
+        given = Config(servers=(IceServer(urls=(f"stun:{DEAD}",)),), ipv6=False, portmap=False)
+        async with Agent(given, controlling=True, host=host, rng=random.Random(1)) as agent:
+            diary = Diary(world, agent)
+            await agent.gather()
+            for _ in range(3):
+                await asyncio.sleep(20.0)
+                host.remove_address("eth0", HOME)
+                await asyncio.sleep(20.0)
+                host.add_address("eth0", HOME)
+            await asyncio.sleep(20.0)
+            assert [reason for _, reason in told(diary)] == ["no response"]
+            # It works, and then it does no more: that is news.
+            server.core.is_dead = False
+            agent.restart()
+            await diary.until(LocalCandidateFound, lambda event: event.candidate.type.value == "srflx")
+            server.core.is_dead = True
+            host.remove_address("eth0", HOME)
+            await asyncio.sleep(20.0)
+            host.add_address("eth0", HOME)
+            await asyncio.sleep(20.0)
+            assert [reason for _, reason in told(diary)] == ["no response"] * 2
+
+
 class TestCredentials:
     @in_virtual_time
     async def test_a_function_that_hangs_holds_up_nothing_else(self) -> None:

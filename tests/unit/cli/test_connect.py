@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import sys
+from contextlib import nullcontext
+from pathlib import Path
 
 import pytest
+from rich.text import Text
 
 from iceagent.cli.connect import Teller
 from iceagent.cli.output import Output, configure_logs
-from iceagent.events import GatheringDone, PacketDropped, ServerFailed
+from iceagent.events import GatheringDone, PacketDropped, RelayLost, RestartAdvised, ServerFailed
+from iceagent.logs import describe
 from iceagent.net.address import TransportAddress
 
 SERVER = "turn:192.0.2.1"
@@ -17,6 +21,12 @@ FAILED = ServerFailed(server=SERVER, base=None, reason="udp 192.0.2.1:3478: 401 
 DONE = GatheringDone(count=0, elapsed_ms=1.0)
 DROPPED = PacketDropped(
     base=TransportAddress("192.0.2.9", 1), source=TransportAddress("192.0.2.8", 2), reason="noise", size=1
+)
+
+WARNINGS = (
+    FAILED,
+    RelayLost(server=SERVER, relayed=(), reason="437 mismatch"),
+    RestartAdvised(component=1, reason="no path answers"),
 )
 
 
@@ -46,25 +56,62 @@ class Screen:
         logs_as_json: bool = False,
         verbosity: int = 0,
         is_relay_only: bool = True,
+        as_json: bool = False,
     ) -> None:
         self.out, self.err = Stream(is_terminal=out), Stream(is_terminal=err)
         monkeypatch.setattr(sys, "stderr", self.err)
         configure_logs(verbosity=verbosity, as_json=logs_as_json)
-        output = Output(stream=self.out, logs_as_json=logs_as_json)
-        self.tell = Teller(output, is_relay_only=is_relay_only)
+        self.output = Output(stream=self.out, logs_as_json=logs_as_json, verbosity=verbosity, as_json=as_json)
+        self.tell = Teller(self.output, is_relay_only=is_relay_only)
 
     def counts(self, text: str) -> tuple[int, int]:
         """How often it stands on stdout, and on stderr."""
         return self.out.getvalue().count(text), self.err.getvalue().count(text)
 
 
-def test_on_one_terminal_it_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("is_live", [False, True])
+def test_on_one_terminal_it_is_told_once(is_live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also below the status line, during which stderr is rich's, which says that it is no terminal."""
+    screen = Screen(monkeypatch)
+    with screen.output.live(lambda: Text("status")) if is_live else nullcontext():
+        for event in WARNINGS:
+            screen.tell(event)
+        # What is no result is a log line as before.
+        screen.tell(DONE)
+    shown = screen.out.getvalue() + screen.err.getvalue()
+    assert [shown.count(describe(event).name) for event in WARNINGS] == [1] * len(WARNINGS)
+    assert shown.count("gathering.empty") == 1 and shown.count("warning") == 1
+
+
+@pytest.mark.parametrize(("is_one", "count"), [(True, 1), (False, 2)], ids=["2>&1", "2>errors"])
+def test_in_one_file_it_is_told_once(is_one: bool, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also in a pipe, to tee say; who keeps them apart finds all logs in their place."""
+    with (tmp_path / "told").open("a") as out, (tmp_path / ("told" if is_one else "errors")).open("a") as err:
+        monkeypatch.setattr(sys, "stderr", err)
+        configure_logs()
+        tell = Teller(Output(stream=out), is_relay_only=True)
+        tell(FAILED)
+        tell(DONE)
+    said = "".join(file.read_text() for file in tmp_path.iterdir())
+    assert (said.count("server.failed"), said.count("gathering.empty")) == (count, 1)
+
+
+@pytest.mark.parametrize("is_live", [False, True])
+def test_whoever_asks_for_logs_gets_all_of_them(is_live: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLI contract: "`-v` / `-vv` more logs"."""
     screen = Screen(monkeypatch, verbosity=2)
+    with screen.output.live(lambda: Text("status")) if is_live else nullcontext():
+        screen.tell(FAILED)
+        screen.tell(DROPPED)
+    shown = screen.out.getvalue() + screen.err.getvalue()
+    assert shown.count("server.failed") == 2 and shown.count("packet.dropped") == 1
+
+
+def test_beside_json_logs_are_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CLI contract: "Results on stdout, logs on stderr"; stdout is a program's there."""
+    screen = Screen(monkeypatch, as_json=True)
     screen.tell(FAILED)
-    # What is no result is a log line as before.
-    screen.tell(DROPPED)
-    assert screen.counts("server.failed") == (1, 0)
-    assert screen.counts("packet.dropped") == (0, 1)
+    assert screen.counts("server.failed") == (1, 1)
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ import pytest
 
 from iceagent import __version__, cli
 from iceagent.cli.connect import exit_code, summary_fields
-from iceagent.cli.run import run
+from iceagent.cli.run import ECHO_S, Supervisor, run
 from iceagent.errors import UnsupportedPlatform, UsageError
 from iceagent.rendezvous.payload import PayloadCounts
 from iceagent.rendezvous.peer_session import Summary
@@ -242,6 +242,49 @@ def test_a_command_that_makes_the_best_of_its_cancellation() -> None:
         return 0
 
     assert run(main()) == 130
+
+
+@pytest.mark.parametrize(
+    ("gap_s", "second", "ended"),
+    [
+        # coreutils' timeout -s INT: to its child, and then to the child's whole group.
+        (0.0005, signal.SIGINT, []),
+        (ECHO_S - 0.001, signal.SIGINT, []),
+        (0.0005, signal.SIGTERM, []),
+        (ECHO_S, signal.SIGINT, [130]),
+        (ECHO_S, signal.SIGTERM, [130]),
+    ],
+)
+def test_a_second_signal_ends_at_once_when_it_is_no_copy_of_the_first(
+    gap_s: float, second: signal.Signals, ended: list[int]
+) -> None:
+    """The first one's cleaning up is not broken off by a copy of it: there is a goodbye, and a summary."""
+    time_s, codes, cleaned = [0.0], list[int](), list[str]()
+    supervisor = Supervisor(0, now=lambda: time_s[0], end_now=codes.append)
+
+    async def main() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+            await asyncio.get_running_loop().create_future()
+        finally:
+            time_s[0] += gap_s
+            os.kill(os.getpid(), second)
+            # Behind the loop's handling of the second one.
+            heard = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGUSR1, heard.set)
+            os.kill(os.getpid(), signal.SIGUSR1)
+            await heard.wait()
+            loop.remove_signal_handler(signal.SIGUSR1)
+            cleaned.append("summary")
+        return 0
+
+    try:
+        with asyncio.Runner() as runner:
+            assert runner.run(supervisor.run(main())) == 130
+    finally:
+        supervisor.release()
+    assert (cleaned, codes) == (["summary"], ended)
 
 
 def test_results_and_errors_go_through() -> None:
