@@ -14,17 +14,27 @@ from aiortc import RTCIceCandidate
 
 from iceagent.candidate import Candidate
 
-__all__ = ["candidate_from_json", "candidate_to_json", "from_aioice", "to_aioice", "to_aiortc"]
+__all__ = ["candidate_from_json", "candidate_to_json", "from_aioice", "from_aiortc", "to_aioice", "to_aiortc"]
 
 
 def from_aioice(candidate: aioice.Candidate) -> Candidate:
-    """Aiortc's, by way of aioice's, as ours.
+    """Aioice's as ours.
 
     Raises:
         UnsupportedCandidate: a transport, type or kind of address that is not known here.
         InvalidCandidate: it breaks the grammar.
     """
     return Candidate.parse(candidate.to_sdp())
+
+
+def from_aiortc(candidate: RTCIceCandidate) -> Candidate:
+    """Aiortc's as ours.
+
+    Raises:
+        UnsupportedCandidate: a transport, type or kind of address that is not known here.
+        InvalidCandidate: it breaks the grammar.
+    """
+    return Candidate.parse(_line(candidate))
 
 
 def to_aioice(candidate: Candidate) -> aioice.Candidate:
@@ -62,6 +72,7 @@ def to_aiortc(candidate: Candidate, mid: str | None, index: int | None) -> RTCIc
         type=candidate.type.value,
         relatedAddress=None if related is None else related.host,
         relatedPort=None if related is None else related.port,
+        tcpType=candidate.extension("tcptype"),
         sdpMid=mid,
         sdpMLineIndex=index,
     )
@@ -71,17 +82,7 @@ def candidate_to_json(candidate: RTCIceCandidate | None) -> dict[str, Any] | Non
     """What a browser's ``addIceCandidate`` takes; ``None``, the end of candidates, is ``None`` there too."""
     if candidate is None:
         return None
-    line = (
-        f"candidate:{candidate.foundation} {candidate.component} {candidate.protocol} {candidate.priority} "
-        f"{candidate.ip} {candidate.port} typ {candidate.type}"
-    )
-    if candidate.relatedAddress is not None:
-        line += f" raddr {candidate.relatedAddress}"
-    if candidate.relatedPort is not None:
-        line += f" rport {candidate.relatedPort}"
-    if candidate.tcpType is not None:
-        line += f" tcptype {candidate.tcpType}"
-    return {"candidate": line, "sdpMid": candidate.sdpMid, "sdpMLineIndex": candidate.sdpMLineIndex}
+    return {"candidate": _line(candidate), "sdpMid": candidate.sdpMid, "sdpMLineIndex": candidate.sdpMLineIndex}
 
 
 def candidate_from_json(value: Mapping[str, Any] | None) -> RTCIceCandidate | None:
@@ -106,3 +107,17 @@ def candidate_from_json(value: Mapping[str, Any] | None) -> RTCIceCandidate | No
     if not isinstance(mid, str | None) or not isinstance(index, int | None) or (mid is None and index is None):
         raise ValueError('a candidate has neither "sdpMid" nor "sdpMLineIndex": one of them is expected')
     return to_aiortc(Candidate.parse(line), mid, index)
+
+
+def _line(candidate: RTCIceCandidate) -> str:
+    line = (
+        f"candidate:{candidate.foundation} {candidate.component} {candidate.protocol} {candidate.priority} "
+        f"{candidate.ip} {candidate.port} typ {candidate.type}"
+    )
+    if candidate.relatedAddress is not None:
+        line += f" raddr {candidate.relatedAddress}"
+    if candidate.relatedPort is not None:
+        line += f" rport {candidate.relatedPort}"
+    if candidate.tcpType is not None:
+        line += f" tcptype {candidate.tcpType}"
+    return line

@@ -53,8 +53,9 @@ def agent_config(
 def _server(server: RTCIceServer) -> IceServer:
     if server.credentialType != "password":
         raise UsageError(f"credentialType {server.credentialType!r}: only password is known")
-    urls = (server.urls,) if isinstance(server.urls, str) else tuple(server.urls)
-    is_turn = any(url.startswith("turn") for url in urls)
+    urls: Any = (server.urls,) if isinstance(server.urls, str) else server.urls
+    several = urls if isinstance(urls, list | tuple) else ()
+    is_turn = any(isinstance(url, str) and url.lower().startswith("turn") for url in several)
     # W3C: user name and credential are of no account with STUN.
     account = (server.username, server.credential) if is_turn else (None, None)
     return IceServer(urls=urls, username=account[0], credential=account[1])

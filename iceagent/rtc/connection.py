@@ -24,10 +24,11 @@ from iceagent.events import AgentState, Event
 from iceagent.net.host import Host
 from iceagent.rtc.candidates import from_aioice, to_aioice
 
-__all__ = ["AgentConnection"]
+__all__ = ["AgentConnection", "report"]
 
 # What waits for DTLS to take it; more would be old by then.
 _MAX_WAITING = 8192
+_MAX_WAITING_BYTES = 4 * 2**20
 
 
 class AgentConnection:
@@ -62,6 +63,7 @@ class AgentConnection:
         self._is_early_complete = False
         self._known: Credentials | None = None
         self._waiting: deque[bytes] = deque()
+        self._waiting_bytes = 0
         self._receiver: asyncio.Future[None] | None = None
         self._has_ended = asyncio.Event()
         self._is_closed = False
@@ -113,22 +115,35 @@ class AgentConnection:
         Raises:
             InvalidCandidate: it breaks the grammar.
         """
-        if self._is_closed:
-            return
         if candidate is None:
-            self._end_candidates()
+            self.end_candidates()
             return
         try:
             ours = from_aioice(candidate)
         except UnsupportedCandidate:
             self.counters["remote candidates of an unknown kind"] += 1
+        else:
+            self.add_candidate(ours)
+
+    def add_candidate(self, candidate: Candidate) -> None:
+        """Take one of the peer's."""
+        if self._is_closed:
             return
         if self._known is not None:
-            self.agent.add_remote_candidate(ours)
+            self.agent.add_remote_candidate(candidate)
         elif len(self._early) < MAX_CANDIDATES:
-            self._early.append(ours)
+            self._early.append(candidate)
         else:
             self.counters["remote candidates over the limit"] += 1
+
+    def end_candidates(self) -> None:
+        """The last one of this generation has come."""
+        if self._is_closed:
+            return
+        if self._known is None:
+            self._is_early_complete = True
+        else:
+            self.agent.end_remote_candidates()
 
     async def connect(self) -> None:
         """Check, and wait until there is a path.
@@ -182,7 +197,9 @@ class AgentConnection:
                 await receiver
             finally:
                 self._receiver = None
-        return self._waiting.popleft()
+        data = self._waiting.popleft()
+        self._waiting_bytes -= len(data)
+        return data
 
     async def send(self, data: bytes) -> None:
         """Send a datagram; without a path it is lost, as on any network.
@@ -220,19 +237,15 @@ class AgentConnection:
         await self.agent.aclose()
         await asyncio.gather(self._pump, return_exceptions=True)
 
-    def _end_candidates(self) -> None:
-        if self._known is None:
-            self._is_early_complete = True
-        else:
-            self.agent.end_remote_candidates()
-
     def _on_data(self, data: bytes, component: int) -> None:
-        if len(self._waiting) >= _MAX_WAITING:
-            self.counters["datagrams nobody took"] += 1
-            return
-        if data:
+        if not data:
             # aiortc reads the first byte of whatever comes.
+            self.counters["empty datagrams"] += 1
+        elif len(self._waiting) >= _MAX_WAITING or self._waiting_bytes + len(data) > _MAX_WAITING_BYTES:
+            self.counters["datagrams nobody took"] += 1
+        else:
             self._waiting.append(data)
+            self._waiting_bytes += len(data)
             self._wake()
 
     def _wake(self) -> None:
@@ -247,7 +260,12 @@ class AgentConnection:
                 self._has_ended.set()
             try:
                 self._on_event(event)
-            except Exception as error:  # Whatever an application's listener raises: the others are told on.
-                asyncio.get_running_loop().call_exception_handler(
-                    {"message": f"Handling {type(event).__name__} raised", "exception": error}
-                )
+            except Exception as error:  # A bug of ours must not end the story.
+                report(error)
+
+
+def report(error: Exception) -> None:
+    """A listener of the application's raised; the others hear all the same. (An emitter without a listener to ``error``
+    raises that where it was about to tell the next one.)
+    """
+    asyncio.get_running_loop().call_exception_handler({"message": "a listener raised", "exception": error})

@@ -28,6 +28,7 @@ MEMBERS: dict[str, tuple[str, ...]] = {
         "__updateConnectionState",
         "__updateIceConnectionState",
         "__updateIceGatheringState",
+        "__validate_description",
         "addIceCandidate",
         "close",
         "createAnswer",
@@ -52,9 +53,23 @@ MEMBERS: dict[str, tuple[str, ...]] = {
     "aiortc.rtcdtlstransport:RTCDtlsTransport": ("_get_stats", "start", "state", "stop", "transport"),
     "aiortc.rtcrtptransceiver:RTCRtpTransceiver": ("_get_mline_index", "mid", "receiver"),
     "aiortc.rtcpeerconnection": ("add_transport_description",),
+    "aiortc": (
+        "RTCConfiguration",
+        "RTCDtlsTransport",
+        "RTCIceCandidate",
+        "RTCIceGatherer",
+        "RTCIceParameters",
+        "RTCIceServer",
+        "RTCIceTransport",
+        "RTCPeerConnection",
+        "RTCSessionDescription",
+    ),
+    "aiortc.exceptions": ("InvalidStateError",),
+    "aiortc.rtcconfiguration:RTCIceTransportPolicy": ("ALL", "RELAY"),
+    "aiortc.sdp": ("MediaDescription",),
     "aiortc.sdp:SessionDescription": ("parse",),
     "aiortc.stats": ("RTCStats", "RTCStatsReport", "RTCTransportStats"),
-    "aioice": ("Candidate", "ConnectionClosed"),
+    "aioice": ("Candidate", "Connection", "ConnectionClosed"),
 }
 """Where, and which names; a name with two underscores in front is mangled by its class."""
 

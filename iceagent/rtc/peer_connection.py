@@ -11,6 +11,7 @@ that; else it gathers first, as aiortc does, because whoever signals then signal
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
@@ -31,11 +32,13 @@ from aiortc.stats import RTCStatsReport
 from iceagent.agent import Agent
 from iceagent.candidate import Candidate
 from iceagent.credentials import Credentials
+from iceagent.description import MAX_CANDIDATES
+from iceagent.errors import UnsupportedCandidate
 from iceagent.events import Path
 from iceagent.net.host import Host
-from iceagent.rtc.candidates import to_aiortc
+from iceagent.rtc.candidates import from_aiortc, to_aiortc
 from iceagent.rtc.configuration import agent_config
-from iceagent.rtc.connection import AgentConnection
+from iceagent.rtc.connection import AgentConnection, report
 from iceagent.rtc.statistics import ice_statistics
 from iceagent.rtc.transports import IceGatherer, IceTransport
 
@@ -80,6 +83,7 @@ class PeerConnection(RTCPeerConnection):
         self._options = options
         self._early: deque[RTCIceCandidate | None] = deque(maxlen=_MAX_EARLY)
         self._is_told_complete = False
+        self.on("error", report)
         self._made: list[AgentConnection] = []
         self._connecting: set[asyncio.Future[None]] = set()
         # What is wrong with it is said here, and not when the first channel is made.
@@ -134,15 +138,19 @@ class PeerConnection(RTCPeerConnection):
             InvalidDescription: ICE credentials break the grammar.
         """
         description = SessionDescription.parse(sessionDescription.sdp)
+        description.type = sessionDescription.type
+        self._inner("__validate_description")(description, is_local=False)
         for media in description.media:
             if media.ice is not None and media.ice.usernameFragment and media.ice.password:
                 Credentials(ufrag=media.ice.usernameFragment, password=media.ice.password)
         self._take_restart(description)
         await super().setRemoteDescription(sessionDescription)
-        for media, transport in self._sections(self._inner("__remoteDescription")()):
-            ice = self._ice(transport)
+        for media, ice in self._tagged(self._inner("__remoteDescription")()):
             if ice.state == "new":
+                ice.tagged = media.ice
                 ice.connection.remote_options = tuple((media.ice_options or "").split())
+        # One of the transports that BUNDLE made superfluous may have been the last one that gathered.
+        self._on_gathering()
         early, self._early = self._early, deque(maxlen=_MAX_EARLY)
         for candidate in early:
             await self.addIceCandidate(candidate)
@@ -151,15 +159,29 @@ class PeerConnection(RTCPeerConnection):
         """Take a candidate of the peer's, at any time, also before its description; ``None``: the last one has come.
 
         Raises:
-            InvalidCandidate: it breaks the grammar. Kinds that are not known here are ignored.
+            InvalidCandidate: it breaks the grammar. Kinds that are not known here are ignored, and so is what belongs
+                to a section that is bundled in another one.
             ValueError: it says of no media section where it belongs.
         """
         if candidate is not None and candidate.sdpMid is None and candidate.sdpMLineIndex is None:
             raise ValueError("a candidate needs sdpMid or sdpMLineIndex")
-        if self._inner("__remoteDescription")() is None:
+        description = self._inner("__remoteDescription")()
+        if description is None:
+            if candidate is not None:
+                with contextlib.suppress(UnsupportedCandidate):
+                    from_aiortc(candidate)
             self._early.append(candidate)
-        else:
-            await super().addIceCandidate(candidate)
+            return
+        for index, media in enumerate(description.media):
+            if candidate is None:
+                media.ice_candidates_complete = True
+            elif candidate.sdpMid == media.rtp.muxId or (candidate.sdpMid is None and candidate.sdpMLineIndex == index):
+                if len(media.ice_candidates) < MAX_CANDIDATES:
+                    media.ice_candidates.append(candidate)
+            else:
+                continue
+            for ice in [ice for tagged, ice in self._tagged(description) if tagged is media]:
+                await ice.addRemoteCandidate(candidate)
 
     def restartIce(self) -> None:
         """Begin an ICE restart: the next offer has new credentials, and is to be signalled. Data goes on over the
@@ -185,6 +207,7 @@ class PeerConnection(RTCPeerConnection):
     def _RTCPeerConnection__createDtlsTransport(self) -> RTCDtlsTransport:
         """A new transport, with a gatherer of ours; all of a connection share one user name fragment."""
         gatherer = self._new_gatherer(next(iter(self._ice_transports()), None))
+        self._made = [made for made in self._made if made.closing is None or not made.closing.done()]
         self._made.append(gatherer.connection)
         gatherer.on("statechange", self._inner("__updateIceGatheringState"))
         ice = IceTransport(gatherer)
@@ -204,6 +227,8 @@ class PeerConnection(RTCPeerConnection):
     async def _RTCPeerConnection__gather(self) -> None:
         """Begin to gather, and wait for the end where nobody hears of what comes later."""
         transports = self._ice_transports()
+        if any(transport.gatherer.state == "new" for transport in transports):
+            self._is_told_complete = False
         for transport in transports:
             transport.gatherer.start()
         does_trickle = self._trickle if self._trickle is not None else bool(self.listeners("icecandidate"))
@@ -289,13 +314,23 @@ class PeerConnection(RTCPeerConnection):
             if transport is not None:
                 yield media, transport
 
-    def _take_restart(self, description: SessionDescription) -> None:
-        """Other credentials for a transport that has begun: before its candidates, and before the answer is made."""
-        seen: set[IceTransport] = set()
+    def _tagged(self, description: SessionDescription) -> Iterator[tuple[MediaDescription, IceTransport]]:
+        """Each transport once, with the section that speaks for it: the one that others are bundled in (RFC 8843, 7.1),
+        or the first.
+        """
+        tags = [group.items[0] for group in description.group if group.semantic == "BUNDLE" and group.items]
+        found: dict[IceTransport, MediaDescription] = {}
         for media, transport in self._sections(description):
             ice = self._ice(transport)
-            if media.ice is not None and ice not in seen and ice.state not in ("new", "closed"):
-                seen.add(ice)
+            if ice not in found or media.rtp.muxId in tags:
+                found[ice] = media
+        for ice, media in found.items():
+            yield media, ice
+
+    def _take_restart(self, description: SessionDescription) -> None:
+        """Other credentials for a transport that has begun: before its candidates, and before the answer is made."""
+        for media, ice in self._tagged(description):
+            if media.ice is not None and ice.state not in ("new", "closed"):
                 ice.connection.remote_options = tuple((media.ice_options or "").split())
                 ice.take(media.ice)
 
@@ -324,9 +359,8 @@ class PeerConnection(RTCPeerConnection):
             connecting.add_done_callback(self._connecting.discard)
 
     def _on_gathering(self) -> None:
-        if self._inner("__isClosed") or self._is_told_complete:
-            return
-        if all(transport.iceGatherer.state == "completed" for transport in self._ice_transports()):
+        states = {transport.gatherer.state for transport in self._ice_transports()}
+        if states == {"completed"} and not self._is_told_complete and not self._inner("__isClosed"):
             self._is_told_complete = True
             self.emit("icecandidate", None)
 

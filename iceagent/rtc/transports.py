@@ -15,10 +15,10 @@ import aioice
 from aiortc import RTCIceCandidate, RTCIceGatherer, RTCIceParameters, RTCIceServer, RTCIceTransport
 from aiortc.exceptions import InvalidStateError
 from aiortc.rtcconfiguration import RTCIceTransportPolicy
-from aiortc.rtcicetransport import candidate_to_aioice
 
 from iceagent.agent import Agent
 from iceagent.credentials import Credentials
+from iceagent.errors import UnsupportedCandidate
 from iceagent.events import (
     AgentState,
     Event,
@@ -31,8 +31,9 @@ from iceagent.events import (
     StateChanged,
 )
 from iceagent.net.host import Host
+from iceagent.rtc.candidates import from_aiortc
 from iceagent.rtc.configuration import agent_config
-from iceagent.rtc.connection import AgentConnection
+from iceagent.rtc.connection import AgentConnection, report
 
 __all__ = ["IceGatherer", "IceTransport"]
 
@@ -78,6 +79,7 @@ class IceGatherer(RTCIceGatherer):
         self._connection = cast(aioice.Connection, self.connection)
         self._remote_candidates_end = False
         self._state = "new"
+        self.on("error", report)
 
     @property
     def agent(self) -> Agent:
@@ -130,12 +132,16 @@ class IceTransport(RTCIceTransport):
 
     Attributes:
         gatherer, connection: that it was made of.
+        tagged: the peer's parameters in the section that all are bundled in (RFC 8843, 7.1): the others' may differ,
+            and say nothing. ``None``: not known.
     """
 
     def __init__(self, gatherer: IceGatherer) -> None:
         super().__init__(gatherer)
         self.gatherer = gatherer
         self.connection = gatherer.connection
+        self.tagged: RTCIceParameters | None = None
+        self.on("error", report)
         self._ice_state = "new"
         self._is_nominated = False
         self._started: asyncio.Future[None] | None = None
@@ -162,11 +168,20 @@ class IceTransport(RTCIceTransport):
         Raises:
             InvalidCandidate: it breaks the grammar. Kinds that are not known here are ignored.
         """
-        await self.connection.add_remote_candidate(None if candidate is None else candidate_to_aioice(candidate))
+        if candidate is None:
+            self.connection.end_candidates()
+            return
+        try:
+            self.connection.add_candidate(from_aiortc(candidate))
+        except UnsupportedCandidate:
+            self.connection.counters["remote candidates of an unknown kind"] += 1
 
     async def start(self, remoteParameters: RTCIceParameters) -> None:
-        """Check, and wait until there is a path, or none. Called again with other parameters: an ICE restart of the
-        peer's, or its answer to ours; what waits for the first path goes on waiting.
+        """Check, and wait until there is a path, or none. Called again, it waits for that, too; other parameters are
+        for :meth:`take`.
+
+        Args:
+            remoteParameters: the peer's, where :attr:`tagged` does not say better.
 
         Raises:
             InvalidStateError: the transport is closed.
@@ -174,10 +189,10 @@ class IceTransport(RTCIceTransport):
         """
         if self._ice_state == "closed":
             raise InvalidStateError("the ICE transport is closed")
-        self.take(remoteParameters)
         if self._started is not None:
             await asyncio.shield(self._started)
             return
+        self.take(self.tagged or remoteParameters)
         started = self._started = asyncio.get_running_loop().create_future()
         self._set_state("checking")
         try:
@@ -188,7 +203,8 @@ class IceTransport(RTCIceTransport):
             started.set_result(None)
 
     def take(self, remoteParameters: RTCIceParameters) -> None:
-        """Take the peer's parameters, without waiting for anything.
+        """Take the peer's parameters, without waiting for anything. Others than before are an ICE restart of the
+        peer's, or its answer to ours.
 
         Raises:
             InvalidDescription: they break the grammar.
