@@ -6,7 +6,7 @@ One frozen object travels whole. Times are seconds. Every default names its RFC 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 from iceagent.candidate import Candidate, CandidateType
@@ -247,6 +247,7 @@ class Config:
     """
 
     def __post_init__(self) -> None:
+        self._check_types()
         self._check_servers()
         _between("components", self.components, 1, 256)
         _between("ta_s", self.ta_s, 0.005, 60.0)
@@ -267,7 +268,11 @@ class Config:
         _between("revocation_s", self.revocation_s, 0.0, 30.0)
         if len(self.early_checks_s) > 3:
             raise UsageError(f"early_checks_s has {len(self.early_checks_s)} times, at most 3 are allowed")
+        _between("gather_timeout_s", self.gather_timeout_s, 0.0, 3600.0)
+        _between("pac_timeout_s", self.pac_timeout_s, 0.0, 3600.0)
         if self.port_range is not None:
+            if not isinstance(self.port_range, tuple | list) or len(self.port_range) != 2:
+                raise UsageError(f"port_range is {self.port_range!r}, two ports are expected: (first, last)")
             low, high = self.port_range
             _between("port_range", low, 1, 65535)
             _between("port_range", high, low, 65535)
@@ -276,6 +281,15 @@ class Config:
                 canonical_host(host)
             except ValueError:
                 raise UsageError(f"{host!r} is not an IP address") from None
+
+    def _check_types(self) -> None:
+        """Switches and numbers; what has a shape of its own is checked where that is read."""
+        for each in fields(self):
+            value, is_bool = getattr(self, each.name), isinstance(getattr(self, each.name), bool)
+            if each.type == "bool" and not is_bool:
+                raise UsageError(f"{each.name} is of type {_type_of(value)}, True or False is expected")
+            if each.type in ("int", "float") and (is_bool or not isinstance(value, int | float)):
+                raise UsageError(f"{each.name} is of type {_type_of(value)}, a number is expected")
 
     def _check_servers(self) -> None:
         servers: Any = self.servers

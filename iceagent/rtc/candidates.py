@@ -98,15 +98,21 @@ def candidate_from_json(value: Mapping[str, Any] | None) -> RTCIceCandidate | No
     """
     if value is None:
         return None
-    line = value.get("candidate")
-    mid, index = value.get("sdpMid"), value.get("sdpMLineIndex")
-    if not isinstance(line, str):
-        raise ValueError('a candidate has no "candidate": a text is expected')
+    if not isinstance(value, Mapping) or not isinstance(line := value.get("candidate"), str):
+        raise ValueError('a candidate is an object with a text under "candidate"')
     if not line:
         return None
-    if not isinstance(mid, str | None) or not isinstance(index, int | None) or (mid is None and index is None):
+    mid, index = value.get("sdpMid"), value.get("sdpMLineIndex")
+    if not isinstance(mid, str | None) or not (index is None or _is_index(index)):
+        raise ValueError('a candidate\'s "sdpMid" is a text, and its "sdpMLineIndex" a number from 0 to 65535')
+    if mid is None and index is None:
         raise ValueError('a candidate has neither "sdpMid" nor "sdpMLineIndex": one of them is expected')
     return to_aiortc(Candidate.parse(line), mid, index)
+
+
+def _is_index(value: object) -> bool:
+    """W3C: an unsigned short."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 65535
 
 
 def _line(candidate: RTCIceCandidate) -> str:

@@ -70,6 +70,8 @@ class AgentConnection:
         self._was_connected = False
         self._on_event = on_event
         self.agent.set_data_handler(self._on_data)
+        # Now: what is gathered may be there before the task runs.
+        self._events = self.agent.events()
         self._pump = asyncio.ensure_future(self._hear())
 
     # --- what aiortc reads and sets ------------------------------------------------------------------------------
@@ -253,7 +255,7 @@ class AgentConnection:
             self._receiver.set_result(None)
 
     async def _hear(self) -> None:
-        async for event in self.agent.events():
+        async for event in self._events:
             if self.agent.state is AgentState.CONNECTED:
                 self._was_connected = True
             elif self.agent.state is AgentState.FAILED and self._was_connected:

@@ -83,6 +83,7 @@ class PeerConnection(RTCPeerConnection):
         self._options = options
         self._early: deque[RTCIceCandidate | None] = deque(maxlen=_MAX_EARLY)
         self._is_told_complete = False
+        self._is_restart_wished = False
         self.on("error", report)
         self._made: list[AgentConnection] = []
         self._connecting: set[asyncio.Future[None]] = set()
@@ -102,11 +103,12 @@ class PeerConnection(RTCPeerConnection):
         return next((path for agent in self.agents if (path := agent.path()) is not None), None)
 
     @property
-    def localDescription(self) -> RTCSessionDescription | None:  # type: ignore[override]
-        """The local description, with all candidates found so far."""
+    def localDescription(self) -> RTCSessionDescription:
+        """The local description, with all candidates found so far; ``None``: there is none yet."""
         description = self._inner("__localDescription")()
         if description is None:
-            return None
+            # As aiortc has it, whose type says no more.
+            return None  # type: ignore[return-value]
         for media, transport in self._sections(description):
             add_transport_description(media, transport)
             media.ice_options = _options(self._ice(transport))
@@ -124,7 +126,12 @@ class PeerConnection(RTCPeerConnection):
     # --- signalling ----------------------------------------------------------------------------------------------
 
     async def createOffer(self) -> RTCSessionDescription:
-        """See aiortc. After :meth:`restartIce` it asks the peer for an ICE restart."""
+        """See aiortc. The first one after :meth:`restartIce` asks the peer for an ICE restart."""
+        if self._is_restart_wished:
+            self._is_restart_wished = False
+            for transport in self._ice_transports():
+                if transport.state not in ("new", "closed"):
+                    transport.agent.restart()
         return self._with_options(await super().createOffer())
 
     async def createAnswer(self) -> RTCSessionDescription:
@@ -184,17 +191,15 @@ class PeerConnection(RTCPeerConnection):
                 await ice.addRemoteCandidate(candidate)
 
     def restartIce(self) -> None:
-        """Begin an ICE restart: the next offer has new credentials, and is to be signalled. Data goes on over the
-        present path meanwhile, if there is one.
+        """Wish for an ICE restart: the next offer has new credentials, and is to be signalled. Data goes on over the
+        present path meanwhile, if there is one. Without an offer, nothing happens.
 
         Raises:
             InvalidStateError: the connection is closed.
         """
         if self.signalingState == "closed":
             raise InvalidStateError("the connection is closed")
-        for transport in self._ice_transports():
-            if transport.state != "new":
-                transport.agent.restart()
+        self._is_restart_wished = True
 
     async def close(self) -> None:
         """Close. Takes at most a second where relays and mappings are to be given back, else some milliseconds."""
@@ -234,6 +239,11 @@ class PeerConnection(RTCPeerConnection):
         does_trickle = self._trickle if self._trickle is not None else bool(self.listeners("icecandidate"))
         if not does_trickle:
             await asyncio.gather(*(transport.gatherer.gather() for transport in transports))
+
+    async def _RTCPeerConnection__connect(self) -> None:
+        """As aiortc has it, but for a transport that was closed while another one connected: nobody waits for that."""
+        with contextlib.suppress(InvalidStateError):
+            await getattr(super(), "_RTCPeerConnection__connect")()  # noqa: B009
 
     def _RTCPeerConnection__updateIceConnectionState(self) -> None:
         """W3C's RTCIceConnectionState, of which aiortc leaves three out."""
@@ -315,8 +325,8 @@ class PeerConnection(RTCPeerConnection):
                 yield media, transport
 
     def _tagged(self, description: SessionDescription) -> Iterator[tuple[MediaDescription, IceTransport]]:
-        """Each transport once, with the section that speaks for it: the one that others are bundled in (RFC 8843, 7.1),
-        or the first.
+        """Each transport once, with the section that speaks for it: the one that others are bundled in (RFC 9143), or
+        the first.
         """
         tags = [group.items[0] for group in description.group if group.semantic == "BUNDLE" and group.items]
         found: dict[IceTransport, MediaDescription] = {}

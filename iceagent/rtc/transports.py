@@ -132,7 +132,7 @@ class IceTransport(RTCIceTransport):
 
     Attributes:
         gatherer, connection: that it was made of.
-        tagged: the peer's parameters in the section that all are bundled in (RFC 8843, 7.1): the others' may differ,
+        tagged: the peer's parameters in the section that all are bundled in (BUNDLE, RFC 9143): the others' may differ,
             and say nothing. ``None``: not known.
     """
 

@@ -187,3 +187,21 @@ def test_consent_slack_is_nothing_or_worth_it(value: float, is_good: bool) -> No
     else:
         with pytest.raises(UsageError, match="consent_slack_s"):
             Config(consent_slack_s=value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("portmap", "no", "portmap is of type str, True or False is expected"),
+        ("mirror", 1, "mirror is of type int, True or False is expected"),
+        ("ta_s", "0.05", "ta_s is of type str, a number is expected"),
+        ("components", True, "components is of type bool, a number is expected"),
+        ("port_range", "6000", r"port_range is '6000', two ports are expected: \(first, last\)"),
+        ("port_range", (6000,), r"port_range is \(6000,\), two ports are expected"),
+        ("gather_timeout_s", -1, "gather_timeout_s is -1, allowed is 0 to 3600"),
+        ("pac_timeout_s", -0.1, "pac_timeout_s is -0.1, allowed is 0 to 3600"),
+    ],
+)
+def test_a_value_of_another_type_is_told_with_what_is_expected(name: str, value: object, words: str) -> None:
+    with pytest.raises(UsageError, match=f"^{words}"):
+        Config(**{name: value})  # type: ignore[arg-type]
