@@ -271,7 +271,8 @@ class Config:
         _between("gather_timeout_s", self.gather_timeout_s, 0.0, 3600.0)
         _between("pac_timeout_s", self.pac_timeout_s, 0.0, 3600.0)
         if self.port_range is not None:
-            if not isinstance(self.port_range, tuple | list) or len(self.port_range) != 2:
+            ports: Any = self.port_range
+            if not isinstance(ports, tuple | list) or len(ports) != 2:
                 raise UsageError(f"port_range is {self.port_range!r}, two ports are expected: (first, last)")
             low, high = self.port_range
             _between("port_range", low, 1, 65535)

@@ -118,7 +118,8 @@ class PeerSide(Engine):
     def _restart(self, credentials: Credentials | None, *, by_peer: bool) -> None:
         self.local_credentials = credentials or Credentials.random(self._context.system_rng)
         self._is_answer = by_peer
-        self._responder.accept(self.local_credentials)
+        in_use = {pair.keys.local.ufrag for pair in self._selection.currents()}
+        self._responder.accept(self.local_credentials, in_use)
         if self.remote_credentials is not None:
             self._former = None if by_peer else self._known_of_peer(self.remote_credentials)
             self._forget_remote()

@@ -12,6 +12,7 @@ test_a_check_without_a_fingerprint_is_answered_all_the_same).
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -99,10 +100,17 @@ class Responder:
         self._keys: dict[str, IntegrityKey] = {}
         self._strangers = TokenBucket(rate=_STRANGER_ANSWERS, capacity=_STRANGER_ANSWERS)
 
-    def accept(self, credentials: Credentials) -> None:
-        """Answer checks for these credentials of ours too, and for those of one generation before (RFC 8445, 9)."""
-        while len(self._keys) > 1:
-            del self._keys[next(iter(self._keys))]
+    def accept(self, credentials: Credentials, in_use: Collection[str] = ()) -> None:
+        """Answer checks for these credentials of ours too, for those of one generation before, and for those that carry
+        data, which may be older (RFC 8445, 9).
+
+        Args:
+            credentials: the new ones.
+            in_use: user name fragments of ours with which paths in use were checked.
+        """
+        for ufrag in list(self._keys)[:-1]:
+            if ufrag not in in_use:
+                del self._keys[ufrag]
         self._keys[credentials.ufrag] = short_term_key(credentials.password)
 
     def handle_request(self, message: Message, datagram: Datagram, now: float) -> IncomingCheck | None:

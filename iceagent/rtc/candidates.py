@@ -85,8 +85,8 @@ def candidate_to_json(candidate: RTCIceCandidate | None) -> dict[str, Any] | Non
     return {"candidate": _line(candidate), "sdpMid": candidate.sdpMid, "sdpMLineIndex": candidate.sdpMLineIndex}
 
 
-def candidate_from_json(value: Mapping[str, Any] | None) -> RTCIceCandidate | None:
-    """What a browser's ``icecandidate`` event has, after ``toJSON()``.
+def candidate_from_json(value: Any) -> RTCIceCandidate | None:
+    """What a browser's ``icecandidate`` event has, after ``toJSON()``: an object, or ``None``.
 
     Returns:
         ``None``: the end of candidates, which browsers say by ``null`` or by an empty line.

@@ -9,7 +9,7 @@ import pytest
 
 from iceagent.config import Config
 from iceagent.credentials import Credentials
-from iceagent.events import AgentState, IceRestarted, RemoteCandidateRefused
+from iceagent.events import AgentState, IceRestarted, PathDoubted, RemoteCandidateRefused
 from iceagent.net.core import Transmit
 from tests.sim.world import Side, World, make_session, make_world
 
@@ -111,6 +111,24 @@ def test_both_restart_at_once(stage: Callable[[World], None]) -> None:
     assert [side.session.local_credentials for side in (world.a, world.b)] == fresh
     assert world.run_until(lambda: is_on_new_generation(world), 10.0), world
     world.settle(10.0)
+
+
+@pytest.mark.parametrize("times", [2, 3, 10])
+def test_however_often_a_restart_is_begun_the_path_of_before_goes_on(times: int) -> None:
+    """The peer knows of none of them, and goes on checking with the credentials that both have agreed on."""
+    world = make_world()
+    world.gather()
+    connected(world)
+    for _ in range(times):
+        world.a.session.restart(world.now)
+        world.run(1.0)
+    world.run(60.0)
+    for side in (world.a, world.b):
+        assert AgentState.DISCONNECTED not in side.states() and side.session.current() is not None
+        assert not side.events(PathDoubted)
+    assert len(world.a.session._responder._keys) <= 3
+    world.exchange()
+    assert world.run_until(lambda: is_on_new_generation(world), 10.0), world
 
 
 def test_the_old_path_carries_data_until_the_new_one_is_found() -> None:
