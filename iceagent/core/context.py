@@ -58,6 +58,7 @@ class Context:
         ta_s: pacing interval in force: the larger of both sides'.
         remote_lite: the peer is a lite agent.
         remote_trickles: the peer takes candidates later (RFC 8838, 3).
+        remote_knows_messages: the peer understands path messages, and so do we.
     """
 
     config: Config
@@ -69,6 +70,7 @@ class Context:
     ta_s: float = 0.050
     remote_lite: bool = False
     remote_trickles: bool = False
+    remote_knows_messages: bool = False
     # Queues. They are empty almost always, and an empty deque takes 760 bytes.
     events: list[Event] = field(default_factory=list)
     transmits: list[Transmit] = field(default_factory=list)

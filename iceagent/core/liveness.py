@@ -133,7 +133,7 @@ class Liveness:
             self._elsewhere_since, self._elsewhere_of = now, pair
         elif (
             self._context.controlling
-            and now >= self._elsewhere_since + TIMINGS.follow_s
+            and now >= self._elsewhere_since + self._follow_s()
             and other in self._selection.alternatives(pair, now)
         ):
             decision = Decision(verdict=Verdict.MOVE, reason=_ELSEWHERE, to=other, since=now, is_reported=True)
@@ -194,6 +194,9 @@ class Liveness:
         if self._pathless is not None:
             at = min(at, self._pathless[1] + TIMINGS.pathless_s)
         return None if at == math.inf else at
+
+    def _follow_s(self) -> float:
+        return TIMINGS.follow_s if self._context.remote_knows_messages else TIMINGS.follow_others_s
 
     def _doubt(self, pair: CandidatePair, watch: PathWatch, reason: str, now: float, *, is_hearsay: bool) -> bool:
         has_begun = watch.doubt(reason, now, is_hearsay=is_hearsay)

@@ -273,6 +273,9 @@ class Messenger:
             self._context.counters["path messages not answered"] += 1
             return
         ways = [entry.pair] if entry.pair is not None else self._ways(entry.tries > 0, now)
+        if not entry.message.closing:
+            # Of the generation before, a goodbye is all that the peer believes.
+            ways = [pair for pair in ways if pair.keys is self._context.keys]
         self._left_at = [at for at in self._left_at if now < at + 1.0]
         allowed = ways if entry.message.closing else ways[: max(0, _PER_SECOND - len(self._left_at))]
         for pair in allowed:

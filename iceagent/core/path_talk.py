@@ -61,8 +61,8 @@ class PathTalk:
         "_context",
         "_had_path",
         "_has_refused",
+        "_has_restarted",
         "_is_closing",
-        "_knows",
         "_liveness",
         "_messenger",
         "_remotes",
@@ -90,7 +90,7 @@ class PathTalk:
         self._remotes = remotes
         self._session = session
         self._checklist: CheckList | None = None
-        self._knows = False
+        self._has_restarted = False
         self._had_path = False
         self._is_closing = self._has_refused = False
         # Most sessions never have anything to say: it is made for the first word.
@@ -105,6 +105,7 @@ class PathTalk:
 
     def use(self, checklist: CheckList) -> None:
         """A new generation begins; until its description comes, the peer knows what it knew."""
+        self._has_restarted = self._checklist is not None
         self._checklist = checklist
         self._had_path = False
         self._messenger = None
@@ -113,18 +114,22 @@ class PathTalk:
     def begin(self, options: Sequence[str]) -> None:
         """The peer's description came, with these ice-options."""
         config = self._context.config
-        self._knows = OPTION in options and config.path_messages and not (config.lite or self._context.remote_lite)
+        is_full = not (config.lite or self._context.remote_lite)
+        self._context.remote_knows_messages = OPTION in options and config.path_messages and is_full
 
     @property
     def peer_knows(self) -> bool:
         """Whether the peer understands path messages."""
-        return self._knows
+        return self._context.remote_knows_messages
 
     # --- what we tell --------------------------------------------------------------------------------------------
 
     def tell_candidate(self, candidate: Candidate, now: float, *, withdrawn: bool = False) -> None:
-        """A candidate of ours came or went; without a path the application's signalling has to tell."""
-        if not (self._knows and self._had_path and self._context.config.late_candidates):
+        """A candidate of ours came or went. Before the first path the application's signalling has to tell; but who
+        restarts is in trouble, and what is found between its description and the next path is told by both.
+        """
+        had_path = self._had_path or self._has_restarted
+        if not (self.peer_knows and had_path and self._context.config.late_candidates):
             return
         if self._context.config.mdns and candidate.type is CandidateType.HOST:
             # It has a name for those who are told.
@@ -144,7 +149,7 @@ class PathTalk:
         Returns:
             When the peer looks, too; ``None``: it does not.
         """
-        return self._ensure().ask_for_checks(pair, now) if self._knows else None
+        return self._ensure().ask_for_checks(pair, now) if self.peer_knows else None
 
     def say_goodbye(self, now: float) -> float:
         """We close; how long to wait until that was heard, seconds."""
@@ -152,13 +157,13 @@ class PathTalk:
         config = self._context.config
         if not self._ways(True, now):
             return 0.0
-        if not self._knows:
+        if not self.peer_knows:
             return config.revocation_s
         return min(self._ensure().say_goodbye(now), config.goodbye_s)
 
     def refuse(self) -> bool:
         """We close, and a peer that knows no path messages checks: whether that is to be refused (RFC 7675, 5.2)."""
-        if not self._is_closing or self._knows:
+        if not self._is_closing or self.peer_knows:
             return False
         self._has_refused = True
         return True
@@ -166,13 +171,13 @@ class PathTalk:
     @property
     def is_heard(self) -> bool:
         """Whether everything that was told is answered, or given up."""
-        if self._is_closing and not self._knows:
+        if self._is_closing and not self.peer_knows:
             return self._has_refused
         return self._messenger is None or not self._messenger.is_open
 
     def evaluate(self, now: float) -> None:
         """Wish, where we do not nominate ourselves."""
-        if not self._knows or self._context.controlling:
+        if not self.peer_knows or self._context.controlling:
             return
         for current in self._selection.currents():
             wished = self._selection.wished(current.component, now)
@@ -187,12 +192,12 @@ class PathTalk:
 
     def handle_check(self, check: IncomingCheck, now: float) -> None:
         """An authenticated check of the peer's, of this generation, carries a message."""
-        if check.message is not None and self._knows:
+        if check.message is not None and self.peer_knows:
             self._ensure().handle_message(check.message, check.base, check.source, now)
 
     def handle_old_check(self, check: IncomingCheck, now: float) -> None:
         """The same, of the generation before: the peer may close while we restart."""
-        if check.message is None or not self._knows or not is_goodbye(check.message):
+        if check.message is None or not self.peer_knows or not is_goodbye(check.message):
             return
         # Of a generation that carries data still: one that is over was heard, and may be replayed.
         said = check.own_ufrag, check.ufrag

@@ -21,7 +21,11 @@ own repair), and the names that browsers give for their addresses are resolved.
 
 # What W3C's configuration says; and what aiortc rules out.
 _GIVEN = {"servers": "iceServers", "relay_only": "iceTransportPolicy"}
-_FIXED = {"components": "aiortc multiplexes RTP and RTCP", "lite": "browsers expect a full agent"}
+_FIXED = {
+    "components": "aiortc multiplexes RTP and RTCP",
+    "lite": "browsers expect a full agent",
+    "mdns": "aiortc writes an IP address into every description",
+}
 
 
 def agent_config(

@@ -27,7 +27,7 @@ from aiortc import (
 from aiortc.exceptions import InvalidStateError
 from aiortc.rtcpeerconnection import add_transport_description
 from aiortc.sdp import MediaDescription, SessionDescription
-from aiortc.stats import RTCStatsReport
+from aiortc.stats import RTCStatsReport, RTCTransportStats
 
 from iceagent.agent import Agent
 from iceagent.candidate import Candidate
@@ -119,6 +119,9 @@ class PeerConnection(RTCPeerConnection):
         which pair is selected.
         """
         report = await super().getStats()
+        # aiortc's senders go on telling of transports that BUNDLE has made superfluous.
+        for gone in [each.id for each in report.values() if isinstance(each, RTCTransportStats)]:
+            del report[gone]
         for transport in self._dtls_transports():
             report.update(ice_statistics(transport, self._ice(transport)))
         return report

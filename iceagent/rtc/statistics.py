@@ -102,26 +102,26 @@ def ice_statistics(transport: RTCDtlsTransport, ice: IceTransport) -> RTCStatsRe
     report = RTCStatsReport()
     base = next(stats for stats in transport._get_stats().values() if isinstance(stats, RTCTransportStats))
     now, selected = base.timestamp, None
-    for pair in ice.agent.pairs():
-        local = _add_candidate(report, "local-candidate", pair.local, base.id, now)
-        remote = _add_candidate(report, "remote-candidate", pair.remote, base.id, now)
-        stats = _pair(pair, local, remote, base.id, now)
-        report.add(stats)
-        selected = stats.id if pair.selected else selected
+    # First: these say of which generation they are.
     for kind, candidates in (
         ("local-candidate", ice.agent.local_candidates),
         ("remote-candidate", ice.agent.remote_candidates),
     ):
         for candidate in candidates:
             _add_candidate(report, kind, candidate, base.id, now)
-    totals = ice.agent.statistics()
+    for pair in ice.agent.pairs():
+        local = _add_candidate(report, "local-candidate", pair.local, base.id, now)
+        remote = _add_candidate(report, "remote-candidate", pair.remote, base.id, now)
+        stats = _pair(pair, local, remote, base.id, now)
+        report.add(stats)
+        selected = stats.id if pair.selected else selected
     report.add(
         IceTransportStats(
             **vars(base),
             iceState=ice.state,
             iceLocalUsernameFragment=ice.agent.local_description.credentials.ufrag,
             selectedCandidatePairId=selected,
-            selectedCandidatePairChanges=totals.path_switches + (selected is not None),
+            selectedCandidatePairChanges=ice.selections,
         )
     )
     return report

@@ -134,6 +134,7 @@ class IceTransport(RTCIceTransport):
         gatherer, connection: that it was made of.
         tagged: the peer's parameters in the section that all are bundled in (BUNDLE, RFC 9143): the others' may differ,
             and say nothing. ``None``: not known.
+        selections: how often data took another path, the first one included.
     """
 
     def __init__(self, gatherer: IceGatherer) -> None:
@@ -141,6 +142,7 @@ class IceTransport(RTCIceTransport):
         self.gatherer = gatherer
         self.connection = gatherer.connection
         self.tagged: RTCIceParameters | None = None
+        self.selections = 0
         self.on("error", report)
         self._ice_state = "new"
         self._is_nominated = False
@@ -152,7 +154,6 @@ class IceTransport(RTCIceTransport):
         """That does it."""
         return self.connection.agent
 
-    @property
     def path(self) -> Path | None:
         """Where data goes now; ``path.kind`` is ``direct`` or ``relay``."""
         return self.agent.path()
@@ -235,6 +236,7 @@ class IceTransport(RTCIceTransport):
         elif isinstance(event, IceRestarted):
             self._is_nominated = False
         elif isinstance(event, SelectedPathChanged):
+            self.selections += event.new is not None
             self.emit("selectedcandidatepairchange")
 
     def _on_agent_state(self, state: AgentState) -> None:

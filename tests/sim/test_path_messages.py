@@ -10,6 +10,7 @@ from iceagent.events import PeerClosed
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Datagram, Transmit
 from relay.stun import PATH_MESSAGE, is_stun, parse
+from tests.sim.interfaces import add_host, add_interface
 from tests.sim.world import Side, World, make_world
 
 
@@ -86,3 +87,29 @@ def test_replays_make_nobody_deaf() -> None:
         hear(world, world.b, transmit, TransportAddress("203.0.113.66", 6))
     world.a.session.say_goodbye(world.now)
     assert world.run_until(lambda: bool(world.b.events(PeerClosed)), 1.0), world
+
+
+def test_what_is_found_between_a_restart_and_its_first_path_is_told_over_that() -> None:
+    """Both networks have just changed, and nothing trickles: descriptions went before the new addresses were known."""
+    world = talkative()
+    world.a.session.restart(world.now)
+    world.signal(world.a)
+    world.signal(world.b)
+    add_interface(world, world.a, "10.1.0.2")
+    add_host(world, world.a, 1)
+    late = world.a.bases[1]
+    assert late not in [candidate.address for candidate in world.b.session.remote_candidates]
+    assert world.run_until(lambda: late in [c.address for c in world.b.session.remote_candidates], 2.0), world
+    assert world.b.is_connected
+
+
+def test_before_a_restart_signalling_alone_tells_of_the_first_candidates() -> None:
+    """They trickle; a second time they would cost a message in every session."""
+    world = make_world()
+    world.a.options = world.b.options = (OPTION,)
+    world.gather()
+    world.exchange()
+    add_interface(world, world.a, "10.1.0.2")
+    add_host(world, world.a, 1)
+    world.settle()
+    assert not messages(world, world.a)

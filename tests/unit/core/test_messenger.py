@@ -99,7 +99,7 @@ class Wire:
 @pytest.fixture
 def wire() -> Wire:
     rng = Random(1)
-    context = Context(config=Config(), rng=rng, system_rng=rng, controlling=True, tie_breaker=1)
+    context = Context(config=Config(), rng=rng, system_rng=rng, controlling=True, tie_breaker=1, keys=KEYS)
     return Wire([pair(1), pair(2), pair(3)], context)
 
 
@@ -251,3 +251,17 @@ def test_a_wish_that_is_none_any_more_is_not_said_again(wire: Wire, component: i
     wire.messenger.wish_no_more(component)
     wire.run(10.0)
     assert len(wire.sent) == sent
+
+
+def test_over_a_path_of_the_generation_before_nothing_is_said_but_a_goodbye(wire: Wire) -> None:
+    """The peer would answer it, and believe nothing."""
+    wire.context.keys = None
+    wire.messenger.tell_candidate(candidate(1), withdrawn=False, now=0.0)
+    wire.run(5.0)
+    assert not wire.sent
+    wire.context.keys = KEYS
+    wire.messenger.handle_way(5.0)
+    assert [message.added for _, _, message in wire.sent] == [(candidate(1),)]
+    wire.context.keys = None
+    wire.messenger.say_goodbye(6.0)
+    assert wire.sent[-1][2].closing
