@@ -160,7 +160,7 @@ LIBRARIES = {
     "aioice": ("iceagent/gather/mdns.py", "iceagent/lab/contenders.py", "iceagent/rtc/"),
     "aiortc": ("iceagent/rtc/",),
     "click": ("iceagent/cli/",),
-    "dns": ("iceagent/net/resolve.py",),
+    "dns": ("iceagent/gather/mdns.py", "iceagent/net/resolve.py"),
     "prometheus_client": ("iceagent/cli/metrics.py",),
     "h11": ("iceagent/rendezvous/http_client.py", "iceagent/rendezvous/mailbox_http.py", "portmap/http.py"),
     "pyroute2": ("iceagent/lab/", "iceagent/net/netlink.py"),

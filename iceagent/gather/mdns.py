@@ -1,7 +1,8 @@
 """How are ``.local`` names published and resolved?
 
 draft-ietf-mmusic-mdns-ice-candidates: instead of a host address a random name is signalled, which only the local
-network can resolve, and related addresses are hidden (RFC 8839, 5.1). The multicast DNS protocol itself is aioice's.
+network can resolve, and related addresses are hidden (RFC 8839, 5.1). The multicast DNS protocol itself is aioice's,
+but for what browsers answer (:func:`answers_alone`).
 One responder per agent, opened when first needed; without multicast on this host nothing is published or resolved,
 and the candidate that needed it is refused with that reason.
 
@@ -12,9 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import uuid
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from iceagent.candidate import Candidate, CandidateType
 from iceagent.net.address import TransportAddress
@@ -97,8 +99,50 @@ class MdnsNames:
 
     async def _open(self) -> MDnsProtocol:
         if self._protocol is None:
-            # Imported when needed: 55 ms that most agents never have to spend.
-            from aioice.mdns import create_mdns_protocol
-
-            self._protocol = asyncio.ensure_future(create_mdns_protocol())
+            self._protocol = asyncio.ensure_future(_open(self._loop))
         return await asyncio.shield(self._protocol)
+
+
+async def _open(loop: asyncio.AbstractEventLoop) -> MDnsProtocol:
+    """A responder and resolver on this machine.
+
+    Raises:
+        OSError: its port cannot be had.
+    """
+    # Imported when needed: 55 ms that most agents never have to spend.
+    from aioice import mdns
+
+    class Protocol(mdns.MDnsProtocol):
+        def datagram_received(self, data: bytes | str, addr: tuple[Any, ...]) -> None:
+            if isinstance(data, bytes) and (answers := answers_alone(data)) is not None:
+                super().datagram_received(answers, addr)
+
+    multicast = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        # Others on this machine answer for their names on the same port.
+        multicast.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        multicast.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        multicast.bind(("", mdns.MDNS_PORT))
+        _, protocol = await loop.create_datagram_endpoint(Protocol, sock=multicast)
+    except BaseException:
+        multicast.close()
+        raise
+    return protocol
+
+
+def answers_alone(data: bytes) -> bytes | None:
+    """A message without its authority and additional sections; ``None``: it is malformed.
+
+    Chromium's answers have an NSEC record behind them whose name is compressed, as RFC 6762, 18.14 wants it and RFC
+    4034, 4.1.1 forbids it: aioice, by way of dnspython, would drop the whole.
+    """
+    import dns.exception
+    import dns.message
+
+    is_response = len(data) >= 12 and data[2] & 0x80
+    if not is_response:
+        return data
+    try:
+        return dns.message.from_wire(data[:8] + bytes(4) + data[12:], ignore_trailing=True).to_wire()
+    except (dns.exception.DNSException, ValueError):
+        return None
