@@ -94,8 +94,8 @@ class Timings:
     follow_s: float = 0.5
     """So long the peer sends over another path, and nothing over this one, before who nominates follows it."""
     follow_others_s: float = 5.0
-    """The same with a peer that knows no path messages: libwebrtc goes to what was nominated only when a check of its own
-    is answered there, which may take it three seconds."""
+    """The same with a peer that knows no path messages: libwebrtc goes to what was nominated only when a check of its
+    own is answered there, which may take it three seconds."""
     reported_shun_s: float = 60.0
     """One of which the application says that it eats data is not returned to before this, nor what else leaves from the
     same socket: checks cannot tell when it is over. Each time twice as long."""

@@ -49,7 +49,9 @@ async def resolve_server(host: Host, uri: ServerUri, protocol: str = "udp") -> l
 
 async def _by_srv(host: Host, uri: ServerUri, protocol: str) -> list[TransportAddress]:
     try:
-        records = await asyncio.wait_for(host.resolve_srv(f"_{uri.scheme}._{protocol}.{uri.host}"), _SRV_PATIENCE_S)
+        # Not wait_for(): in Python 3.11 it forgets that it was cancelled when the answer comes in the same moment.
+        async with asyncio.timeout(_SRV_PATIENCE_S):
+            records = await host.resolve_srv(f"_{uri.scheme}._{protocol}.{uri.host}")
     except TimeoutError:
         return []
     found: list[TransportAddress] = []

@@ -157,10 +157,13 @@ class ServerReflexive:
 
     async def _resolve_name(self, url: str, uri: ServerUri) -> None:
         try:
-            for address in await resolve_server(self._host, uri):
-                self._add(url, address)
+            addresses = await resolve_server(self._host, uri)
         except OSError as error:
             self._fail(url, None, f"{uri.host} does not resolve: {error.strerror or error}")
+            return
+        if not self._is_closed:
+            for address in addresses:
+                self._add(url, address)
 
     def _on_resolved(self, task: asyncio.Task[None]) -> None:
         self._tasks.discard(task)

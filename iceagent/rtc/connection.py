@@ -185,6 +185,15 @@ class AgentConnection:
         self._known, self._is_early_complete = credentials, False
         self.agent.set_remote_description(description)
 
+    def is_restart(self, ufrag: str | None, password: str | None) -> bool:
+        """Whether the peer's description asks for an ICE restart: it had other credentials before."""
+        return self._known is not None and (ufrag, password) != (self._known.ufrag, self._known.password)
+
+    def restart(self) -> None:
+        """Draw new credentials of ours (RFC 8445, 9); the peer's come with its description, be they the same."""
+        self.agent.restart()
+        self._known = None
+
     async def recv(self) -> bytes:
         """The next datagram; waits as long as the connection lives. Cancelling loses none.
 

@@ -134,7 +134,7 @@ class PeerConnection(RTCPeerConnection):
             self._is_restart_wished = False
             for transport in self._ice_transports():
                 if transport.state not in ("new", "closed"):
-                    transport.agent.restart()
+                    transport.gatherer.restart()
         return self._with_options(await super().createOffer())
 
     async def createAnswer(self) -> RTCSessionDescription:
@@ -235,10 +235,10 @@ class PeerConnection(RTCPeerConnection):
     async def _RTCPeerConnection__gather(self) -> None:
         """Begin to gather, and wait for the end where nobody hears of what comes later."""
         transports = self._ice_transports()
-        if any(transport.gatherer.state == "new" for transport in transports):
-            self._is_told_complete = False
         for transport in transports:
             transport.gatherer.start()
+        if any(transport.gatherer.state == "gathering" for transport in transports):
+            self._is_told_complete = False
         does_trickle = self._trickle if self._trickle is not None else bool(self.listeners("icecandidate"))
         if not does_trickle:
             await asyncio.gather(*(transport.gatherer.gather() for transport in transports))
@@ -343,9 +343,16 @@ class PeerConnection(RTCPeerConnection):
     def _take_restart(self, description: SessionDescription) -> None:
         """Other credentials for a transport that has begun: before its candidates, and before the answer is made."""
         for media, ice in self._tagged(description):
-            if media.ice is not None and ice.state not in ("new", "closed"):
-                ice.connection.remote_options = tuple((media.ice_options or "").split())
-                ice.take(media.ice)
+            if media.ice is None or ice.state in ("new", "closed"):
+                continue
+            if description.type == "offer" and ice.connection.is_restart(
+                media.ice.usernameFragment, media.ice.password
+            ):
+                # A wish of ours is met by this.
+                self._is_restart_wished = False
+                ice.gatherer.restart()
+            ice.connection.remote_options = tuple((media.ice_options or "").split())
+            ice.take(media.ice)
 
     def _with_options(self, description: RTCSessionDescription) -> RTCSessionDescription:
         """The description with ``ice-options``, which aiortc reads and does not write."""

@@ -35,7 +35,17 @@ from iceagent.rtc.candidates import from_aiortc
 from iceagent.rtc.configuration import agent_config
 from iceagent.rtc.connection import AgentConnection, report
 
-__all__ = ["IceGatherer", "IceTransport"]
+__all__ = ["DISCONNECTED_S", "REGATHER_S", "IceGatherer", "IceTransport"]
+
+REGATHER_S = 0.5
+"""After a restart the sockets and their candidates are there already, and are told in the next description; servers are
+asked again, and an interface that has just come up settles (0.25 s): what that gives is waited for as long as this.
+"""
+
+DISCONNECTED_S = 30.0
+"""So long a transport is ``disconnected`` before it is called ``failed``: stock aiortc closes after as long, as consent
+ends (RFC 7675, 5.1). The agent goes on trying what there is, and what answers after all makes it ``connected``.
+"""
 
 
 class IceGatherer(RTCIceGatherer):
@@ -79,6 +89,9 @@ class IceGatherer(RTCIceGatherer):
         self._connection = cast(aioice.Connection, self.connection)
         self._remote_candidates_end = False
         self._state = "new"
+        self._completed = asyncio.Event()
+        self._is_to_gather_again = False
+        self._regathering: asyncio.TimerHandle | None = None
         self.on("error", report)
 
     @property
@@ -92,17 +105,32 @@ class IceGatherer(RTCIceGatherer):
         return self._state
 
     def start(self) -> None:
-        """Begin; candidates come as events. Idempotent."""
+        """Begin, for the first time or after a restart; candidates come as events. Idempotent."""
         if self._state == "new":
             self._set_state("gathering")
             self.agent.start_gathering()
+        elif self._is_to_gather_again:
+            self._is_to_gather_again = False
+            self._set_state("gathering")
+            self._regathering = asyncio.get_running_loop().call_later(REGATHER_S, self._set_state, "completed")
 
     async def gather(self) -> None:
         """Gather, and wait until that is done: ``Config.gather_timeout_s`` at most."""
         self.start()
-        if self._state == "gathering":
-            await self.connection.gather_candidates()
-            self._set_state("completed")
+        await self._completed.wait()
+
+    def restart(self) -> None:
+        """Take new credentials: an ICE restart of ours, or what an offer of the peer's that asks for one is answered by
+        (RFC 8839, 4.4.2.1). What the network has become by now is gathered with the next :meth:`start`.
+        """
+        self.connection.restart()
+        self._is_to_gather_again = True
+
+    def end(self) -> None:
+        """The transport was closed: nobody waits any longer."""
+        if self._regathering is not None:
+            self._regathering.cancel()
+        self._completed.set()
 
     @classmethod
     def getDefaultIceServers(cls) -> list[RTCIceServer]:
@@ -119,6 +147,10 @@ class IceGatherer(RTCIceGatherer):
     def _set_state(self, state: str) -> None:
         if state != self._state:
             self._state = state
+            if state == "completed":
+                self._completed.set()
+            else:
+                self._completed.clear()
             self.emit("statechange")
 
 
@@ -143,6 +175,7 @@ class IceTransport(RTCIceTransport):
         self.connection = gatherer.connection
         self.tagged: RTCIceParameters | None = None
         self.selections = 0
+        self._patience: asyncio.TimerHandle | None = None
         self.on("error", report)
         self._ice_state = "new"
         self._is_nominated = False
@@ -177,12 +210,13 @@ class IceTransport(RTCIceTransport):
         except UnsupportedCandidate:
             self.connection.counters["remote candidates of an unknown kind"] += 1
 
-    async def start(self, remoteParameters: RTCIceParameters) -> None:
+    async def start(self, remoteParameters: RTCIceParameters, role: str | None = None) -> None:
         """Check, and wait until there is a path, or none. Called again, it waits for that, too; other parameters are
         for :meth:`take`.
 
         Args:
             remoteParameters: the peer's, where :attr:`tagged` does not say better.
+            role: ``controlling`` or ``controlled``, as in ORTC; ``None``: as it is.
 
         Raises:
             InvalidStateError: the transport is closed.
@@ -193,6 +227,8 @@ class IceTransport(RTCIceTransport):
         if self._started is not None:
             await asyncio.shield(self._started)
             return
+        if role is not None:
+            self.agent.set_role(controlling=role == "controlling")
         self.take(self.tagged or remoteParameters)
         started = self._started = asyncio.get_running_loop().create_future()
         self._set_state("checking")
@@ -221,6 +257,7 @@ class IceTransport(RTCIceTransport):
         if self._ice_state == "closed":
             return
         self._set_state("closed")
+        self.gatherer.end()
         await self.connection.close()
         # Nothing is told any more: whoever listens may be forgotten.
         self.gatherer.remove_all_listeners()
@@ -253,4 +290,9 @@ class IceTransport(RTCIceTransport):
         if self._ice_state in (state, "closed"):
             return
         self._ice_state = state
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+        if state == "disconnected":
+            self._patience = asyncio.get_running_loop().call_later(DISCONNECTED_S, self._set_state, "failed")
         self.emit("statechange")
