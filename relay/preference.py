@@ -22,8 +22,10 @@ from relay.upgrade import TIMINGS, Timings
 
 __all__ = ["EXPENSIVE", "Rated", "RatedPath", "Rival", "Standing", "rival"]
 
-EXPENSIVE = 900
-"""Of NETWORK-COST: from here on, a network is taken only where there is no other one. libwebrtc has it for cellular."""
+EXPENSIVE = range(900, 999)
+"""Of NETWORK-COST: a network that is taken only where there is no other one. libwebrtc has it for cellular. 999 says
+nothing: it has that for sockets on the wildcard address, which is every page that may not use the camera.
+"""
 
 _REASONS = (
     "the other one works",

@@ -3,7 +3,7 @@
 As root on Debian it installs what is missing. Elsewhere it prints what is missing and how to get it, and exits with 1:
 a run that promises these tests must not pass without them.
 
-Run as ``python tests/provision.py interop``, or ``lab``.
+Run as ``python tests/provision.py interop``, or ``lab``, or ``browser``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ PACKAGES = {
         *("nftables", "conntrack", "iproute2", "iputils-ping"),
         *("coturn", "miniupnpd-nftables", "miniupnpc", "natpmpc", "tayga", "unbound", "tinyproxy-bin", "redis-server"),
     ),
+    # A browser behind real NATs.
+    "browser": ("chromium", "coturn", "nftables"),
 }
 
 APT_TIMEOUT_S = 900

@@ -22,6 +22,7 @@ CASES = {
     "turn-server": "bench.cases.turn_server",
     "portmap": "bench.cases.portmap",
     "codec": "bench.cases.stun_codec",
+    "rtc": "bench.cases.rtc",
     "idle": "bench.cases.idle",
     "survival": "bench.cases.survival",
 }

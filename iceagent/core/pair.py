@@ -206,7 +206,7 @@ class CandidatePair:
     @property
     def is_metered(self) -> bool:
         """Whether either end pays for what it sends there."""
-        return self.local.network_cost >= EXPENSIVE or self.remote_cost >= EXPENSIVE
+        return self.local.network_cost in EXPENSIVE or self.remote_cost in EXPENSIVE
 
     @property
     def is_unanswered(self) -> bool:

@@ -286,6 +286,14 @@ def test_a_metered_interface_is_left_when_another_one_comes_up() -> None:
     assert moves(world.a)[-1] == ("10.1.0.2", "nominated: the other one's network costs")
 
 
+@pytest.mark.parametrize(("cost", "first"), [(0, 0), (899, 0), (900, 1), (998, 1), (999, 0)])
+def test_a_cost_that_says_nothing_changes_nothing(cost: int, first: int) -> None:
+    """libwebrtc says 999 of sockets on the wildcard address: who knows what network that is?"""
+    world = settled(two_ways(costs=(cost, 0)))
+    talk(world, 10.0)
+    assert base_of(world.a) == world.a.bases[first] and world.is_mirrored()
+
+
 def test_a_metered_interface_carries_data_where_there_is_nothing_else() -> None:
     world = settled(two_ways(costs=(0, COSTLY)))
     world.a.node.link.cut()

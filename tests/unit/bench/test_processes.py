@@ -29,7 +29,10 @@ def imported_with(*modules: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "where",
-    ["bench.side", "bench.cases.connect", "bench.cases.datagrams", "bench.cases.dead_server", "bench.cases.relay"],
+    [
+        *("bench.side", "bench.cases.connect", "bench.cases.datagrams", "bench.cases.dead_server"),
+        *("bench.cases.relay", "bench.cases.rtc"),
+    ],
 )
 def test_a_measuring_process_has_one_agent_and_no_laboratory(where: str) -> None:
     assert {"iceagent", "aioice", "pyroute2"}.isdisjoint(imported_with(where))
