@@ -74,6 +74,11 @@ class AgentConnection:
         self._events = self.agent.events()
         self._pump = asyncio.ensure_future(self._hear())
 
+    @property
+    def is_over(self) -> bool:
+        """Whether everything is closed, behind it too."""
+        return self.closing is not None and self.closing.done()
+
     # --- what aiortc reads and sets ------------------------------------------------------------------------------
 
     @property

@@ -38,7 +38,7 @@ from iceagent.events import Path
 from iceagent.net.host import Host
 from iceagent.rtc.candidates import from_aiortc, to_aiortc
 from iceagent.rtc.configuration import agent_config
-from iceagent.rtc.connection import AgentConnection, report
+from iceagent.rtc.connection import report
 from iceagent.rtc.statistics import ice_statistics
 from iceagent.rtc.transports import IceGatherer, IceTransport
 
@@ -85,7 +85,8 @@ class PeerConnection(RTCPeerConnection):
         self._is_told_complete = False
         self._is_restart_wished = False
         self.on("error", report)
-        self._made: list[AgentConnection] = []
+        # In the order in which they were made; those that are closed, as long as their agents are being closed.
+        self._made: list[IceTransport] = []
         self._connecting: set[asyncio.Future[None]] = set()
         # What is wrong with it is said here, and not when the first channel is made.
         chosen = self._inner("__configuration")
@@ -207,7 +208,7 @@ class PeerConnection(RTCPeerConnection):
     async def close(self) -> None:
         """Close. Takes at most a second where relays and mappings are to be given back, else some milliseconds."""
         await super().close()
-        if closing := [made.closing for made in self._made if made.closing is not None]:
+        if closing := [made.connection.closing for made in self._made if made.connection.closing is not None]:
             await asyncio.wait(closing)
 
     # --- what aiortc calls (see contract.py) ---------------------------------------------------------------------
@@ -215,10 +216,10 @@ class PeerConnection(RTCPeerConnection):
     def _RTCPeerConnection__createDtlsTransport(self) -> RTCDtlsTransport:
         """A new transport, with a gatherer of ours; all of a connection share one user name fragment."""
         gatherer = self._new_gatherer(next(iter(self._ice_transports()), None))
-        self._made = [made for made in self._made if made.closing is None or not made.closing.done()]
-        self._made.append(gatherer.connection)
         gatherer.on("statechange", self._inner("__updateIceGatheringState"))
         ice = IceTransport(gatherer)
+        self._made = [made for made in self._made if not made.connection.is_over]
+        self._made.append(ice)
         gatherer.on("candidate", partial(self._on_candidate, ice))
         gatherer.on("statechange", self._on_gathering)
         for listener in ("__updateIceConnectionState", "__updateConnectionState"):
@@ -301,7 +302,9 @@ class PeerConnection(RTCPeerConnection):
         )
 
     def _ice_transports(self) -> list[IceTransport]:
-        return list(self._inner("__iceTransports"))
+        """Those in use, the first one first."""
+        used = self._inner("__iceTransports")
+        return [made for made in self._made if made in used]
 
     def _dtls_transports(self) -> list[RTCDtlsTransport]:
         return list(self._inner("__dtlsTransports"))
