@@ -147,8 +147,13 @@ class PeerConnection(RTCPeerConnection):
 
         Raises:
             InvalidDescription: ICE credentials break the grammar.
+            ValueError: so does something else.
         """
-        description = SessionDescription.parse(sessionDescription.sdp)
+        try:
+            description = SessionDescription.parse(sessionDescription.sdp)
+        except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
+            # What aiortc's parser stumbles over is the peer's to answer for.
+            raise ValueError(f"the description cannot be read: {type(error).__name__} {error}".rstrip()) from error
         description.type = sessionDescription.type
         self._inner("__validate_description")(description, is_local=False)
         for media in description.media:

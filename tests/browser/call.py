@@ -241,6 +241,9 @@ class Call:
             self.here.append(message)
             self._changed.set()
 
+        # A channel of the browser's may be open already, and known to be so there.
+        self._changed.set()
+
     def _on_our_state(self) -> None:
         self.our_states.append(self.ours.connectionState)
         self._changed.set()

@@ -21,6 +21,7 @@ from aiortc.rtcconfiguration import RTCIceTransportPolicy
 from aiortc.stats import RTCStatsReport
 
 from iceagent import TransportAddress, serve
+from tests.loopback.loops import LoopFactory, on_both_loops, run
 from tests.unit.rtc.kit import (
     Line,
     closing,
@@ -70,6 +71,30 @@ async def test_a_channel_both_ways() -> None:
             path = connection.path()
             assert path is not None and path.kind == "direct"
     assert states[0] == states[1] == ["checking", "connected", "completed", "closed"]
+
+
+@on_both_loops
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_on_both_loops_and_both_versions(loop_factory: LoopFactory, host: str) -> None:
+    async def story() -> None:
+        a, b = on_loopback(bind_hosts=(host,)), on_loopback(bind_hosts=(host,))
+        async with closing(a, b):
+            line = await connect(a, b)
+            line.say(20)
+            await line.all_heard()
+            path = a.path()
+            assert path is not None and path.remote.address.host == host
+
+    run(loop_factory, story())
+
+
+async def test_thirty_calls_at_once() -> None:
+    pairs = [(on_loopback(), on_loopback()) for _ in range(30)]
+    async with closing(*(each for pair in pairs for each in pair)):
+        lines = await asyncio.gather(*(connect(*pair) for pair in pairs))
+        for line in lines:
+            line.say(5)
+        await asyncio.gather(*(line.all_heard() for line in lines))
 
 
 async def test_a_long_message_and_many_channels() -> None:

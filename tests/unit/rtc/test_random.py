@@ -18,8 +18,8 @@ from hypothesis import example, given, settings
 from iceagent.rtc import PeerConnection
 from iceagent.testing import NatNode
 from tests.shell.world import in_virtual_time
+from tests.unit.rtc.calls import Call
 from tests.unit.rtc.kit import Line, negotiate, states_of, trickle
-from tests.unit.rtc.test_states import Call
 
 # SCTP gives up after ten repetitions, which come ever later; a story is over long before.
 RECOVERY_LIMIT_S = 300.0

@@ -2,56 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import re
-import weakref
 from dataclasses import replace
 
 import pytest
 from aiortc import RTCConfiguration, RTCIceCandidate, RTCIceServer, RTCSessionDescription
 from aiortc.exceptions import InvalidStateError
-from aiortc.rtcconfiguration import RTCBundlePolicy
 
 from iceagent import InvalidCandidate
-from iceagent.rtc import PeerConnection, candidate_from_json, candidate_to_json
+from iceagent.rtc import candidate_from_json, candidate_to_json
 from tests.shell.world import World, in_virtual_time
+from tests.unit.rtc.calls import CANDIDATE, lines, two, with_everything
 from tests.unit.rtc.kit import (
-    NOBODY,
     Line,
     closing,
     connect,
     negotiate,
     on_host,
-    states_of,
     trickle,
     until,
-    until_connected,
     until_ice,
 )
 
-CANDIDATE = RTCIceCandidate(
-    component=1, foundation="1", ip="20.0.0.9", port=9, priority=1, protocol="udp", type="host", sdpMid="0"
-)
-
-
-def two(configuration: RTCConfiguration = NOBODY, **options: object) -> tuple[World, PeerConnection, PeerConnection]:
-    """Two connections, on a machine each, in one network."""
-    world = World()
-    a, b = (
-        on_host(world.host(name, host), configuration, **options)
-        for name, host in (("a", "20.0.0.1"), ("b", "20.0.0.2"))
-    )
-    return world, a, b
-
-
-def lines(description: RTCSessionDescription | None, start: str) -> list[str]:
-    """What follows ``a=<start>:`` in each line that has it."""
-    assert description is not None
-    return re.findall(rf"^a={start}:?(.*?)\r?$", description.sdp, re.MULTILINE)
-
-
-# --- who waits for gathering -------------------------------------------------------------------------------------
+# --- who waits for gathering -----------------------------------------------------------------------------------------
 
 
 @in_virtual_time
@@ -166,7 +139,38 @@ async def test_two_whose_descriptions_have_no_candidates() -> None:
         await line.talk()
 
 
-# --- candidates out of turn --------------------------------------------------------------------------------------
+@in_virtual_time
+async def test_json_of_our_own_candidates_is_what_a_browser_takes() -> None:
+    _, a, b = two()
+    async with closing(a, b):
+        told: list[RTCIceCandidate | None] = []
+        a.on("icecandidate", told.append)
+        a.createDataChannel("x")
+        await a.setLocalDescription()
+        await until(a, "icecandidate", lambda: None in told)
+        written = candidate_to_json(told[0])
+        assert written is not None
+        assert set(written) >= {"candidate", "sdpMid", "sdpMLineIndex"}
+        assert re.fullmatch(r"candidate:\w+ 1 udp \d+ 20\.0\.0\.1 \d+ typ host", written["candidate"])
+        assert candidate_from_json(written) == told[0]
+
+
+@in_virtual_time
+async def test_ports_are_of_the_range_that_is_given() -> None:
+    _, a, b = two(port_range=(50000, 50002))
+    async with closing(a, b):
+        with_everything(a)
+        line = Line(a, b)
+        await negotiate(a, b)
+        await line.opened()
+        await line.talk()
+        for connection in (a, b):
+            candidates = lines(connection.localDescription, "candidate")
+            assert candidates
+            assert all(50000 <= int(candidate.split()[5]) <= 50002 for candidate in candidates)
+
+
+# --- candidates out of turn ------------------------------------------------------------------------------------------
 
 
 @in_virtual_time
@@ -294,7 +298,7 @@ async def test_candidates_are_taken_in_silence_after_the_end() -> None:
     await fresh.addIceCandidate(None)
 
 
-# --- descriptions out of turn ------------------------------------------------------------------------------------
+# --- descriptions out of turn ----------------------------------------------------------------------------------------
 
 
 @in_virtual_time
@@ -374,245 +378,3 @@ async def test_a_peer_is_told_what_our_ice_can_do() -> None:
             assert set(transport.connection.remote_options) == set(options.split())
         for description in (await a.createOffer(), a.remoteDescription, a.localDescription):
             assert len(lines(description, "ice-options")) == 1
-
-
-# --- BUNDLE ------------------------------------------------------------------------------------------------------
-
-POLICIES = list(RTCBundlePolicy)
-
-
-def with_everything(connection: PeerConnection) -> None:
-    for kind in ("audio", "video"):
-        connection.addTransceiver(kind)
-
-
-@pytest.mark.parametrize("theirs", POLICIES)
-@pytest.mark.parametrize("ours", POLICIES)
-@in_virtual_time
-async def test_audio_video_and_data_end_on_one_transport(ours: RTCBundlePolicy, theirs: RTCBundlePolicy) -> None:
-    world = World()
-    a = on_host(world.host("a", "20.0.0.1"), RTCConfiguration(iceServers=[], bundlePolicy=ours))
-    b = on_host(world.host("b", "20.0.0.2"), RTCConfiguration(iceServers=[], bundlePolicy=theirs))
-    async with closing(a, b):
-        with_everything(a)
-        line = Line(a, b)
-        await a.setLocalDescription()
-        first = a.agents
-        assert len(first) == (1 if ours is RTCBundlePolicy.MAX_BUNDLE else 3)
-        assert len(set(lines(a.localDescription, "ice-ufrag"))) == 1
-        assert len(set(lines(a.localDescription, "ice-pwd"))) == 1
-        await b.setRemoteDescription(a.localDescription)
-        await b.setLocalDescription()
-        assert len(b.agents) == 1
-        await a.setRemoteDescription(b.localDescription)
-        (kept,) = a.agents
-        assert kept in first
-        # The surplus ones are closed, and not only forgotten.
-        await asyncio.sleep(1.0)
-        for agent in first:
-            assert (agent.state.value == "closed") is (agent is not kept)
-        await line.opened()
-        await line.talk()
-        for connection in (a, b):
-            await until_connected(connection)
-            await until_ice(connection, "completed")
-            assert len(set(lines(connection.localDescription, "ice-ufrag"))) == 1
-
-
-@in_virtual_time
-async def test_only_the_credentials_of_the_tagged_section_count() -> None:
-    """BUNDLE (RFC 9143): an offer may have other credentials in each section; afterwards there is one transport, that
-    of the section that the group names first.
-    """
-    _, a, b = two()
-    async with closing(a, b):
-        with_everything(a)
-        line = Line(a, b)
-        await a.setLocalDescription()
-        offer = a.localDescription
-        assert offer is not None
-        head, *sections = re.split(r"(?=^m=)", offer.sdp, flags=re.MULTILINE)
-        for number in (1, 2):
-            sections[number] = re.sub(r"a=ice-ufrag:.*\r\n", f"a=ice-ufrag:other{number}\r\n", sections[number])
-            sections[number] = re.sub(r"a=ice-pwd:.*\r\n", f"a=ice-pwd:{'p' * 22}\r\n", sections[number])
-        await b.setRemoteDescription(RTCSessionDescription(sdp=head + "".join(sections), type="offer"))
-        await b.setLocalDescription()
-        await a.setRemoteDescription(b.localDescription)
-        await line.opened()
-        for connection in (a, b):
-            await until_ice(connection, "completed")
-        await asyncio.sleep(60.0)
-        assert (a.iceConnectionState, b.iceConnectionState) == ("completed", "completed")
-        (transport,) = b._ice_transports()
-        assert transport.connection.remote_username == lines(offer, "ice-ufrag")[0]
-        await line.talk()
-
-
-@in_virtual_time
-async def test_a_peer_without_bundle_gets_a_transport_for_each_section() -> None:
-    _, a, b = two()
-    async with closing(a, b):
-        with_everything(a)
-        line = Line(a, b)
-
-        def without(description: RTCSessionDescription | None) -> RTCSessionDescription:
-            assert description is not None
-            return RTCSessionDescription(
-                sdp=re.sub(r"a=group:BUNDLE.*\r\n", "", description.sdp), type=description.type
-            )
-
-        await a.setLocalDescription()
-        await b.setRemoteDescription(without(a.localDescription))
-        await b.setLocalDescription()
-        await a.setRemoteDescription(without(b.localDescription))
-        await line.opened()
-        await line.talk()
-        for connection in (a, b):
-            assert len(connection.agents) == 3
-            await until_connected(connection)
-            await until_ice(connection, "completed")
-            assert len({agent.path().local.address for agent in connection.agents}) == 3  # type: ignore[union-attr]
-        # All restart, and all come back.
-        a.restartIce()
-        await a.setLocalDescription()
-        await b.setRemoteDescription(without(a.localDescription))
-        await b.setLocalDescription()
-        await a.setRemoteDescription(without(b.localDescription))
-        await line.talk()
-        for connection in (a, b):
-            await until_ice(connection, "completed")
-
-
-# --- negotiated again --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("offers", ["same side", "other side"])
-@in_virtual_time
-async def test_media_is_added_under_a_living_channel(offers: str) -> None:
-    _, a, b = two()
-    async with closing(a, b):
-        line = await connect(a, b)
-        await until_ice(a, "completed")
-        ufrags = lines(a.localDescription, "ice-ufrag")
-        offerer, answerer = (a, b) if offers == "same side" else (b, a)
-        with_everything(offerer)
-        line.say(20)
-        await negotiate(offerer, answerer)
-        await line.all_heard()
-        for connection in (a, b):
-            assert len(connection.agents) == 1
-            await until_ice(connection, "completed")
-            await until_connected(connection)
-        assert set(lines(a.localDescription, "ice-ufrag")) == set(ufrags)
-        await line.talk()
-
-
-@in_virtual_time
-async def test_each_gathering_has_an_end() -> None:
-    """A section that is added gathers anew, and who trickles has to hear when that is over."""
-    _, a, b = two()
-    async with closing(a, b):
-        line = Line(a, b)
-        told = trickle(a, b)
-        trickle(b, a)
-        await negotiate(a, b)
-        await line.opened()
-        assert told.count(None) == 1
-        states = states_of(a, "iceGatheringState")
-        a.addTransceiver("audio")
-        await negotiate(a, b)
-        await until(a, "icegatheringstatechange", lambda: a.iceGatheringState == "complete")
-        await asyncio.sleep(1.0)
-        assert states[-1] == "complete"
-        assert told[-1] is None
-        # The candidates of the added section came in between, or were never found since its transport was not needed.
-        assert told.count(None) == 1 + ("gathering" in states)
-
-
-@in_virtual_time
-async def test_negotiating_fifty_times_keeps_nothing() -> None:
-    _, a, b = two()
-    async with closing(a, b):
-        line = await connect(a, b)
-        with_everything(a)
-        for number in range(50):
-            await negotiate(*((b, a) if number % 2 else (a, b)))
-        await line.talk()
-        assert len(a.agents) == len(b.agents) == 1
-        assert len(a._made) <= 3
-
-
-@in_virtual_time
-async def test_json_of_our_own_candidates_is_what_a_browser_takes() -> None:
-    _, a, b = two()
-    async with closing(a, b):
-        told: list[RTCIceCandidate | None] = []
-        a.on("icecandidate", told.append)
-        a.createDataChannel("x")
-        await a.setLocalDescription()
-        await until(a, "icecandidate", lambda: None in told)
-        written = candidate_to_json(told[0])
-        assert written is not None
-        assert set(written) >= {"candidate", "sdpMid", "sdpMLineIndex"}
-        assert re.fullmatch(r"candidate:\w+ 1 udp \d+ 20\.0\.0\.1 \d+ typ host", written["candidate"])
-        assert candidate_from_json(written) == told[0]
-
-
-@in_virtual_time
-async def test_a_description_with_five_thousand_candidates() -> None:
-    """What is kept is bounded, and the right one among them works."""
-    _, a, b = two()
-    async with closing(a, b):
-        line = Line(a, b)
-        await a.setLocalDescription()
-        offer = a.localDescription
-        assert offer is not None
-        many = "".join(
-            f"a=candidate:{number} 1 udp {number + 1} 20.9.{number // 250}.{number % 250} 9 typ host\r\n"
-            for number in range(5_000)
-        )
-        await b.setRemoteDescription(
-            RTCSessionDescription(sdp=offer.sdp.replace("a=end-of", many + "a=end-of"), type="offer")
-        )
-        await b.setLocalDescription()
-        await a.setRemoteDescription(b.localDescription)
-        await line.opened()
-        await line.talk()
-        assert len(b.agents[0].pairs()) <= 100
-        for number in range(2_000):
-            await b.addIceCandidate(replace(CANDIDATE, ip=f"20.8.{number // 250}.{number % 250}"))
-        assert len(b.agents[0].remote_candidates) <= 1_001
-        remote = b.remoteDescription
-        assert remote.sdp.count("a=candidate") <= 5_001
-        await line.talk()
-
-
-@in_virtual_time
-async def test_another_fingerprint_than_was_signalled_is_no_connection() -> None:
-    """Whoever sits in between ends here: ``failed``, and closing works."""
-    _, a, b = two()
-    async with closing(a, b):
-        line = Line(a, b)
-        await a.setLocalDescription()
-        offer = a.localDescription
-        assert offer is not None
-        forged = re.sub(r"(a=fingerprint:sha-\d+ )..:..", r"\g<1>00:11", offer.sdp)
-        assert forged != offer.sdp
-        await b.setRemoteDescription(RTCSessionDescription(sdp=forged, type="offer"))
-        await b.setLocalDescription()
-        await a.setRemoteDescription(b.localDescription)
-        await until(b, "connectionstatechange", lambda: b.connectionState == "failed")
-        assert not line.is_open
-
-
-@in_virtual_time
-async def test_who_is_closed_is_forgotten() -> None:
-    """Nothing keeps a connection that was closed: no task, no listener, no host."""
-    _, a, b = two()
-    await connect(a, b)
-    await asyncio.gather(a.close(), b.close())
-    await asyncio.sleep(1.0)
-    known = weakref.ref(a), weakref.ref(a.sctp), weakref.ref(b)
-    del a, b
-    gc.collect()
-    assert [each() for each in known] == [None, None, None]

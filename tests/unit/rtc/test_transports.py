@@ -22,6 +22,7 @@ from aiortc.exceptions import InvalidStateError
 
 from iceagent import AgentClosed, Candidate, InvalidCandidate, InvalidDescription
 from iceagent.rtc import IceGatherer, IceTransport
+from iceagent.rtc.candidates import to_aiortc
 from iceagent.rtc.connection import AgentConnection
 from tests.shell.world import World, in_virtual_time
 from tests.unit.rtc.kit import until
@@ -215,6 +216,30 @@ async def test_what_is_sent_without_a_path_is_counted() -> None:
         for _ in range(3):
             await ends.a.connection.send(b"\x80")
         assert ends.a.connection.counters == {"datagrams without a path": 3}
+
+
+@in_virtual_time
+async def test_a_lite_peer() -> None:
+    """It only answers (RFC 8445, 2.5): ours checks and nominates."""
+    world = World()
+    ours = End(world, "a", "20.0.0.1")
+    peer = world.agent(world.host("b", "20.0.0.2"), controlling=False, lite=True)
+    async with peer:
+        theirs, _ = await asyncio.gather(peer.gather(), ours.gatherer.gather())
+        mine = ours.gatherer.getLocalParameters()
+        assert mine.usernameFragment is not None and mine.password is not None
+        peer.set_remote_description(ours.gatherer.agent.local_description)
+        ours.ice._connection.ice_controlling = True
+        for each in theirs.candidates:
+            await ours.ice.addRemoteCandidate(to_aiortc(each, "0", 0))
+        parameters = RTCIceParameters(theirs.credentials.ufrag, theirs.credentials.password, iceLite=True)
+        await asyncio.gather(ours.ice.start(parameters), peer.connect())
+        await ours.completed()
+        await ours.connection.send(b"\x80 to the lite one")
+        assert await peer.recv() == b"\x80 to the lite one"
+        peer.send(b"\x80 and back")
+        assert await ours.connection.recv() == b"\x80 and back"
+    await ours.stop()
 
 
 # --- hostile -----------------------------------------------------------------------------------------------------
