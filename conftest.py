@@ -8,6 +8,7 @@ Where a test lives says what it may use:
 - ``tests/loopback``: real sockets on loopback addresses; no root, no system package.
 - ``tests/interop``: foreign ICE agents, from system packages (see ``tests/provision.py``).
 - ``tests/lab``: real NATs of the kernel, in network namespaces; root, and system packages.
+- ``tests/browser``: Chromium behind real NATs; root, and system packages.
 
 Hypothesis: profile ``ci`` (where the variable CI is set) draws the same examples every time; ``dev`` draws new ones.
 Neither has a deadline: a slow machine is no bug.

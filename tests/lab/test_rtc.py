@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
-from aiortc import RTCConfiguration, RTCIceServer
+from aiortc import MediaStreamTrack, RTCConfiguration, RTCIceServer, VideoStreamTrack
 
 from bench.survival.homes import Homes
 from iceagent import Agent, NetworkChanged
@@ -68,13 +68,18 @@ class Call:
         assert not {"failed", "closed"} & {*self.overall[0], *self.overall[1]}
 
 
-@asynccontextmanager
-async def talking(homes: Homes) -> AsyncIterator[Call]:
-    """A call that has begun to talk."""
+def connections(homes: Homes) -> list[PeerConnection]:
+    """One on each machine, with all servers."""
     servers = [
         RTCIceServer(urls=list(each.urls), username=each.username, credential=each.credential) for each in homes.servers
     ]
-    a, b = (on_host(machine.host, RTCConfiguration(iceServers=servers)) for machine in homes.machines)
+    return [on_host(machine.host, RTCConfiguration(iceServers=servers)) for machine in homes.machines]
+
+
+@asynccontextmanager
+async def talking(homes: Homes) -> AsyncIterator[Call]:
+    """A call that has begun to talk."""
+    a, b = connections(homes)
     async with closing(a, b):
         call = Call(a, b, await connect(a, b))
         # What is signalled at the beginning does not count.
@@ -146,6 +151,34 @@ async def test_who_roams_is_followed(natlab: Lab) -> None:
         await call.heard()
         await call.until(lambda: call.kinds == ["direct", "direct"])
         await call.heard()
+
+
+async def test_media_go_on_below_a_change(natlab: Lab) -> None:
+    """A camera's frames arrive before and after the selected link goes down, on one transport with the channel."""
+    homes = Homes(natlab, "camera", "port-restricted", "port-restricted", second_uplink=True)
+    a, b = connections(homes)
+    tracks: list[MediaStreamTrack] = []
+    b.on("track", tracks.append)
+    async with closing(a, b):
+        a.addTrack(VideoStreamTrack())
+        await connect(a, b)
+        async with asyncio.timeout(PATIENCE_S):
+            await frames(tracks[0], 15)
+        path = a.path()
+        assert path is not None and len(a.agents) == 1
+        homes.a.set_link(is_up=False)
+        moved = until(a, "selectedcandidatepairchange", lambda: a.path() not in (None, path), PATIENCE_S)
+        await asyncio.gather(moved, frames(tracks[0], 60))
+        after = a.path()
+        assert after is not None and after.base.host != path.base.host
+        assert a.connectionState == b.connectionState == "connected"
+
+
+async def frames(track: MediaStreamTrack, count: int) -> None:
+    """So many more of a video."""
+    async with asyncio.timeout(PATIENCE_S):
+        for _ in range(count):
+            await track.recv()
 
 
 def is_from(connection: PeerConnection, host: str) -> bool:
