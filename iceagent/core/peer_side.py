@@ -125,6 +125,12 @@ class PeerSide(Engine):
             self._forget_remote()
         self._context.emit(IceRestarted(by_peer=by_peer))
 
+    def _on_consent_ended(self, pair: CandidatePair, reason: str, now: float) -> None:
+        super()._on_consent_ended(pair, reason, now)
+        if pair.keys.local.ufrag != self.local_credentials.ufrag:
+            in_use = {each.keys.local.ufrag for each in self._selection.currents()}
+            self._responder.retire({self.local_credentials.ufrag, *in_use})
+
     def _known_of_peer(self, credentials: Credentials) -> Description:
         options = ("trickle",) * self._context.remote_trickles + (OPTION,) * self._talk.peer_knows
         return Description(

@@ -41,6 +41,8 @@ __all__ = ["IncomingCheck", "Responder", "ResponderListener"]
 
 # Answers to requests that prove nothing, per second.
 _STRANGER_ANSWERS = 10
+# Generations that are told apart from strangers.
+_MAX_RETIRED = 8
 # libwebrtc has none above.
 _MAX_NETWORK_COST = 999
 # A conflict is settled by one switch; a peer that goes on has something else in mind.
@@ -87,6 +89,7 @@ class Responder:
         "_context",
         "_keys",
         "_listener",
+        "_retired",
         "_strangers",
     )
 
@@ -98,20 +101,29 @@ class Responder:
         self._context = context
         self._listener = listener
         self._keys: dict[str, IntegrityKey] = {}
+        # Of ours, that nobody is to believe in any more.
+        self._retired: tuple[str, ...] = ()
         self._strangers = TokenBucket(rate=_STRANGER_ANSWERS, capacity=_STRANGER_ANSWERS)
 
     def accept(self, credentials: Credentials, in_use: Collection[str] = ()) -> None:
-        """Answer checks for these credentials of ours too, for those of one generation before, and for those that carry
-        data, which may be older (RFC 8445, 9).
+        """Answer checks for these credentials of ours from now on, and for those that paths in use were checked with,
+        as long as they carry data (RFC 8445, 9).
 
         Args:
             credentials: the new ones.
-            in_use: user name fragments of ours with which paths in use were checked.
+            in_use: user name fragments of ours of those paths.
         """
-        for ufrag in list(self._keys)[:-1]:
-            if ufrag not in in_use:
-                del self._keys[ufrag]
+        self.retire(in_use)
         self._keys[credentials.ufrag] = short_term_key(credentials.password)
+
+    def retire(self, in_use: Collection[str]) -> None:
+        """Answer no checks for any others: the peer would think that it has a path, where we have none. Nor are they
+        refused, or its pairs would fail before it hears of our restart.
+        """
+        retired = [ufrag for ufrag in self._keys if ufrag not in in_use]
+        for ufrag in retired:
+            del self._keys[ufrag]
+        self._retired = (*self._retired, *retired)[-_MAX_RETIRED:]
 
     def handle_request(self, message: Message, datagram: Datagram, now: float) -> IncomingCheck | None:
         """Answer a request, and say what it was if it was the peer's."""
@@ -124,6 +136,9 @@ class Responder:
             self._refuse(message, datagram, 400, "Bad Request", now)
             return None
         own_ufrag, _, ufrag = username.partition(":")
+        if own_ufrag in self._retired:
+            self._context.drop(datagram, "check of a generation that is over")
+            return None
         key = self._keys.get(own_ufrag)
         # RFC 8489, 9.1.3: where both are there, MESSAGE-INTEGRITY-SHA256 decides, and the answer uses it too.
         if key is None or not (message.verify_sha256(key) if is_sha256 else message.verify(key)):

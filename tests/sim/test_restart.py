@@ -11,6 +11,7 @@ from iceagent.config import Config
 from iceagent.credentials import Credentials
 from iceagent.events import AgentState, IceRestarted, PathDoubted, RemoteCandidateRefused
 from iceagent.net.core import Transmit
+from tests.sim.interfaces import add_host, add_interface
 from tests.sim.world import Side, World, make_session, make_world
 
 
@@ -111,6 +112,30 @@ def test_both_restart_at_once(stage: Callable[[World], None]) -> None:
     assert [side.session.local_credentials for side in (world.a, world.b)] == fresh
     assert world.run_until(lambda: is_on_new_generation(world), 10.0), world
     world.settle(10.0)
+
+
+@pytest.mark.parametrize("restarter", ["a", "b"])
+def test_who_restarts_without_a_path_is_no_path_for_the_peer(restarter: str) -> None:
+    """Consent has ended on both sides, one restarts, and its signalling is lost. Then the network heals, and the other
+    one has a new address: its checks are not answered, or it would talk to somebody who cannot.
+    """
+    world = make_world()
+    world.gather()
+    connected(world)
+    for link in world.a.node.links:
+        link.up.is_cut = link.down.is_cut = True
+    world.run(45.0)
+    one, other = (world.a, world.b) if restarter == "a" else (world.b, world.a)
+    one.session.restart(world.now)
+    for link in world.a.node.links:
+        link.up.is_cut = link.down.is_cut = False
+    add_interface(world, other, "10.9.0.1")
+    add_host(world, other, len(other.bases) - 1)
+    world.run(20.0)
+    assert other.session.current() is None and not other.is_connected
+    world.signal(one)
+    world.signal(other)
+    assert world.run_until(lambda: is_on_new_generation(world), 10.0), world
 
 
 @pytest.mark.parametrize("times", [2, 3, 10])
