@@ -276,7 +276,9 @@ class Config:
                 raise UsageError(f"port_range is {self.port_range!r}, two ports are expected: (first, last)")
             low, high = self.port_range
             _between("port_range", low, 1, 65535)
-            _between("port_range", high, low, 65535)
+            _between("port_range", high, 1, 65535)
+            if high < low:
+                raise UsageError(f"port_range is {low} to {high}: the last port is below the first")
         for host in (*self.bind_hosts, *self.external_addresses, *filter(None, self.external_addresses.values())):
             try:
                 canonical_host(host)

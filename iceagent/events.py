@@ -134,11 +134,13 @@ class ServerFailed(Event):
     Attributes:
         server: its URI.
         base: from where it was asked; ``None`` when it was never reached (its name did not resolve).
+        code: of its error response (RFC 8489, 14.8); ``None``: there was none.
     """
 
     server: str
     base: TransportAddress | None
     reason: str
+    code: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,6 +108,7 @@ class Base:
         related: TransportAddress | None = None,
         *,
         is_mapped: bool = False,
+        protocol: str = "udp",
     ) -> Candidate:
         """A candidate of this base; the same for the same address, whoever found it.
 
@@ -118,11 +119,14 @@ class Base:
             server: which STUN or TURN server.
             related: the related address (RFC 8839, 5.1), where it is not the base.
             is_mapped: a router maps it for us.
+            protocol: ``udp`` or ``tcp``, by which the server was asked.
         """
         is_host = candidate_type is CandidateType.HOST
         preference = self._preference(candidate_type, address, is_mapped)
         return Candidate(
-            foundation=foundation(candidate_type, self.address.host, server, again=self.again, is_mapped=is_mapped),
+            foundation=foundation(
+                candidate_type, self.address.host, server, again=self.again, is_mapped=is_mapped, protocol=protocol
+            ),
             component=self.component,
             priority=candidate_priority(candidate_type, self.component, preference),
             address=address,
@@ -158,6 +162,7 @@ def foundation(
     *,
     again: int = 0,
     is_mapped: bool = False,
+    protocol: str = "udp",
 ) -> str:
     """RFC 8445, 5.1.1.3: the same for candidates of the same type, base IP, protocol and server; 8 characters.
 
@@ -167,7 +172,7 @@ def foundation(
     """
     # Any function of the four will do; this one is stable across components, restarts and processes.
     whose = "router" if is_mapped else server.host if server else ""
-    text = f"{candidate_type.value} {base_host} udp {whose}{f' {again}' if again else ''}"
+    text = f"{candidate_type.value} {base_host} {protocol} {whose}{f' {again}' if again else ''}"
     value = 0xCBF29CE484222325
     for byte in text.encode():
         value = (value ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF

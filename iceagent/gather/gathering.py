@@ -507,7 +507,8 @@ class Gathering:
         self.bases[base.address] = base
         related = NOWHERE[base.address.version] if self._config.relay_only else address.mapped
         relayed = CandidateType.RELAYED
-        self._on_found(base.candidate(relayed, base.address, address.url, address.server, related))
+        found = base.candidate(relayed, base.address, address.url, address.server, related, protocol=address.protocol)
+        self._on_found(found)
         return base
 
     def has_base(self, address: TransportAddress) -> bool:

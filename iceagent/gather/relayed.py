@@ -79,6 +79,7 @@ class RelayedAddress:
         server: its address.
         mapped: where it sees us.
         again: so many were there before it, of that server and at that host.
+        protocol: ``udp`` or ``tcp``, between us and the server.
     """
 
     socket: RelayedSocket
@@ -88,6 +89,7 @@ class RelayedAddress:
     server: TransportAddress
     mapped: TransportAddress
     again: int
+    protocol: str
 
 
 class RelayListener(Protocol):
@@ -511,6 +513,7 @@ class _Relay:
                     server=link.target.address,
                     mapped=event.mapped,
                     again=self._count_again(address.host, link.target.address),
+                    protocol="udp" if link.target.transport is Transport.UDP else "tcp",
                 )
             )
         self._owner.changed()
@@ -533,15 +536,14 @@ class _Relay:
     def _refuse(self, link: RelayLink, event: AllocationRefused) -> None:
         code = "" if event.code is None else f"{event.code} "
         if event.code != 300:
-            self._complain_of(link, f"{code}{event.reason}")
+            self._complain_of(link, f"{code}{event.reason}", code=event.code)
         self._tell_race(self._race.refused, link.number, event)
         self._owner.changed()
 
-    def _complain_of(self, link: RelayLink, words: str, gist: str = "") -> None:
+    def _complain_of(self, link: RelayLink, words: str, gist: str = "", code: int | None = None) -> None:
         target = link.target
-        event = ServerFailed(
-            server=target.url, base=link.base, reason=f"{target.transport.value} {target.address}: {words}"
-        )
+        reason = f"{target.transport.value} {target.address}: {words}"
+        event = ServerFailed(server=target.url, base=link.base, reason=reason, code=code)
         self._owner.complaints.tell(event, (target.transport, target.address), gist or words)
 
     def _complain(self, url: str, reason: str, *, about: str) -> None:

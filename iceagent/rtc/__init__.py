@@ -40,10 +40,11 @@ from iceagent.rtc.statistics import (  # noqa: E402
     RTCIceCandidatePairStats,
     RTCIceCandidateStats,
 )
-from iceagent.rtc.transports import IceGatherer, IceTransport  # noqa: E402
+from iceagent.rtc.transports import IceCandidateError, IceGatherer, IceTransport  # noqa: E402
 
 __all__ = [
     "RTC_DEFAULTS",
+    "IceCandidateError",
     "IceGatherer",
     "IceTransport",
     "PeerConnection",

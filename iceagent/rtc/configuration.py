@@ -29,13 +29,14 @@ _FIXED = {
 
 
 def agent_config(
-    servers: Sequence[RTCIceServer] | None, policy: RTCIceTransportPolicy, options: dict[str, Any]
+    servers: Sequence[RTCIceServer | IceServer] | None, policy: RTCIceTransportPolicy | str, options: dict[str, Any]
 ) -> Config:
     """The agent's configuration.
 
     Args:
-        servers: W3C's ``iceServers``; none: no server is asked. (aiortc would ask a public one of Google's.)
-        policy: W3C's ``iceTransportPolicy``.
+        servers: W3C's ``iceServers``, or ours, which may have a function for credentials; none: no server is asked.
+            (aiortc would ask a public one of Google's.)
+        policy: W3C's ``iceTransportPolicy``, be it as a text.
         options: fields of :class:`iceagent.Config`, as they are to be instead of :data:`RTC_DEFAULTS`.
 
     Raises:
@@ -50,11 +51,25 @@ def agent_config(
             raise UsageError(f"{name} is not set here: {_FIXED[name]}")
         if name not in names:
             raise UsageError(f"{name} is no field of iceagent.Config")
-    found = tuple(_server(server) for server in servers or ())
-    return replace(RTC_DEFAULTS, **options, servers=found, relay_only=policy is RTCIceTransportPolicy.RELAY)
+    try:
+        is_relay = RTCIceTransportPolicy(policy) is RTCIceTransportPolicy.RELAY
+    except ValueError:
+        raise UsageError(f"iceTransportPolicy is {policy!r}, all or relay is expected") from None
+    given: Any = servers
+    if not isinstance(given, list | tuple | None):
+        raise UsageError(f"iceServers is of type {type(given).__name__}, a list of RTCIceServer is expected")
+    found = tuple(_server(server) for server in given or ())
+    if is_relay and not any(server.is_turn for server in found):
+        raise UsageError("iceTransportPolicy relay needs a TURN server in iceServers")
+    return replace(RTC_DEFAULTS, **options, servers=found, relay_only=is_relay)
 
 
-def _server(server: RTCIceServer) -> IceServer:
+def _server(server: Any) -> IceServer:
+    if isinstance(server, IceServer):
+        return server
+    if not isinstance(server, RTCIceServer):
+        kind = type(server).__name__
+        raise UsageError(f"iceServers has a {kind} in it, RTCIceServer is expected; see iceagent.parse_ice_servers")
     if server.credentialType != "password":
         raise UsageError(f"credentialType {server.credentialType!r}: only password is known")
     urls: Any = (server.urls,) if isinstance(server.urls, str) else server.urls

@@ -20,7 +20,7 @@ from iceagent.config import Config
 from iceagent.credentials import Credentials
 from iceagent.description import MAX_CANDIDATES, Description
 from iceagent.errors import AgentClosed, NoPath, UnsupportedCandidate
-from iceagent.events import AgentState, Event
+from iceagent.events import AgentState, Event, PeerClosed
 from iceagent.net.host import Host
 from iceagent.rtc.candidates import from_aioice, to_aioice
 
@@ -67,6 +67,7 @@ class AgentConnection:
         self._receiver: asyncio.Future[None] | None = None
         self._has_ended = asyncio.Event()
         self._is_closed = False
+        self._is_peer_gone = False
         self._was_connected = False
         self._on_event = on_event
         self.agent.set_data_handler(self._on_data)
@@ -203,10 +204,10 @@ class AgentConnection:
         """The next datagram; waits as long as the connection lives. Cancelling loses none.
 
         Raises:
-            ConnectionError: it is closed.
+            ConnectionError: it is closed, or the peer has closed, and all that came before that was taken.
         """
         while not self._waiting:
-            if self._is_closed:
+            if self._is_closed or self._is_peer_gone:
                 raise ConnectionError("the connection is closed")
             receiver = self._receiver = asyncio.get_running_loop().create_future()
             try:
@@ -274,6 +275,10 @@ class AgentConnection:
                 self._was_connected = True
             elif self.agent.state is AgentState.FAILED and self._was_connected:
                 self._has_ended.set()
+            if isinstance(event, PeerClosed):
+                # What it said last, DTLS's goodbye among it, may not be taken yet.
+                self._is_peer_gone = True
+                self._wake()
             try:
                 self._on_event(event)
             except Exception as error:  # A bug of ours must not end the story.

@@ -33,7 +33,7 @@ from iceagent.agent import Agent
 from iceagent.candidate import Candidate
 from iceagent.credentials import Credentials
 from iceagent.description import MAX_CANDIDATES
-from iceagent.errors import UnsupportedCandidate
+from iceagent.errors import UnsupportedCandidate, UsageError
 from iceagent.events import Path
 from iceagent.net.host import Host
 from iceagent.rtc.candidates import from_aiortc, to_aiortc
@@ -52,7 +52,8 @@ class PeerConnection(RTCPeerConnection):
     """An ``RTCPeerConnection`` on agents of ours.
 
     Events beside aiortc's: ``icecandidate`` with an ``RTCIceCandidate``, whose ``sdpMid`` and ``sdpMLineIndex`` are
-    set, or ``None`` after the last one; ``selectedcandidatepairchange`` when data takes another path.
+    set, or ``None`` after the last one; ``icecandidateerror`` with an :class:`IceCandidateError` where a server, or an
+    address of ours, gives none; ``selectedcandidatepairchange`` when data takes another path.
     ``iceconnectionstatechange`` and ``connectionstatechange`` have W3C's states: ``connected``, ``completed`` and
     ``disconnected`` too, and from ``failed`` an ICE restart leads back.
 
@@ -77,6 +78,10 @@ class PeerConnection(RTCPeerConnection):
         host: Host | None = None,
         **options: Any,
     ) -> None:
+        given: Any = configuration
+        if not isinstance(given, RTCConfiguration | None):
+            kind = type(given).__name__
+            raise UsageError(f"the configuration is of type {kind}, an RTCConfiguration is expected")
         super().__init__(configuration)
         self._trickle = trickle
         self._host = host
@@ -100,8 +105,9 @@ class PeerConnection(RTCPeerConnection):
         return [transport.agent for transport in self._ice_transports()]
 
     def path(self) -> Path | None:
-        """Where data of the first transport goes now: ``path.kind`` says whether it is relayed."""
-        return next((path for agent in self.agents if (path := agent.path()) is not None), None)
+        """Where data of the first transport goes now: ``path.kind`` says whether it is relayed; ``None``: nowhere."""
+        transports = (each for each in self._ice_transports() if each.state != "closed")
+        return next((path for each in transports if (path := each.path()) is not None), None)
 
     @property
     def localDescription(self) -> RTCSessionDescription:
@@ -226,6 +232,7 @@ class PeerConnection(RTCPeerConnection):
         self._made = [made for made in self._made if not made.connection.is_over]
         self._made.append(ice)
         gatherer.on("candidate", partial(self._on_candidate, ice))
+        gatherer.on("candidateerror", partial(self.emit, "icecandidateerror"))
         gatherer.on("statechange", self._on_gathering)
         for listener in ("__updateIceConnectionState", "__updateConnectionState"):
             ice.on("statechange", self._inner(listener))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import aioice
@@ -17,25 +18,33 @@ from aiortc.exceptions import InvalidStateError
 from aiortc.rtcconfiguration import RTCIceTransportPolicy
 
 from iceagent.agent import Agent
+from iceagent.config import IceServer
 from iceagent.credentials import Credentials
 from iceagent.errors import UnsupportedCandidate
 from iceagent.events import (
     AgentState,
+    BaseFailed,
     Event,
     GatheringDone,
     IceRestarted,
     LocalCandidateFound,
     Nominated,
     Path,
+    PeerClosed,
     SelectedPathChanged,
+    ServerFailed,
     StateChanged,
 )
+from iceagent.net.address import TransportAddress
 from iceagent.net.host import Host
 from iceagent.rtc.candidates import from_aiortc
 from iceagent.rtc.configuration import agent_config
 from iceagent.rtc.connection import AgentConnection, report
 
-__all__ = ["DISCONNECTED_S", "REGATHER_S", "IceGatherer", "IceTransport"]
+__all__ = ["DISCONNECTED_S", "REGATHER_S", "UNREACHABLE", "IceCandidateError", "IceGatherer", "IceTransport"]
+
+UNREACHABLE = 701
+"""W3C: the error code where no STUN error response was received."""
 
 REGATHER_S = 0.5
 """After a restart the sockets and their candidates are there already, and are told in the next description; servers are
@@ -48,10 +57,29 @@ ends (RFC 7675, 5.1). The agent goes on trying what there is, and what answers a
 """
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IceCandidateError:
+    """Why a server, or an address of ours, gives no candidate: W3C's ``RTCPeerConnectionIceErrorEvent``.
+
+    Attributes:
+        url: the server's; empty: no socket could be had on an address of ours.
+        address, port: from where it was asked; ``None``: it was not, or no port could be had.
+        errorCode: of its STUN error response (RFC 8489, 14.8), such as 401; 701: there was none.
+        errorText: for a person.
+    """
+
+    url: str
+    address: str | None
+    port: int | None
+    errorCode: int
+    errorText: str
+
+
 class IceGatherer(RTCIceGatherer):
     """Gathers candidates with an agent of its own.
 
-    Events: ``statechange``, and ``candidate`` with each :class:`iceagent.Candidate` that is found.
+    Events: ``statechange``, ``candidate`` with each :class:`iceagent.Candidate` that is found, and ``candidateerror``
+    with an :class:`IceCandidateError`.
 
     Args:
         iceServers: all of them are used, with all their URLs; none: no server is asked.
@@ -70,7 +98,7 @@ class IceGatherer(RTCIceGatherer):
 
     def __init__(
         self,
-        iceServers: Sequence[RTCIceServer] | None = None,
+        iceServers: Sequence[RTCIceServer | IceServer] | None = None,
         iceTransportPolicy: RTCIceTransportPolicy = RTCIceTransportPolicy.ALL,
         local_username: str | None = None,
         local_password: str | None = None,
@@ -142,6 +170,22 @@ class IceGatherer(RTCIceGatherer):
             self.emit("candidate", event.candidate)
         elif isinstance(event, GatheringDone):
             self._set_state("completed")
+        elif isinstance(event, ServerFailed):
+            at = event.base
+            code = UNREACHABLE if event.code is None else event.code
+            error = IceCandidateError(
+                url=event.server,
+                address=None if at is None else at.host,
+                port=None if at is None else at.port,
+                errorCode=code,
+                errorText=event.reason,
+            )
+            self.emit("candidateerror", error)
+        elif isinstance(event, BaseFailed):
+            error = IceCandidateError(
+                url="", address=event.host, port=None, errorCode=UNREACHABLE, errorText=event.reason
+            )
+            self.emit("candidateerror", error)
         self.emit("event", event)
 
     def _set_state(self, state: str) -> None:
@@ -175,10 +219,12 @@ class IceTransport(RTCIceTransport):
         self.connection = gatherer.connection
         self.tagged: RTCIceParameters | None = None
         self.selections = 0
+        self._ends: tuple[TransportAddress, TransportAddress, TransportAddress] | None = None
         self._patience: asyncio.TimerHandle | None = None
         self.on("error", report)
         self._ice_state = "new"
         self._is_nominated = False
+        self._is_peer_gone = False
         self._started: asyncio.Future[None] | None = None
         gatherer.on("event", self._on_event)
 
@@ -272,8 +318,16 @@ class IceTransport(RTCIceTransport):
                 self._set_state("completed")
         elif isinstance(event, IceRestarted):
             self._is_nominated = False
+        elif isinstance(event, PeerClosed):
+            self._is_peer_gone = True
         elif isinstance(event, SelectedPathChanged):
-            self.selections += event.new is not None
+            self._on_path(event.new)
+
+    def _on_path(self, path: Path | None) -> None:
+        ends = None if path is None else (path.base, path.local.address, path.remote.address)
+        if ends != self._ends:
+            self._ends = ends
+            self.selections += ends is not None
             self.emit("selectedcandidatepairchange")
 
     def _on_agent_state(self, state: AgentState) -> None:
@@ -283,7 +337,8 @@ class IceTransport(RTCIceTransport):
                 self._set_state("completed")
         elif state is AgentState.CHECKING:
             self._set_state("checking")
-        elif state in (AgentState.DISCONNECTED, AgentState.FAILED):
+        elif state in (AgentState.DISCONNECTED, AgentState.FAILED) and not self._is_peer_gone:
+            # A peer that has closed is no failure: DTLS ends, and everything with it.
             self._set_state(state.value)
 
     def _set_state(self, state: str) -> None:

@@ -115,7 +115,7 @@ def test_options_are_fields_of_the_agents_configuration() -> None:
         ({"portRange": (1, 2)}, "portRange is no field of iceagent.Config"),
         ({"": 1}, " is no field of iceagent.Config"),
         ({"port_range": (0, 5)}, "port_range is 0, allowed is 1 to 65535"),
-        ({"port_range": (60000, 70000)}, "port_range is 70000, allowed is 60000 to 65535"),
+        ({"port_range": (60000, 70000)}, "port_range is 70000, allowed is 1 to 65535"),
         ({"port_range": (6000, 5000)}, "port_range"),
         ({"bind_hosts": ("nowhere",)}, "'nowhere' is not an IP address"),
         ({"ta_s": 0.001}, "ta_s is 0.001, allowed is 0.005 to 60"),
