@@ -39,6 +39,8 @@ async function take(message) {
   if (message.servers) {
     connect(message.servers);
   } else if (message.sdp) {
+    // An offer that was told twice has two answers.
+    if (connection.signalingState !== "have-local-offer") return;
     await connection.setRemoteDescription(message);
     const waiting = early;
     early = [];

@@ -12,7 +12,7 @@ Signalling is a WebSocket, at /signalling, with messages of JSON:
 
 - to the page, first: ``{"servers": [...]}``, what ``new RTCPeerConnection`` takes as ``iceServers``
 - from the page: ``{"type": "offer", "sdp": ...}``; to it: ``{"type": "answer", "sdp": ...}``. Another offer on the
-  same WebSocket is an ICE restart.
+  same WebSocket is an ICE restart; the same one is answered again.
 - both ways, at any time: ``{"candidate": ...}``, what ``addIceCandidate`` takes, ``null`` after the last one
 - to the page: ``{"path": {"kind": "direct" or "relay", "local": ..., "remote": ...}}``, whenever that changes
 
@@ -36,7 +36,7 @@ from aiortc import RTCConfiguration, RTCDataChannel, RTCIceServer, RTCSessionDes
 from file_transfer import Progress, Receiving, Sending, TransferFailed
 
 import iceagent
-from iceagent.rtc import PeerConnection, candidate_from_json, candidate_to_json
+from iceagent.rtc import IceCandidateError, PeerConnection, candidate_from_json, candidate_to_json
 
 HERE = Path(__file__).parent
 # Beside it, and nothing else is loaded.
@@ -58,6 +58,7 @@ class Visit:
         self.connection = PeerConnection(configuration(arguments))
         # That somebody listens to "icecandidate" is what makes it trickle.
         self.connection.on("icecandidate", lambda candidate: self._tell(candidate=candidate_to_json(candidate)))
+        self.connection.on("icecandidateerror", self._on_error)
         self.connection.on("selectedcandidatepairchange", self._on_path)
         self.connection.on("iceconnectionstatechange", self._on_state)
         self.connection.on("datachannel", self._on_channel)
@@ -92,6 +93,9 @@ class Visit:
         await self.connection.setLocalDescription(await self.connection.createAnswer())
         answer = self.connection.localDescription
         self._tell(type=answer.type, sdp=answer.sdp)
+
+    def _on_error(self, error: IceCandidateError) -> None:
+        print(f"{error.url or error.address}: {error.errorText}", flush=True)
 
     def _on_path(self) -> None:
         if (path := self.connection.path()) is not None:

@@ -7,7 +7,7 @@
 How the two texts travel is up to you: a synchronised folder, ``scp``, a chat window; ``-`` instead of a file's name
 copies and pastes. A text that was read is removed: it is of no use to a second session. Both on one machine, to see it
 work: add ``--loopback`` to each, and leave the server out. With a relay: ``--server turn:HOST --username … --credential
-…``, or a TURN server beside the STUN server.
+…``, or a TURN server beside the STUN server. A server that gives nothing is told of on stderr, and the rest goes on.
 
 On the channel: the sender's first message is the file's name and size, in JSON; the file follows in pieces, and then
 its SHA-256. The receiver answers with its own, or with what is wrong.
@@ -32,7 +32,7 @@ from typing import IO, Any
 from aiortc import RTCConfiguration, RTCDataChannel, RTCIceServer, RTCSessionDescription
 
 import iceagent
-from iceagent.rtc import PeerConnection
+from iceagent.rtc import IceCandidateError, PeerConnection
 
 # Every WebRTC implementation takes a message of this size.
 PIECE = 16 * 1024
@@ -337,6 +337,10 @@ async def _hung_up(connection: PeerConnection) -> None:
         pass
 
 
+def _complain(error: IceCandidateError) -> None:
+    print(f"{error.url or error.address}: {error.errorText}", file=sys.stderr, flush=True)
+
+
 def _show_path(connection: PeerConnection) -> None:
     def show() -> None:
         if (path := connection.path()) is not None:
@@ -366,6 +370,7 @@ async def run(arguments: argparse.Namespace) -> str:
     # Nothing leaves the machine with --loopback, which a real program has no use for.
     options = {"loopback": True, "bind_hosts": ("127.0.0.1",)} if arguments.loopback else {}
     connection = PeerConnection(RTCConfiguration(iceServers=servers), **options)
+    connection.on("icecandidateerror", _complain)
     try:
         return await (send if arguments.do == "send" else receive)(connection, arguments)
     finally:

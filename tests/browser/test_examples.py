@@ -40,14 +40,14 @@ class Seen:
         told, heard: its messages over the WebSocket, each way.
         urls: all that it has loaded.
         errors: of its script.
-        is_restarted: a second answer has come.
+        has_two_answers: as after an ICE restart.
     """
 
     told: list[dict[str, Any]] = field(default_factory=list)
     heard: list[dict[str, Any]] = field(default_factory=list)
     urls: list[str] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
-    is_restarted: asyncio.Event = field(default_factory=asyncio.Event)
+    has_two_answers: asyncio.Event = field(default_factory=asyncio.Event)
 
     def watch(self, page: Page) -> None:
         page.on("websocket", self._on_socket)
@@ -62,7 +62,7 @@ class Seen:
     def _on_heard(self, text: str | bytes) -> None:
         self.heard.append(json.loads(text))
         if sum(message.get("type") == "answer" for message in self.heard) == 2:
-            self.is_restarted.set()
+            self.has_two_answers.set()
 
 
 @contextlib.asynccontextmanager
@@ -134,6 +134,13 @@ async def upload(page: Page, file: Path) -> str:
     return await result.inner_text()
 
 
+def credentials(sdp: str) -> set[str]:
+    """The ICE user name fragments of a description."""
+    found = {line for line in sdp.split("\r\n") if line.startswith("a=ice-ufrag:")}
+    assert found
+    return found
+
+
 @pytest.fixture
 def files(tmp_path: Path) -> tuple[Path, Path]:
     """What is downloaded, and where uploads go."""
@@ -184,11 +191,44 @@ async def test_an_ice_restart_of_the_page_is_answered(lab: Lab, files: tuple[Pat
     async with program(machine, film, "--into", uploads), opened(machine) as (page, seen):
         await page.evaluate("connection.restartIce()")
         async with asyncio.timeout(PATIENCE_S):
-            await seen.is_restarted.wait()
+            await seen.has_two_answers.wait()
         assert await download(page) == DIGEST
         assert await page.locator("#state").inner_text() in ("connected", "completed", "checking")
-    ufrags = [line for m in seen.heard for line in m.get("sdp", "").split("\r\n") if line.startswith("a=ice-ufrag:")]
-    assert len(set(ufrags)) == 2
+    first, second = (credentials(message["sdp"]) for message in seen.heard if message.get("type") == "answer")
+    assert first.isdisjoint(second)
+
+
+async def test_an_offer_that_comes_twice_is_answered_twice_and_the_page_drops_what_it_has(
+    lab: Lab, files: tuple[Path, Path]
+) -> None:
+    film, uploads = files
+    machine = lab.machine()
+    async with program(machine, film, "--into", uploads), opened(machine) as (page, seen):
+        await page.evaluate("tell(connection.localDescription)")
+        async with asyncio.timeout(PATIENCE_S):
+            await seen.has_two_answers.wait()
+        assert await download(page) == DIGEST
+        assert await page.locator("#state").inner_text() in ("connected", "completed")
+    offers = [message["sdp"] for message in seen.told if message.get("type") == "offer"]
+    assert len(offers) == 2 and credentials(offers[0]) == credentials(offers[1])
+    first, second = (message["sdp"] for message in seen.heard if message.get("type") == "answer")
+    assert credentials(first) == credentials(second)
+
+
+async def test_the_program_says_why_there_is_no_relay(
+    lab: Lab, servers: dict[str, str], files: tuple[Path, Path]
+) -> None:
+    film, uploads = files
+    machine = lab.machine()
+    url = f"turn:{servers['serve']}"
+    account = ("--username", USER, "--credential", "another")
+    async with program(machine, film, "--into", uploads, "--server", url, *account) as process:
+        async with opened(machine) as (page, _):
+            assert await download(page) == DIGEST
+        process.send_signal(signal.SIGINT)
+        said, _ = await asyncio.to_thread(process.communicate)
+    complaints = [line for line in said.splitlines() if line.startswith(f"{url}: ")]
+    assert complaints and all("401" in line for line in complaints)
 
 
 async def test_a_page_that_is_closed_ends_what_goes_over_its_channels(lab: Lab, files: tuple[Path, Path]) -> None:

@@ -11,7 +11,8 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-from aiortc import RTCDataChannel, RTCSessionDescription
+import pytest
+from aiortc import RTCConfiguration, RTCDataChannel, RTCIceServer, RTCSessionDescription
 
 from iceagent.lab import Lab, Machine
 from iceagent.lab.services import serve
@@ -21,8 +22,11 @@ ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "webrtc.md").read_text("utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 # What each of them is told by, in their order.
-PROGRAM, OPTIONS, ANSWER, RESTART, ORTC = "CONFIGURATION", "portmap=True,", "json.loads", "restartIce", "End"
+PROGRAM, OPTIONS, RELAY, ERRORS = "CONFIGURATION", "portmap=True,", "RTCIceTransportPolicy", "IceCandidateError"
+ANSWER, RESTART, ORTC = "json.loads", "restartIce", "End"
 PATIENCE_S = 30.0
+# SCTP repeats what was lost after 1, 2, 4, 8 and 16 s.
+LONG_PATIENCE_S = 60.0
 
 
 def block(word: str) -> str:
@@ -50,7 +54,7 @@ def names(text: str) -> dict[str, Any]:
 
 
 def test_these_are_all_blocks() -> None:
-    assert [block(word) for word in (PROGRAM, OPTIONS, ANSWER, RESTART, ORTC)] == BLOCKS
+    assert [block(word) for word in (PROGRAM, OPTIONS, RELAY, ERRORS, ANSWER, RESTART, ORTC)] == BLOCKS
 
 
 def test_the_whole_program(natlab: Lab) -> None:
@@ -80,24 +84,74 @@ def test_options(natlab: Lab) -> None:
     assert run(natlab.machine(), block(OPTIONS)) == []
 
 
+def test_nothing_but_relays_with_an_account_that_a_function_gives(natlab: Lab) -> None:
+    server = natlab.machine("server")
+    serve(server, "--user", "alice:secret")
+    natlab.names["turn.example.org"] = server.hosts
+    machine = natlab.machine()
+    natlab.tell_names(machine)
+    more = """
+import asyncio
+
+
+async def main() -> None:
+    connection.createDataChannel("chat")
+    await connection.setLocalDescription(await connection.createOffer())
+    lines = [line for line in connection.localDescription.sdp.splitlines() if line.startswith("a=candidate:")]
+    print(*{line.split()[7] for line in lines})
+    await connection.close()
+
+
+asyncio.run(main())
+"""
+    # A connection belongs to the loop that runs when it is made; the one here has none before it gathers.
+    assert run(machine, block(RELAY) + more) == ["relay"]
+
+
+async def test_a_relay_that_refuses_says_why(natlab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+    complain: Callable[..., None] = names(block(ERRORS))["complain"]
+    server, machine = natlab.machine("server"), natlab.machine()
+    serve(server, "--user", "alice:secret")
+    url = f"turn:{server.address}"
+    wrong = RTCIceServer(urls=url, username="alice", credential="another")
+    connection = PeerConnection(RTCConfiguration(iceServers=[wrong]), host=machine.host)
+    complain(connection)
+    connection.createDataChannel("chat")
+    await connection.setLocalDescription(await connection.createOffer())
+    await connection.close()
+    words = [line.split()[:2] for line in capsys.readouterr().err.splitlines()]
+    assert words and all(word == [url, "401"] for word in words)
+
+
 def test_in_the_style_of_ortc(natlab: Lab) -> None:
     ((said, state),) = [line.split() for line in run(natlab.machine(), block(ORTC))]
     assert said == "hello" and state in ("connected", "completed")
 
 
-async def test_a_connection_whose_paths_have_died_is_restarted(natlab: Lab) -> None:
-    """The halves of "Signalling with browsers" and "Restart", each at one end."""
+async def test_a_connection_whose_paths_have_died_is_restarted_however_many_offers_are_lost(natlab: Lab) -> None:
+    """The halves of "Signalling with browsers" and "Restart", each at one end. The first offers are lost; the one that
+    arrives comes twice, and so does its answer.
+    """
     answer: Callable[..., Any] = names(block(ANSWER))["answer"]
-    restart_when_needed: Callable[..., None] = names(block(RESTART))["restart_when_needed"]
+    restart = names(block(RESTART))
     here, there = natlab.machine(), natlab.machine()
     a, b = (PeerConnection(host=machine.host) for machine in (here, there))
     to_a: asyncio.Queue[str] = asyncio.Queue()
     to_b: asyncio.Queue[str] = asyncio.Queue()
-    answers: asyncio.Queue[RTCSessionDescription] = asyncio.Queue()
+    taken: asyncio.Queue[tuple[RTCSessionDescription, str]] = asyncio.Queue()
     states: asyncio.Queue[str] = asyncio.Queue()
     heard: asyncio.Queue[str] = asyncio.Queue()
+    to_lose = 2
+    lost: list[RTCSessionDescription] = []
 
     def signal(description: RTCSessionDescription) -> None:
+        if len(lost) < to_lose:
+            lost.append(description)
+        else:
+            for _ in range(2):
+                tell(description)
+
+    def tell(description: RTCSessionDescription) -> None:
         to_b.put_nowait(json.dumps({"type": description.type, "sdp": description.sdp}))
 
     async def hear() -> None:
@@ -106,28 +160,32 @@ async def test_a_connection_whose_paths_have_died_is_restarted(natlab: Lab) -> N
             if "candidate" in message:
                 await a.addIceCandidate(candidate_from_json(message["candidate"]))
             else:
-                await a.setRemoteDescription(RTCSessionDescription(**message))
-                answers.put_nowait(a.remoteDescription)
+                theirs, before = RTCSessionDescription(**message), a.signalingState
+                await restart["take_answer"](a, theirs)
+                taken.put_nowait((theirs, before))
 
     a.on("icecandidate", lambda found: to_b.put_nowait(json.dumps({"candidate": candidate_to_json(found)})))
     a.on("iceconnectionstatechange", lambda: states.put_nowait(a.iceConnectionState))
-    restart_when_needed(a, signal)
+    restart["restart_when_needed"](a, signal)
     b.on("datachannel", lambda channel: channel.on("message", heard.put_nowait))
     channel: RTCDataChannel = a.createDataChannel("chat")
     channel.on("open", lambda: channel.send("before"))
     halves = [asyncio.ensure_future(half) for half in (answer(b, to_a.put_nowait, texts(to_b)), hear())]
     try:
-        async with asyncio.timeout(PATIENCE_S):
+        async with asyncio.timeout(LONG_PATIENCE_S):
             await a.setLocalDescription(await a.createOffer())
-            signal(a.localDescription)
+            tell(a.localDescription)
             assert await heard.get() == "before"
-            first = await answers.get()
+            first, _ = await taken.get()
             there.set_link(is_up=False)
             channel.send("meanwhile")
             while await states.get() != "disconnected":
                 pass
-            second = await answers.get()
-            assert ufrags(first).isdisjoint(ufrags(second))
+            (second, before), (again, afterwards) = await taken.get(), await taken.get()
+            assert (before, afterwards) == ("have-local-offer", "stable")
+            assert ufrags(first).isdisjoint(ufrags(second)) and ufrags(second) == ufrags(again)
+            # The same offer, until it was answered.
+            assert len({frozenset(ufrags(offer)) for offer in (*lost, a.localDescription)}) == 1
             there.set_link(is_up=True)
             while await states.get() != "connected":
                 pass

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -138,6 +139,22 @@ def test_a_receiver_that_is_interrupted_tells_the_sender_and_leaves_nothing(tmp_
     assert (received[0], received[2]) == (130, "")
     assert (sent[0], sent[2]) == (1, "the receiver is gone\n")
     assert list(folder.iterdir()) == []
+
+
+def test_a_server_that_does_not_answer_is_told_of_and_the_file_goes_all_the_same(tmp_path: Path, folder: Path) -> None:
+    file = tmp_path / "note.txt"
+    file.write_text("hello")
+    with socket.socket(type=socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        url = f"stun:127.0.0.1:{silent.getsockname()[1]}"
+        with (
+            transfer("receive", folder, *by_files(tmp_path, is_sender=False)) as receiver,
+            transfer("send", file, *by_files(tmp_path, is_sender=True), "--server", url) as sender,
+        ):
+            sent, received = ended(sender), ended(receiver)
+    assert (sent[0], received[0], received[2]) == (0, 0, "")
+    assert sent[2].startswith(f"{url}: ") and len(sent[2].splitlines()) == 1
+    assert (folder / "note.txt").read_text() == "hello"
 
 
 def test_a_text_that_is_no_offer_is_refused_with_a_sentence(tmp_path: Path, folder: Path) -> None:
