@@ -148,13 +148,25 @@ class PeerConnection(RTCPeerConnection):
         """See aiortc."""
         return self._with_options(await super().createAnswer())
 
+    async def setLocalDescription(self, sessionDescription: RTCSessionDescription | None = None) -> None:
+        """See aiortc, and :class:`PeerConnection` for when it returns.
+
+        Raises:
+            InvalidStateError: it does not fit ``signalingState``, or is a rollback.
+        """
+        if sessionDescription is not None:
+            _check_type(sessionDescription)
+        await super().setLocalDescription(sessionDescription)
+
     async def setRemoteDescription(self, sessionDescription: RTCSessionDescription) -> None:
         """See aiortc; other ICE credentials than before are an ICE restart of the peer's, or its answer to ours.
 
         Raises:
             InvalidDescription: ICE credentials break the grammar.
             ValueError: so does something else.
+            InvalidStateError: it does not fit ``signalingState``, or is a rollback.
         """
+        _check_type(sessionDescription)
         try:
             description = SessionDescription.parse(sessionDescription.sdp)
         except (ArithmeticError, AssertionError, AttributeError, LookupError, TypeError) as error:
@@ -186,7 +198,7 @@ class PeerConnection(RTCPeerConnection):
             ValueError: it says of no media section where it belongs.
         """
         if candidate is not None and candidate.sdpMid is None and candidate.sdpMLineIndex is None:
-            raise ValueError("a candidate needs sdpMid or sdpMLineIndex")
+            raise ValueError("Candidate must have either sdpMid or sdpMLineIndex")
         description = self._inner("__remoteDescription")()
         if description is None:
             if candidate is not None:
@@ -398,6 +410,12 @@ class PeerConnection(RTCPeerConnection):
         if states == {"completed"} and not self._is_told_complete and not self._inner("__isClosed"):
             self._is_told_complete = True
             self.emit("icecandidate", None)
+
+
+def _check_type(description: RTCSessionDescription) -> None:
+    """aiortc takes a rollback, and does nothing."""
+    if description.type == "rollback":
+        raise InvalidStateError("aiortc cannot roll back an offer")
 
 
 def _options(transport: IceTransport) -> str:

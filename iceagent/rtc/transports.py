@@ -269,7 +269,7 @@ class IceTransport(RTCIceTransport):
             InvalidDescription: the parameters break the grammar.
         """
         if self._ice_state == "closed":
-            raise InvalidStateError("the ICE transport is closed")
+            raise InvalidStateError("RTCIceTransport is closed")
         if self._started is not None:
             await asyncio.shield(self._started)
             return

@@ -378,3 +378,17 @@ async def test_a_peer_is_told_what_our_ice_can_do() -> None:
             assert set(transport.connection.remote_options) == set(options.split())
         for description in (await a.createOffer(), a.remoteDescription, a.localDescription):
             assert len(lines(description, "ice-options")) == 1
+
+
+@in_virtual_time
+async def test_a_rollback_is_refused_and_changes_nothing() -> None:
+    """aiortc takes it, and stays in have-local-offer for good."""
+    _, a, b = two()
+    async with closing(a, b):
+        a.createDataChannel("x")
+        await a.setLocalDescription(await a.createOffer())
+        rollback = RTCSessionDescription(sdp="", type="rollback")
+        for refuse in (a.setLocalDescription, a.setRemoteDescription, b.setRemoteDescription):
+            with pytest.raises(InvalidStateError, match="roll back"):
+                await refuse(rollback)
+        assert (a.signalingState, b.signalingState) == ("have-local-offer", "stable")
