@@ -20,7 +20,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from bench.cases import Options
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from iceagent.lab.namespace import Namespace
 
-__all__ = ["local", "megabytes", "run", "side"]
+__all__ = ["described", "local", "megabytes", "run", "side"]
 
 MAKES = {"ours": ("iceagent.rtc", "PeerConnection"), "aiortc": ("aiortc", "RTCPeerConnection")}
 TRIALS = 6
@@ -48,6 +48,10 @@ LIMIT_S = 20.0
 
 # "At most half": the goal.
 TARGET_RATIO = 2.0
+# And so long setLocalDescription may take.
+DESCRIBED_MS = 20.0
+# Nobody is there.
+SILENT = "stun:20.0.0.9"
 
 MEGABYTE, MEGABYTES = 10**6, 8
 MESSAGE = bytes(16 * 1024)
@@ -59,6 +63,7 @@ def run(options: Options) -> list[Metric]:
     metrics = []
     with _one_address() as namespace:
         metrics += _locally(namespace, options)
+        metrics.append(_described(namespace, options))
         metrics.append(_cost(namespace, options))
     return [*metrics, _behind_nats(0.0, options), _behind_nats(CABLE_S, options)]
 
@@ -126,6 +131,31 @@ async def _opened(make: str) -> AsyncIterator[tuple[RTCDataChannel, RTCDataChann
     await opened.wait()
     yield channel, theirs[0], (time.perf_counter() - begun) * 1000
     await asyncio.gather(offerer.close(), answerer.close())
+
+
+def _described(namespace: Namespace, options: Options) -> Metric:
+    found: dict[str, list[float]] = {make: [] for make in MAKES}
+    for number in range(options.rounds):
+        options.tell(f"rtc: setLocalDescription, round {number + 1}")
+        for make in _in_turns(number):
+            found[make].append(call(namespace, "bench.cases.rtc:described", make=make))
+    metric = _metric("setLocalDescription with a STUN server that is silent, the slowest of six", "ms", found)
+    return replace(metric, worst_at_most=DESCRIBED_MS)
+
+
+async def described(make: str) -> float:
+    """Milliseconds until ``setLocalDescription`` returns, at worst; the first of a process is one of them."""
+    found = []
+    for _ in range(TRIALS):
+        connection = _connection(make, SILENT)
+        connection.on("icecandidate", lambda _: None)
+        connection.createDataChannel("bench")
+        offer = await connection.createOffer()
+        begun = time.perf_counter()
+        await connection.setLocalDescription(offer)
+        found.append((time.perf_counter() - begun) * 1000)
+        await connection.close()
+    return max(found)
 
 
 def _cost(namespace: Namespace, options: Options) -> Metric:
