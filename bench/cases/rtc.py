@@ -144,8 +144,8 @@ def _described(namespace: Namespace, options: Options) -> Metric:
 
 
 async def described(make: str) -> float:
-    """Milliseconds until ``setLocalDescription`` returns, at worst; the first of a process is one of them. aiortc's, which
-    takes five seconds each time, is asked once.
+    """Milliseconds until ``setLocalDescription`` returns, at worst; the first of a process is one of them. aiortc's,
+    which takes five seconds each time, is asked once.
     """
     found = []
     for _ in range(TRIALS if make == "ours" else 1):
