@@ -25,6 +25,7 @@ _FIXED = {
     "components": "aiortc multiplexes RTP and RTCP",
     "lite": "browsers expect a full agent",
     "mdns": "aiortc writes an IP address into every description",
+    "ta_s": "aiortc writes no ice-pacing, without which the peer would not know of it",
 }
 
 

@@ -44,6 +44,7 @@ class AgentConnection:
         agent: that does it all.
         remote_is_lite, remote_username, remote_password: of the peer's description.
         remote_options: its ice-options.
+        remote_pacing_ms: the Ta that it proposes, milliseconds (RFC 8839, 5.5); ``None``: it does not.
         counters: what was dropped, by reason in words.
         closing: the agent's end, once that has begun.
     """
@@ -56,6 +57,7 @@ class AgentConnection:
         self.remote_username: str | None = None
         self.remote_password: str | None = None
         self.remote_options: tuple[str, ...] = ()
+        self.remote_pacing_ms: int | None = None
         self.counters: Counter[str] = Counter()
         self.closing: asyncio.Future[None] | None = None
         # Candidates that came before the peer's credentials did.
@@ -184,6 +186,7 @@ class AgentConnection:
         description = Description(
             credentials=credentials,
             options=self.remote_options,
+            pacing_ms=self.remote_pacing_ms,
             lite=self.remote_is_lite,
             candidates=tuple(early),
             complete=self._is_early_complete,

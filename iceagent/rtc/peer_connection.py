@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
@@ -43,6 +44,9 @@ from iceagent.rtc.statistics import ice_statistics
 from iceagent.rtc.transports import IceGatherer, IceTransport
 
 __all__ = ["PeerConnection"]
+
+# RFC 8839, 5.5, of the whole session.
+_PACING = re.compile(r"^a=ice-pacing:(\d{1,10})\r?$", re.MULTILINE)
 
 # Candidates that came before the description that says where they belong; a browser has about ten.
 _MAX_EARLY = 100
@@ -177,12 +181,18 @@ class PeerConnection(RTCPeerConnection):
         for media in description.media:
             if media.ice is not None and media.ice.usernameFragment and media.ice.password:
                 Credentials(ufrag=media.ice.usernameFragment, password=media.ice.password)
+            for each in media.ice_candidates:
+                with contextlib.suppress(UnsupportedCandidate):
+                    from_aiortc(each)
+        pacing = _PACING.search(sessionDescription.sdp)
+        pacing_ms = None if pacing is None else int(pacing[1])
+        self._take_parameters(description, pacing_ms)
         self._take_restart(description)
         await super().setRemoteDescription(sessionDescription)
-        for media, ice in self._tagged(self._inner("__remoteDescription")()):
-            if ice.state == "new":
-                ice.tagged = media.ice
-                ice.connection.remote_options = tuple((media.ice_options or "").split())
+        # Now that all sections have their transports.
+        self._take_parameters(description, pacing_ms)
+        for media, ice in self._tagged(description):
+            _add_candidates(ice, media)
         # One of the transports that BUNDLE made superfluous may have been the last one that gathered.
         self._on_gathering()
         early, self._early = self._early, deque(maxlen=_MAX_EARLY)
@@ -367,6 +377,14 @@ class PeerConnection(RTCPeerConnection):
         for ice, media in found.items():
             yield media, ice
 
+    def _take_parameters(self, description: SessionDescription, pacing_ms: int | None) -> None:
+        """What is to be known of the peer when a transport begins."""
+        for media, ice in self._tagged(description):
+            ice.connection.remote_pacing_ms = pacing_ms
+            if ice.state == "new":
+                ice.tagged = media.ice
+                ice.connection.remote_options = tuple((media.ice_options or "").split())
+
     def _take_restart(self, description: SessionDescription) -> None:
         """Other credentials for a transport that has begun: before its candidates, and before the answer is made."""
         for media, ice in self._tagged(description):
@@ -379,6 +397,9 @@ class PeerConnection(RTCPeerConnection):
                 self._is_restart_wished = False
                 ice.gatherer.restart()
             ice.connection.remote_options = tuple((media.ice_options or "").split())
+            # They are part of the new description: that of the section that speaks for the transport, which aiortc may
+            # pass over (RFC 8840, 7, has them there alone).
+            _add_candidates(ice, media)
             ice.take(media.ice)
 
     def _with_options(self, description: RTCSessionDescription) -> RTCSessionDescription:
@@ -410,6 +431,15 @@ class PeerConnection(RTCPeerConnection):
         if states == {"completed"} and not self._is_told_complete and not self._inner("__isClosed"):
             self._is_told_complete = True
             self.emit("icecandidate", None)
+
+
+def _add_candidates(ice: IceTransport, media: MediaDescription) -> None:
+    """Those of a section; what is known already changes nothing."""
+    for candidate in media.ice_candidates:
+        with contextlib.suppress(UnsupportedCandidate):
+            ice.connection.add_candidate(from_aiortc(candidate))
+    if media.ice_candidates_complete:
+        ice.connection.end_candidates()
 
 
 def _check_type(description: RTCSessionDescription) -> None:

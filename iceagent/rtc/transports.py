@@ -139,8 +139,9 @@ class IceGatherer(RTCIceGatherer):
             self.agent.start_gathering()
         elif self._is_to_gather_again:
             self._is_to_gather_again = False
-            self._set_state("gathering")
-            self._regathering = asyncio.get_running_loop().call_later(REGATHER_S, self._set_state, "completed")
+            if self._regathering is not None:
+                self._regathering.cancel()
+            self._regathering = asyncio.get_running_loop().call_later(REGATHER_S, self._end_regathering)
 
     async def gather(self) -> None:
         """Gather, and wait until that is done: ``Config.gather_timeout_s`` at most."""
@@ -153,6 +154,12 @@ class IceGatherer(RTCIceGatherer):
         """
         self.connection.restart()
         self._is_to_gather_again = True
+        self._set_state("gathering")
+
+    def _end_regathering(self) -> None:
+        """Unless the first gathering goes on, whose end is told."""
+        if self.agent.local_description.complete:
+            self._set_state("completed")
 
     def end(self) -> None:
         """The transport was closed: nobody waits any longer."""

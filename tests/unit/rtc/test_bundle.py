@@ -89,6 +89,51 @@ async def test_only_the_credentials_of_the_tagged_section_count() -> None:
         await line.talk()
 
 
+@pytest.mark.parametrize("is_restart", [False, True])
+@in_virtual_time
+async def test_candidates_may_stand_in_the_tagged_section_alone(is_restart: bool) -> None:
+    """RFC 8840, 7: "contains a candidate attribute only for the m= line with the suggested Offerer BUNDLE address".
+    Where several sections share a transport, aiortc takes those of the last.
+    """
+
+    def sparing(description: RTCSessionDescription) -> RTCSessionDescription:
+        head, *sections = re.split(r"(?=^m=)", description.sdp, flags=re.MULTILINE)
+        others = [re.sub(r"a=(candidate:.*|end-of-candidates)\r\n", "", section) for section in sections[1:]]
+        return RTCSessionDescription(sdp=head + sections[0] + "".join(others), type=description.type)
+
+    _, a, b = two(RTCConfiguration(iceServers=[], bundlePolicy=RTCBundlePolicy.MAX_BUNDLE))
+    async with closing(a, b):
+        a.addTransceiver("audio")
+        a.addTransceiver("video")
+        line = Line(a, b)
+        for _ in range(1 + is_restart):
+            await a.setLocalDescription(await a.createOffer())
+            await b.setRemoteDescription(sparing(a.localDescription))
+            await b.setLocalDescription()
+            await a.setRemoteDescription(sparing(b.localDescription))
+            await line.opened()
+            await asyncio.sleep(1.0)
+            for one, other in ((a, b), (b, a)):
+                theirs = [(each.type, each.address) for each in other.agents[0].local_candidates]
+                assert [(each.type, each.address) for each in one.agents[0].remote_candidates] == theirs
+            a.restartIce()
+
+
+@in_virtual_time
+async def test_the_peers_pacing_is_obeyed() -> None:
+    """RFC 8445, 14.2: "Both agents MUST use the higher value of the proposed values"."""
+    _, a, b = two()
+    async with closing(a, b):
+        Line(a, b)
+        await a.setLocalDescription(await a.createOffer())
+        slow = a.localDescription.sdp.replace("t=0 0\r\n", "t=0 0\r\na=ice-pacing:120\r\n")
+        await b.setRemoteDescription(RTCSessionDescription(sdp=slow, type="offer"))
+        await b.setLocalDescription()
+        await a.setRemoteDescription(b.localDescription)
+        await until_ice(b, "completed")
+        assert b.agents[0]._session._context.ta_s == 0.120
+
+
 @in_virtual_time
 async def test_a_peer_without_bundle_gets_a_transport_for_each_section() -> None:
     _, a, b = two()

@@ -103,6 +103,21 @@ async def test_a_restart_that_trickles() -> None:
 
 
 @in_virtual_time
+async def test_a_restart_does_not_say_that_candidates_have_ended_before_they_have() -> None:
+    """RFC 8838, 13: nothing may follow an end-of-candidates. What a restart offers is to be gathered yet."""
+    call = Call()
+    async with closing(*call.both):
+        await connect(call.a, call.b)
+        await call.completed()
+        call.a.restartIce()
+        offer = await call.a.createOffer()
+        assert "a=end-of-candidates" not in offer.sdp
+        began = call.world.now
+        await call.a.setLocalDescription(offer)
+        assert "a=end-of-candidates" in call.a.localDescription.sdp and call.world.now > began
+
+
+@in_virtual_time
 async def test_both_wish_a_restart_and_one_offers_it() -> None:
     call = Call()
     async with closing(*call.both):
