@@ -23,7 +23,7 @@ from iceagent.net.address import TransportAddress
 from iceagent.net.host import Host
 from iceagent.outgoing import Outgoing
 
-__all__ = ["MAX_RECEIVE_QUEUE", "DataPath"]
+__all__ = ["MAX_RECEIVE_BYTES", "MAX_RECEIVE_QUEUE", "DataPath"]
 
 # Received datagrams that wait for recv(), per component; what comes beyond is dropped and counted.
 MAX_RECEIVE_QUEUE = 8192

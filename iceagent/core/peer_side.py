@@ -118,8 +118,7 @@ class PeerSide(Engine):
     def _restart(self, credentials: Credentials | None, *, by_peer: bool) -> None:
         self.local_credentials = credentials or Credentials.random(self._context.system_rng)
         self._is_answer = by_peer
-        in_use = {pair.keys.local.ufrag for pair in self._selection.currents()}
-        self._responder.accept(self.local_credentials, in_use)
+        self._responder.accept(self.local_credentials, self._ufrags_in_use())
         if self.remote_credentials is not None:
             self._former = None if by_peer else self._known_of_peer(self.remote_credentials)
             self._forget_remote()
@@ -128,8 +127,11 @@ class PeerSide(Engine):
     def _on_consent_ended(self, pair: CandidatePair, reason: str, now: float) -> None:
         super()._on_consent_ended(pair, reason, now)
         if pair.keys.local.ufrag != self.local_credentials.ufrag:
-            in_use = {each.keys.local.ufrag for each in self._selection.currents()}
-            self._responder.retire({self.local_credentials.ufrag, *in_use})
+            self._responder.retire({self.local_credentials.ufrag, *self._ufrags_in_use()})
+
+    def _ufrags_in_use(self) -> set[str]:
+        """Ours, with which the paths that carry data were checked."""
+        return {pair.keys.local.ufrag for pair in self._selection.currents()}
 
     def _known_of_peer(self, credentials: Credentials) -> Description:
         options = ("trickle",) * self._context.remote_trickles + (OPTION,) * self._talk.peer_knows

@@ -11,6 +11,8 @@ from typing import Any
 
 import aioice
 from aiortc import RTCIceCandidate
+from aiortc.rtcicetransport import candidate_from_aioice
+from aiortc.sdp import candidate_to_sdp
 
 from iceagent.candidate import Candidate
 
@@ -50,6 +52,7 @@ def to_aioice(candidate: Candidate) -> aioice.Candidate:
         type=candidate.type.value,
         related_address=None if related is None else related.host,
         related_port=None if related is None else related.port,
+        tcptype=candidate.extension("tcptype"),
     )
 
 
@@ -61,21 +64,9 @@ def to_aiortc(candidate: Candidate, mid: str | None, index: int | None) -> RTCIc
         mid: of the media section that it belongs to.
         index: of that section in the description, from 0.
     """
-    related = candidate.related_address
-    return RTCIceCandidate(
-        foundation=candidate.foundation,
-        component=candidate.component,
-        protocol=candidate.transport,
-        priority=candidate.priority,
-        ip=candidate.address.host,
-        port=candidate.address.port,
-        type=candidate.type.value,
-        relatedAddress=None if related is None else related.host,
-        relatedPort=None if related is None else related.port,
-        tcpType=candidate.extension("tcptype"),
-        sdpMid=mid,
-        sdpMLineIndex=index,
-    )
+    found = candidate_from_aioice(to_aioice(candidate))
+    found.sdpMid, found.sdpMLineIndex = mid, index
+    return found
 
 
 def candidate_to_json(candidate: RTCIceCandidate | None) -> dict[str, Any] | None:
@@ -116,14 +107,4 @@ def _is_index(value: object) -> bool:
 
 
 def _line(candidate: RTCIceCandidate) -> str:
-    line = (
-        f"candidate:{candidate.foundation} {candidate.component} {candidate.protocol} {candidate.priority} "
-        f"{candidate.ip} {candidate.port} typ {candidate.type}"
-    )
-    if candidate.relatedAddress is not None:
-        line += f" raddr {candidate.relatedAddress}"
-    if candidate.relatedPort is not None:
-        line += f" rport {candidate.relatedPort}"
-    if candidate.tcpType is not None:
-        line += f" tcptype {candidate.tcpType}"
-    return line
+    return f"candidate:{candidate_to_sdp(candidate)}"

@@ -18,6 +18,7 @@ from iceagent.agent import Agent
 from iceagent.candidate import Candidate
 from iceagent.config import Config
 from iceagent.credentials import Credentials
+from iceagent.datapath import MAX_RECEIVE_BYTES, MAX_RECEIVE_QUEUE
 from iceagent.description import MAX_CANDIDATES, Description
 from iceagent.errors import AgentClosed, NoPath, UnsupportedCandidate
 from iceagent.events import AgentState, Event, PeerClosed
@@ -25,10 +26,6 @@ from iceagent.net.host import Host
 from iceagent.rtc.candidates import from_aioice, to_aioice
 
 __all__ = ["AgentConnection", "report"]
-
-# What waits for DTLS to take it; more would be old by then.
-_MAX_WAITING = 8192
-_MAX_WAITING_BYTES = 4 * 2**20
 
 
 class AgentConnection:
@@ -261,7 +258,7 @@ class AgentConnection:
         if not data:
             # aiortc reads the first byte of whatever comes.
             self.counters["empty datagrams"] += 1
-        elif len(self._waiting) >= _MAX_WAITING or self._waiting_bytes + len(data) > _MAX_WAITING_BYTES:
+        elif len(self._waiting) >= MAX_RECEIVE_QUEUE or self._waiting_bytes + len(data) > MAX_RECEIVE_BYTES:
             self.counters["datagrams nobody took"] += 1
         else:
             self._waiting.append(data)
