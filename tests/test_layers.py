@@ -66,6 +66,7 @@ TABLE = {
     "iceagent/net/host.py": VALUE,
     "iceagent/net/trains.py": VALUE,
     "relay/account.py": VALUE,
+    "relay/backend.py": VALUE,
     "relay/uri.py": VALUE,
     "iceagent/net/links.py": CORE,
     "iceagent/history.py": CORE,
