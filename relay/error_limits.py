@@ -10,6 +10,7 @@ every client begins (:func:`challenge_limiter`), since many clients have one add
 from __future__ import annotations
 
 from collections import OrderedDict
+from functools import lru_cache
 
 from iceagent.net.address import ip_address
 
@@ -57,6 +58,7 @@ class ErrorLimiter:
         limit: networks remembered.
         burst: of one network; ``None``: one second's worth.
         in_all: of all networks together, in a second and at once; ``None``: no limit but that of networks.
+        ipv4_bits: prefix length of a source network, 1 … 32.
     """
 
     def __init__(
@@ -66,44 +68,49 @@ class ErrorLimiter:
         *,
         burst: int | None = None,
         in_all: int | None = None,
+        ipv4_bits: int = IPV4_SOURCE_BITS,
     ) -> None:
         self._per_second = per_second
         self._limit = limit
         self._burst = float(per_second if burst is None else burst)
         self._full_after_s = self._burst / per_second
         self._in_all = in_all
+        self._ipv4_bits = ipv4_bits
         self._left, self._left_at = float(in_all or 0), 0.0
         self._buckets: OrderedDict[tuple[int, int], tuple[float, float]] = OrderedDict()
 
     def admits(self, host: str, now: float) -> bool:
         """Whether one more may be sent to the network of ``host``; if so, it counts."""
+        return self.admits_of(1, host, now) == 1
+
+    def admits_of(self, count: int, host: str, now: float) -> int:
+        """How many of ``count`` more may be sent to the network of ``host``; so many count."""
         while self._buckets and next(iter(self._buckets.values()))[1] + self._full_after_s <= now:
             self._buckets.popitem(last=False)
-        network = _network(host)
+        network = _network(host, self._ipv4_bits)
         bucket = self._buckets.get(network)
         if bucket is None and len(self._buckets) >= self._limit:
-            return False
+            return 0
         tokens, at = (self._burst, now) if bucket is None else bucket
         tokens = min(self._burst, tokens + (now - at) * self._per_second)
-        is_admitted = tokens >= 1.0 and self._is_left(now)
-        if is_admitted or bucket is not None:
-            self._buckets[network] = (tokens - 1.0 if is_admitted else tokens, now)
+        admitted = self._take_in_all(min(count, int(tokens)), now)
+        if admitted or bucket is not None:
+            self._buckets[network] = (tokens - admitted, now)
             self._buckets.move_to_end(network)
-        return is_admitted
+        return admitted
 
     def __len__(self) -> int:
         return len(self._buckets)
 
-    def _is_left(self, now: float) -> bool:
-        """Whether all networks together may be sent one more; if so, it counts."""
-        if self._in_all is None:
-            return True
+    def _take_in_all(self, count: int, now: float) -> int:
+        """How many of ``count`` all networks together may be sent; so many count."""
+        if self._in_all is None or not count:
+            return count
         self._left = min(float(self._in_all), self._left + (now - self._left_at) * self._in_all)
         self._left_at = now
-        if self._left < 1.0:
-            return False
-        self._left -= 1.0
-        return True
+        taken = min(count, int(self._left))
+        self._left -= taken
+        return taken
 
 
 def challenge_limiter() -> ErrorLimiter:
@@ -113,7 +120,8 @@ def challenge_limiter() -> ErrorLimiter:
     return ErrorLimiter(CHALLENGES_PER_SECOND, limit, burst=CHALLENGE_BURST, in_all=CHALLENGES_IN_ALL)
 
 
-def _network(host: str) -> tuple[int, int]:
+@lru_cache(maxsize=4_096)
+def _network(host: str, ipv4_bits: int) -> tuple[int, int]:
     ip = ip_address(host)
-    bits = IPV6_SOURCE_BITS if ip.version == 6 else IPV4_SOURCE_BITS
+    bits = IPV6_SOURCE_BITS if ip.version == 6 else ipv4_bits
     return ip.version, int(ip) >> (ip.max_prefixlen - bits)

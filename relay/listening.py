@@ -1,9 +1,8 @@
 """What does a STUN and TURN server listen on?
 
 Every listen address gets UDP and TCP, and TLS where a certificate is given. Over UDP, "the source IP address and port
-of the response are equal to the destination IP address and port of the received request message" (RFC 8489, 6.3.1.2). A
-socket on a wildcard address cannot keep that on a host with several addresses: the routes choose. So a wildcard stands
-for one socket on each address of the host, now and whenever the addresses change.
+of the response are equal to the destination IP address and port of the received request message" (RFC 8489, 6.3.1.2):
+for that, ``relay/udp_listening.py`` has a socket on each address that a wildcard stands for.
 """
 
 from __future__ import annotations
@@ -15,19 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from iceagent.net.address import TransportAddress, canonical_host, ip_address, quoted
-from iceagent.net.host import (
-    AddressFlag,
-    DatagramReceiver,
-    DatagramSocket,
-    Host,
-    Interface,
-    Listener,
-    SocketOptions,
-    Stream,
-    StreamListener,
-    Subscription,
-)
+from iceagent.net.host import Host, Interface, Listener, SocketOptions, Stream, StreamListener
 from relay.stun_server import BROADCAST, discovery_table
+from relay.udp_listening import Deaf, UdpHooks, UdpSockets, each_address, explained, scope_of, with_free_port
 
 __all__ = [
     "Hooks",
@@ -40,7 +29,6 @@ __all__ = [
     "wanted_addresses",
 ]
 
-_UNUSABLE = frozenset({AddressFlag.TENTATIVE, AddressFlag.DADFAILED})
 _FAMILY_MISSING = frozenset({errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL})
 
 Transport = Literal["udp", "tcp", "tls"]
@@ -58,22 +46,14 @@ class Listening(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hooks:
+class Hooks(UdpHooks):
     """Who hears of what a server listens on.
 
     Attributes:
-        inbox: makes who is told what a UDP socket receives.
         accept: takes a new stream.
-        opened: a UDP socket is there.
-        closed: one has gone, with its address.
-        not_opened: one that was wanted could not be had; it may later on.
     """
 
-    inbox: Callable[[], DatagramReceiver]
     accept: Callable[[Stream], StreamListener]
-    opened: Callable[[TransportAddress], None]
-    closed: Callable[[TransportAddress], None]
-    not_opened: Callable[[], None]
 
 
 class Sockets:
@@ -91,9 +71,9 @@ class Sockets:
         self._host = host
         self._streams: list[Listener] = []
         self._wildcards: list[TransportAddress] = []
-        self._subscription = Subscription()
+        self._udp = UdpSockets(host)
         self.listening: list[Listening] = []
-        self.udp: dict[TransportAddress, DatagramSocket] = {}
+        self.udp = self._udp.by_address
 
     async def open(
         self, addresses: Sequence[TransportAddress], hooks: Hooks, *, tls: ssl.SSLContext | None, tls_port: int
@@ -109,17 +89,13 @@ class Sockets:
             for host in dict.fromkeys(each.address.host for each in self.listening):
                 await self._listen_tls(TransportAddress(host, tls_port), hooks, tls)
         if self._wildcards:
-            # Watched first, read then: no change falls between the two.
-            self._subscription = self._host.watch_interfaces(
-                lambda interfaces: self._follow(interfaces, hooks, is_start=False)
-            )
-            self._follow(await self._host.interfaces(), hooks, is_start=True)
+            await self._udp.follow(lambda interfaces: _stands_for(interfaces, self._wildcards), hooks)
         if not self.listening:
             raise OSError(errno.EADDRNOTAVAIL, "no address of this host can be listened on")
 
     def stop_accepting(self) -> None:
         """No new streams, and no new addresses."""
-        self._subscription.close()
+        self._udp.stop_following()
         for listener in self._streams:
             listener.close()
         self._streams.clear()
@@ -129,9 +105,7 @@ class Sockets:
     def close(self) -> None:
         """Close everything; idempotent."""
         self.stop_accepting()
-        for socket in self.udp.values():
-            socket.close()
-        self.udp.clear()
+        self._udp.close()
 
     async def _listen(self, address: TransportAddress, hooks: Hooks, *, is_only: bool) -> None:
         """UDP and TCP on one address. A wildcard of an IP version that this host does not have is left out."""
@@ -141,47 +115,21 @@ class Sockets:
         except OSError as error:
             if is_wildcard and not is_only and error.errno in _FAMILY_MISSING:
                 return
-            raise _explained(error, "tcp", address) from error
+            raise explained(error, "tcp", address) from error
         self._streams.append(listener)
         if is_wildcard:
             self._wildcards.append(address)
         else:
-            self._open_socket(address, hooks, SocketOptions())
+            self._udp.open(address, hooks)
         self.listening += [Listening("udp", address), Listening("tcp", address)]
 
     async def _listen_tls(self, address: TransportAddress, hooks: Hooks, context: ssl.SSLContext) -> None:
         try:
             listener = await self._host.listen_tcp(address, hooks.accept, ssl_context=context)
         except OSError as error:
-            raise _explained(error, "tls", address) from error
+            raise explained(error, "tls", address) from error
         self._streams.append(listener)
         self.listening.append(Listening("tls", listener.address))
-
-    def _open_socket(self, address: TransportAddress, hooks: Hooks, options: SocketOptions) -> None:
-        try:
-            socket = self._host.socket(address, hooks.inbox(), options)
-        except OSError as error:
-            raise _explained(error, "udp", address) from error
-        self.udp[socket.address] = socket
-        hooks.opened(socket.address)
-
-    def _follow(self, interfaces: Sequence[Interface], hooks: Hooks, *, is_start: bool) -> None:
-        """Have a socket on each address that a wildcard stands for, and on no other."""
-        wanted = dict(_each_address(interfaces, self._wildcards))
-        kept = {each.address for each in self.listening}
-        for address in [each for each in self.udp if each not in wanted and each not in kept]:
-            self.udp.pop(address).close()
-            hooks.closed(address)
-        for address, options in wanted.items():
-            if address in self.udp:
-                continue
-            try:
-                self._open_socket(address, hooks, options)
-            except OSError as error:
-                # An address that has just gone is no failure; later on, neither is a port that somebody else took.
-                if is_start and error.errno != errno.EADDRNOTAVAIL:
-                    raise
-                hooks.not_opened()
 
 
 def wanted_addresses(listen: Any) -> tuple[TransportAddress, ...]:
@@ -229,7 +177,7 @@ def check_own(host: Host, wanted: Iterable[str]) -> None:
     """
     for each in wanted:
         try:
-            host.socket(TransportAddress(each, 0), _Deaf(), SocketOptions()).close()
+            host.socket(TransportAddress(each, 0), Deaf(), SocketOptions()).close()
         except OSError as error:
             is_absent = error.errno == errno.EADDRNOTAVAIL
             reason = "it is no address of this host" if is_absent else error.strerror or str(error)
@@ -248,8 +196,8 @@ def plan(
     if all(address.port for address in asked):
         return tuple(asked)
     if not behaviour_discovery:
-        return tuple(address if address.port else _with_free_port(host, address) for address in asked)
-    port = _with_free_port(host, asked[0]).port
+        return tuple(address if address.port else with_free_port(host, address) for address in asked)
+    port = with_free_port(host, asked[0]).port
     return tuple(address if address.port else address._replace(port=port) for address in asked)
 
 
@@ -275,43 +223,13 @@ def discovery_pairs(addresses: Sequence[TransportAddress]) -> list[tuple[Transpo
     return pairs
 
 
-def _with_free_port(host: Host, address: TransportAddress) -> TransportAddress:
-    try:
-        socket = host.socket(address, _Deaf(), SocketOptions())
-    except OSError as error:
-        raise _explained(error, "udp", address) from error
-    try:
-        return address._replace(port=socket.address.port)
-    finally:
-        socket.close()
-
-
-class _Deaf:
-    """For a socket that only finds a free port."""
-
-    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
-        """Nobody was told of this port."""
-
-    def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
-        """It sends nothing."""
-
-
-def _each_address(
+def _stands_for(
     interfaces: Iterable[Interface], wildcards: Sequence[TransportAddress]
-) -> Iterable[tuple[TransportAddress, SocketOptions]]:
+) -> dict[TransportAddress, SocketOptions]:
     """What the wildcards stand for: every usable address of their IP version, with their port."""
-    for interface in interfaces:
-        for address in interface.addresses:
-            if address.flags & _UNUSABLE:
-                continue
-            ip = ip_address(address.host)
-            scope_id = interface.index if ip.version == 6 and ip.is_link_local else 0
-            for wildcard in wildcards:
-                if wildcard.version == ip.version:
-                    yield TransportAddress(address.host, wildcard.port), SocketOptions(scope_id=scope_id)
-
-
-def _explained(error: OSError, transport: Transport, address: TransportAddress) -> OSError:
-    number = error.errno or errno.EIO
-    reason = "the port is in use" if number == errno.EADDRINUSE else error.strerror or str(error)
-    return OSError(number, f"cannot listen on {address} ({transport}): {reason}")
+    return {
+        TransportAddress(address.host, wildcard.port): SocketOptions(scope_id=scope_of(interface, address.host))
+        for interface, address in each_address(interfaces)
+        for wildcard in wildcards
+        if wildcard.version == ip_address(address.host).version
+    }

@@ -57,6 +57,9 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "lab": ("iceagent.cli.lab:lab", "Real NATs, to test what runs behind them."),
     "map": ("iceagent.cli.map:map_command", "Have a router map a port of this host."),
     "probe": ("iceagent.cli.probe:probe", "What can reach this host, and what can it reach?"),
+    "punch": ("iceagent.cli.punch:punch", "Get through to a known host, through firewalls and NATs."),
+    "reflect": ("iceagent.cli.reflect:reflect", "Send back what comes to a UDP port, so that NATs keep bindings."),
+    "relay": ("iceagent.cli.relay:relay", "Forward between pairs of ports, to whoever has latched there."),
     "serve": ("iceagent.cli.serve:serve", "Run a STUN and TURN server."),
 }
 

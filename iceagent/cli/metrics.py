@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from socketserver import TCPServer, ThreadingMixIn
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer
@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from iceagent.net.address import TransportAddress
 from relay.server import Server
 
-__all__ = ["MAX_CONNECTIONS", "SILENCE_S", "Exporter"]
+__all__ = ["MAX_CONNECTIONS", "SILENCE_S", "Exporter", "ServerCounters", "Totals"]
 
 MAX_CONNECTIONS = 16
 SILENCE_S = 10.0
@@ -36,16 +36,16 @@ class Exporter:
     """Answers while it is open.
 
     Args:
-        server: whose counters.
+        collector: what is told; it is asked in a thread of its own.
         address: where.
 
     Raises:
         OSError: the address cannot be listened on.
     """
 
-    def __init__(self, server: Server, address: TransportAddress) -> None:
+    def __init__(self, collector: Collector, address: TransportAddress) -> None:
         registry = CollectorRegistry()
-        registry.register(_Counters(server))
+        registry.register(collector)
         self._http = _Http(address)
         self._http.set_app(make_wsgi_app(registry))
         self._thread = threading.Thread(target=self._http.serve_forever, args=(POLL_S,), daemon=True)
@@ -108,7 +108,29 @@ class _Http(ThreadingMixIn, WSGIServer):
             super().handle_error(request, client_address)
 
 
-class _Counters(Collector):
+class Totals(Collector):
+    """Counters that are numbers and no more.
+
+    Args:
+        prefix: of their names, behind ``iceagent_``.
+        texts: what each of them is, by name.
+        read: tells them all; called in another thread.
+    """
+
+    def __init__(self, prefix: str, texts: Mapping[str, str], read: Callable[[], Mapping[str, int]]) -> None:
+        self._prefix = prefix
+        self._texts = texts
+        self._read = read
+
+    def collect(self) -> Iterable[Metric]:
+        counts = self._read()
+        for name, text in self._texts.items():
+            yield CounterMetricFamily(f"iceagent_{self._prefix}_{name}", text, value=counts.get(name, 0))
+
+
+class ServerCounters(Collector):
+    """What a STUN and TURN server counts."""
+
     def __init__(self, server: Server) -> None:
         self._server = server
 

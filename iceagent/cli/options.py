@@ -41,6 +41,7 @@ from relay.uri import BadUri, ServerUri
 __all__ = [
     "SERVERS_VARIABLE",
     "FiniteFloat",
+    "interface_filter",
     "listen_options",
     "output_file_options",
     "output_options",
@@ -252,7 +253,7 @@ def listen_options(command: Command) -> Command:
             # Who binds to a loopback address by name wants it.
             loopback=loopback or any(ip_address(host).is_loopback for host in hosts),
             bind_hosts=hosts,
-            interface_filter=_interface_filter(interfaces),
+            interface_filter=interface_filter(interfaces),
             port_range=None if port_range is None else parse_port_range(port_range),
             external_addresses=parse_external_addresses(externals),
         )
@@ -275,7 +276,12 @@ def path_options(command: Command) -> Command:
     return wrapper
 
 
-def _interface_filter(names: Iterable[str]) -> Callable[[Interface], bool] | None:
+def interface_filter(names: Iterable[str]) -> Callable[[Interface], bool] | None:
+    """What ``--interface`` says, for a configuration; ``None``: nothing.
+
+    Raises:
+        click.UsageError: there is no interface of this name.
+    """
     wanted = frozenset(names)
     if not wanted:
         return None

@@ -381,10 +381,10 @@ async def _open_mailbox(address: TransportAddress, options: ServerOptions) -> Ma
 
 
 def _export(server: Server, address: TransportAddress) -> Exporter:
-    from iceagent.cli.metrics import Exporter
+    from iceagent.cli.metrics import Exporter, ServerCounters
 
     try:
-        return Exporter(server, address)
+        return Exporter(ServerCounters(server), address)
     except OSError as error:
         raise click.UsageError(f"--metrics {address}: {error.strerror or error}") from error
 

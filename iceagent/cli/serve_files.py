@@ -19,7 +19,7 @@ from relay.server import server_ssl_context
 from relay.stun import opaque_string
 from relay.turn.server import Accounts
 
-__all__ = ["AccountOptions", "Tls", "TlsOptions"]
+__all__ = ["AccountOptions", "Tls", "TlsOptions", "lines_of"]
 
 # A line is a name and a password: ten thousand of them and more.
 _MAX_ACCOUNTS = 1 << 20
@@ -75,7 +75,7 @@ class AccountOptions:
             _refuse_pipe("--secrets-file", self.secrets_file)
         users: dict[str, str] = {}
         lines = [("--user", text) for text in self.users]
-        lines += _lines("--users-file", self.users_file)
+        lines += lines_of("--users-file", self.users_file)
         for where, text in lines:
             name, colon, password = text.partition(":")
             if not (name and colon and password):
@@ -86,7 +86,7 @@ class AccountOptions:
                 raise click.UsageError(f"{where}: {quoted(name)} is given twice; drop one of them")
             users[name] = password
         secrets = [("--secret", text) for text in self.secrets]
-        secrets += _lines("--secrets-file", self.secrets_file)
+        secrets += lines_of("--secrets-file", self.secrets_file)
         for where, text in secrets:
             _checked(where, text)
         return Accounts(realm=_checked("--realm", self.realm), users=users, secrets=tuple(text for _, text in secrets))
@@ -99,7 +99,7 @@ def _checked(where: str, text: str) -> str:
         raise click.UsageError(f"{where}: {error}") from None
 
 
-def _lines(option: str, file: str | None) -> Iterator[tuple[str, str]]:
+def lines_of(option: str, file: str | None) -> Iterator[tuple[str, str]]:
     """The lines of a file, each with where it stands; without those that are empty or begin with ``#``."""
     if file is None:
         return

@@ -53,6 +53,11 @@ class LabHost(LocalHost):
         with self._namespace.entered():
             return super().source_host(destination)
 
+    def netlink(self, protocol: int) -> stdlib_socket.socket:
+        """Open a netlink socket there."""
+        with self._namespace.entered():
+            return super().netlink(protocol)
+
     def _open_netlink(self, groups: int) -> stdlib_socket.socket:
         with self._namespace.entered():
             return open_netlink(groups)

@@ -43,6 +43,8 @@ class Setting:
         hairpin: inside hosts reach each other through outside addresses.
         lifetime_s: seconds that a binding lives unused.
         ipv6_open: let IPv6 in from outside; else only what belongs to a flow from inside.
+        needs_answers: a UDP flow over IPv4 that was answered once lives for ``lifetime_s`` after the last packet that
+            came in, whatever it sends: as behind carriers that ignore heartbeats which nobody answers.
     """
 
     wan: str
@@ -50,6 +52,7 @@ class Setting:
     hairpin: bool = False
     lifetime_s: int = 30
     ipv6_open: bool = False
+    needs_answers: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,6 +162,7 @@ def rules(kind: Kind, setting: Setting, egress: Egress = EVERYTHING, extra: str 
     """
     forward = [
         *([extra] if extra else []),
+        *(_ONLY_ANSWERED if setting.needs_answers else ()),
         "ct state established,related accept",
         "jump miniupnpd",
         *kind.egress.rules(),
@@ -177,6 +181,7 @@ def rules(kind: Kind, setting: Setting, egress: Egress = EVERYTHING, extra: str 
         "table ip nat",
         "delete table ip nat",
         "table inet filter {",
+        *_answered(setting),
         *_FOR_MINIUPNPD,
         "chain input {",
         "type filter hook input priority filter; policy drop;",
@@ -195,6 +200,28 @@ def rules(kind: Kind, setting: Setting, egress: Egress = EVERYTHING, extra: str 
         "}",
     ]
     return "\n".join(lines) + "\n"
+
+
+# --- who has to be answered -------------------------------------------------------------------------------------------
+
+# In the forward chain both directions show the inside endpoint: what leaves is translated behind it, what comes in
+# before it. Connection tracking itself is refreshed by what is dropped here, too: a flow that was answered, and is no
+# more, is blocked until it has been silent for as long as a binding lives. One that was never answered begins anew.
+_OUT = "ip saddr . udp sport . ip daddr . udp dport"
+_IN = "ip daddr . udp dport . ip saddr . udp sport"
+_ONLY_ANSWERED = (
+    f'iifname "lan" ct state new add @answered {{ {_OUT} }}',
+    f'iifname "lan" meta l4proto udp {_OUT} != @answered drop',
+    f'iifname "wan" meta l4proto udp ct direction reply {_IN} != @answered drop',
+    f'iifname "wan" ct direction reply update @answered {{ {_IN} }}',
+)
+
+
+def _answered(setting: Setting) -> list[str]:
+    if not setting.needs_answers:
+        return []
+    timeout = f"flags dynamic,timeout; timeout {setting.lifetime_s}s;"
+    return [f"set answered {{ type ipv4_addr . inet_service . ipv4_addr . inet_service; {timeout}", "}"]
 
 
 # --- rules of table ip nat -------------------------------------------------------------------------------------------

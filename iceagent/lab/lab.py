@@ -101,6 +101,8 @@ class Lab:
         behind: Network | None = None,
         hairpin: bool = False,
         lifetime_s: int = 30,
+        unanswered_lifetime_s: int | None = None,
+        needs_answers: bool = False,
         egress: Egress = EVERYTHING,
         ipv6: str | None = None,
         is_carrier: bool = False,
@@ -115,6 +117,10 @@ class Lab:
             behind: another router, or ``None``: the Internet.
             hairpin: machines behind it reach each other through outside addresses; cones only.
             lifetime_s: seconds that a binding lives unused.
+            unanswered_lifetime_s: the same of one that was not answered, or is younger than two seconds; ``None``: no
+                other. Not for cones.
+            needs_answers: an IPv4 flow that was answered lives so long after the last packet that came in, whatever it
+                sends: carriers that ignore one-way heartbeats.
             egress: what it lets out, beside what its kind says.
             ipv6: ``"firewall"`` lets in answers only, ``"open"`` everything; ``None``: no IPv6 behind it.
             is_carrier: a carrier's: homes are plugged in, and are in 100.64.0.0/24.
@@ -134,6 +140,8 @@ class Lab:
             behind or self.internet,
             hairpin=hairpin,
             lifetime_s=lifetime_s,
+            unanswered_lifetime_s=unanswered_lifetime_s,
+            needs_answers=needs_answers,
             egress=egress,
             ipv6=ipv6,
             is_carrier=is_carrier,

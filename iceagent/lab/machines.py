@@ -250,6 +250,8 @@ class Router(Machine):
         *,
         hairpin: bool = False,
         lifetime_s: int = 30,
+        unanswered_lifetime_s: int | None = None,
+        needs_answers: bool = False,
         egress: Egress = EVERYTHING,
         ipv6: str | None = None,
         is_carrier: bool = False,
@@ -257,6 +259,8 @@ class Router(Machine):
         impairment: Impairment | None = None,
     ) -> None:
         _check_lifetime(lifetime_s)
+        if unanswered_lifetime_s is not None and kind.can_hairpin:
+            raise LabError(f"a router of the kind {kind.name} has one lifetime, whether somebody answers or not")
         if hairpin and not kind.can_hairpin:
             raise LabError(f"a router of the kind {kind.name} knows no hairpin")
         if ipv6 not in (None, "firewall", "open"):
@@ -277,6 +281,7 @@ class Router(Machine):
             hairpin=hairpin,
             lifetime_s=lifetime_s,
             ipv6_open=ipv6 == "open",
+            needs_answers=needs_answers,
         )
         self.namespace.bridge("lan")
         inside = [f"{self._prefix}.{self._first}/{length}"]
@@ -287,7 +292,7 @@ class Router(Machine):
         self.namespace.sysctl("ipv4/ip_forward", 1)
         if self._has_ipv6:
             self.namespace.sysctl("ipv6/conf/all/forwarding", 1)
-        self.set_lifetime(lifetime_s)
+        self.set_lifetime(lifetime_s, unanswered_lifetime_s)
 
     @property
     def lan_address(self) -> str:
@@ -328,11 +333,17 @@ class Router(Machine):
 
     # --- events --------------------------------------------------------------------------------------------------
 
-    def set_lifetime(self, seconds: int) -> None:
-        """How long a binding lives unused, 1 s or more, from now on. Bindings that exist are lost."""
-        _check_lifetime(seconds)
-        for name in ("nf_conntrack_udp_timeout", "nf_conntrack_udp_timeout_stream"):
-            self.namespace.sysctl(f"netfilter/{name}", seconds)
+    def set_lifetime(self, seconds: int, unanswered_s: int | None = None) -> None:
+        """How long a binding lives unused, 1 s or more, from now on. Bindings that exist are lost.
+
+        Args:
+            seconds: of one that was answered, and is older than two seconds.
+            unanswered_s: of all others, where Linux's own connection tracking decides; ``None``: the same.
+        """
+        unanswered_s = seconds if unanswered_s is None else unanswered_s
+        for name, value in (("udp_timeout", unanswered_s), ("udp_timeout_stream", seconds)):
+            _check_lifetime(value)
+            self.namespace.sysctl(f"netfilter/nf_conntrack_{name}", value)
         self.setting = replace(self.setting, lifetime_s=seconds)
         self.load()
 

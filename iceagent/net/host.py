@@ -34,6 +34,7 @@ __all__ = [
     "Stream",
     "StreamListener",
     "Subscription",
+    "TtlSocket",
     "send_each",
 ]
 
@@ -139,6 +140,7 @@ class SocketOptions:
             model); 0: as the routes say. Not applied where ``interface`` is.
         is_shared: others may bind the same address (SO_REUSEADDR, SO_REUSEPORT), as listeners to multicast do.
         scope_id: zone of link-local IPv6 addresses on this socket: the interface's index; 0: none.
+        tells_ttl: the socket is a :class:`TtlSocket`, as far as the host has any.
     """
 
     interface: str | None = None
@@ -149,6 +151,7 @@ class SocketOptions:
     scope_id: int = 0
     egress_index: int = 0
     is_shared: bool = False
+    tells_ttl: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -274,6 +277,20 @@ class DatagramSocket(Protocol):
 
     def close(self) -> None:
         """Close; idempotent. The receiver hears nothing afterwards."""
+
+
+class TtlSocket(DatagramSocket, Protocol):
+    """One that knows the TTL (IPv6: hop limit) of what it receives, where ``SocketOptions.tells_ttl`` asks for it. A
+    socket without the attribute is none.
+
+    Attributes:
+        received_ttl: of what its receiver is being told, 1 … 255; 0: not known.
+    """
+
+    received_ttl: int
+
+    def set_ttl(self, ttl: int) -> None:
+        """Send with this TTL from now on, 1 … 255."""
 
 
 def send_each(socket: DatagramSocket, datagrams: Sequence[bytes], destination: tuple[str, int]) -> tuple[int, int]:

@@ -32,6 +32,7 @@ from iceagent.net.tables import KernelTable
 
 __all__ = ["LocalHost", "local_host"]
 
+_Socket = socket.socket  # In the class, ``socket`` is a method.
 _hosts: WeakKeyDictionary[asyncio.AbstractEventLoop, LocalHost] = WeakKeyDictionary()
 
 
@@ -156,6 +157,14 @@ class LocalHost:
             except OSError:
                 return None
             return canonical_host(probe.getsockname()[0])
+
+    def netlink(self, protocol: int) -> _Socket:
+        """Open a netlink socket of this protocol (NETLINK_*).
+
+        Raises:
+            OSError: netlink is not allowed here.
+        """
+        return open_netlink(0, protocol)
 
     def suspended_s(self) -> float:
         """How many seconds this machine was suspended since it was started, by the kernel's two clocks."""

@@ -52,16 +52,17 @@ INTERFACE_GROUPS = RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR
 NLMSGHDR = struct.Struct("=IHHII")
 
 
-def open_netlink(groups: int = 0) -> socket.socket:
-    """A NETLINK_ROUTE socket in the calling thread's network namespace.
+def open_netlink(groups: int = 0, protocol: int = socket.NETLINK_ROUTE) -> socket.socket:
+    """A netlink socket in the calling thread's network namespace.
 
     Args:
         groups: RTMGRP_* to hear of.
+        protocol: NETLINK_*.
 
     Raises:
         OSError: netlink is not allowed here (a seccomp filter).
     """
-    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
+    sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
     try:
         sock.bind((0, groups))
     except BaseException:

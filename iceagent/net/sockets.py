@@ -30,6 +30,7 @@ import asyncio
 import errno
 import socket
 import struct
+import sys
 from collections.abc import Callable, Sequence
 
 from iceagent.net.address import TransportAddress, canonical_host, ip_address
@@ -47,8 +48,8 @@ __all__ = ["UdpSocket", "open_socket"]
 
 # A UDP datagram has 65,507 bytes at most over IPv4, 65,527 over IPv6; a train has no more.
 BUFFER_SIZE = 65_536
-# An int with its control message header: the size of a train's datagrams.
-CONTROL_SIZE = socket.CMSG_SPACE(4)
+# Two ints with their control message headers: the size of a train's datagrams, and the TTL.
+CONTROL_SIZE = 2 * socket.CMSG_SPACE(4)
 # More would hold up the other sockets of the loop. The read that reaches it may bring a whole train: 63 + 128 at worst.
 MAX_BUDGET = 64
 # Used-up wake-ups before the budget is doubled once more, where that was in vain before.
@@ -63,7 +64,9 @@ ERROR_CONTROL_SIZE = 256
 
 # <linux/in.h>, <linux/in6.h>, <linux/errqueue.h>, <asm/socket.h>; not in Python's socket module.
 IP_RECVERR = 11
+IP_RECVTTL = 12
 IPV6_RECVERR = 25
+TTL_MESSAGES = frozenset({(socket.IPPROTO_IP, socket.IP_TTL), (socket.IPPROTO_IPV6, socket.IPV6_HOPLIMIT)})
 IP_UNICAST_IF = 50
 SO_BINDTOIFINDEX = 62
 MSG_ERRQUEUE = 0x2000
@@ -106,7 +109,7 @@ def open_socket(
         elif options.egress_index:
             send_through(sock, family, options.egress_index)
         sock.bind(sockaddr(local, options.scope_id))
-        return UdpSocket(sock, receiver, loop, options.scope_id)
+        return UdpSocket(sock, receiver, loop, options.scope_id, tells_ttl=options.tells_ttl)
     except BaseException:
         sock.close()
         raise
@@ -120,10 +123,14 @@ def set_options(sock: socket.socket, family: int, options: SocketOptions) -> Non
     if family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVERR, 1)
+        if options.tells_ttl:
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
         if traffic_class:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, traffic_class)
     else:
         sock.setsockopt(socket.IPPROTO_IP, IP_RECVERR, 1)
+        if options.tells_ttl:
+            sock.setsockopt(socket.IPPROTO_IP, IP_RECVTTL, 1)
         if traffic_class:
             sock.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, traffic_class)
     if options.is_shared:
@@ -184,11 +191,12 @@ def sockaddr(address: tuple[str, int], scope_id: int) -> tuple[str, int] | tuple
 
 
 class UdpSocket:
-    """A bound UDP socket on an event loop; implements :class:`iceagent.net.host.DatagramSocket`.
+    """A bound UDP socket on an event loop; implements :class:`iceagent.net.host.TtlSocket`.
 
     Attributes:
         budget: reads the next wake-up may do, 1 … 64.
         max_segment: datagrams up to this size are sent as trains; 0: none (Linux before 5.0, or the device refuses).
+        received_ttl: of what the receiver is being told, where that was asked for; else 0.
         wakeups: how often the loop called.
         empty_reads: reads that found nothing.
         errors: ICMP errors taken from the kernel.
@@ -211,17 +219,26 @@ class UdpSocket:
         "_socket",
         "_take_icmp",
         "_take_train",
+        "_tells_ttl",
         "_trains_again_in",
+        "_ttl",
         "_used_up",
         "budget",
         "empty_reads",
         "errors",
         "max_segment",
+        "received_ttl",
         "wakeups",
     )
 
     def __init__(
-        self, sock: socket.socket, receiver: DatagramReceiver, loop: asyncio.AbstractEventLoop, scope_id: int
+        self,
+        sock: socket.socket,
+        receiver: DatagramReceiver,
+        loop: asyncio.AbstractEventLoop,
+        scope_id: int,
+        *,
+        tells_ttl: bool = False,
     ) -> None:
         host, port = sock.getsockname()[:2]
         self._address = TransportAddress(canonical_host(host), port)
@@ -239,6 +256,9 @@ class UdpSocket:
             receiver, "icmp_received", None
         )
         self._loop = loop
+        self._tells_ttl = tells_ttl
+        self._ttl = 0  # What was set; 0: the system's.
+        self.received_ttl = 0
         # Looked up once: these two are called for every datagram.
         self._recvmsg = sock.recvmsg
         self._sendto = sock.sendto
@@ -311,6 +331,16 @@ class UdpSocket:
                 self._trains_again_in = RETRY_TRAINS_AFTER
         return taken, 0
 
+    def set_ttl(self, ttl: int) -> None:
+        """Send with this IPv4 TTL or IPv6 hop limit from now on, 1 … 255."""
+        if ttl == self._ttl or self._is_closed:
+            return
+        if self._is_ipv6:
+            self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+        else:
+            self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+        self._ttl = ttl
+
     def close(self) -> None:
         """Close; idempotent. The receiver hears nothing afterwards."""
         if self._is_closed:
@@ -375,6 +405,8 @@ class UdpSocket:
             except OSError:
                 self._drain_errors()
                 return
+            if self._tells_ttl:
+                self.received_ttl = _ttl_of(ancillary)
             if is_ipv6:
                 source = _without_scope(source)
             datagrams = cut(data, ancillary) if ancillary else (data,)
@@ -482,6 +514,14 @@ def _without_scope(source: tuple[str, int, int, int]) -> tuple[str, int]:
     host = source[0]
     # The C library writes ::192.0.2.1 where ``ipaddress`` writes ::c000:201.
     return (canonical_host(host) if "." in host else host), source[1]
+
+
+def _ttl_of(ancillary: list[tuple[int, int, bytes]]) -> int:
+    """The TTL or hop limit of what was read; 0: the kernel did not say."""
+    for level, kind, data in ancillary:
+        if (level, kind) in TTL_MESSAGES:
+            return int.from_bytes(data, sys.byteorder)
+    return 0
 
 
 def _error_of(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, bool, int, int, int] | None:

@@ -8,15 +8,14 @@ whatever is pasted, the work grows with its length only.
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
 
 from iceagent.description import MAX_CANDIDATES, Description
 from iceagent.errors import PeerError
 from iceagent.rendezvous.exchange import Refusal
+from iceagent.rendezvous.lines import lines
 
 __all__ = ["Blocks", "PasteInbox", "PasteOutbox"]
 
@@ -111,7 +110,7 @@ class PasteOutbox:
 
 
 class PasteInbox:
-    """Reads the peer's descriptions from a file descriptor, by a thread: a regular file cannot be waited for otherwise.
+    """Reads the peer's descriptions from a file descriptor.
 
     Args:
         fd: 0 is stdin.
@@ -132,8 +131,8 @@ class PasteInbox:
     async def descriptions(self) -> AsyncIterator[Description | Refusal]:
         """Every block; ends with the input."""
         blocks = Blocks()
-        async for line in self._lines():
-            found = blocks.feed(line)
+        async for line in lines(self._fd, _MAX_BLOCK):
+            found = blocks.feed(line.decode(errors="replace"))
             if found is not None:
                 self.is_waiting = self.is_waiting and isinstance(found, Refusal)
                 yield found
@@ -141,46 +140,6 @@ class PasteInbox:
         self.is_waiting = False
         if found is not None:
             yield found
-
-    async def _lines(self) -> AsyncIterator[str]:
-        """Lines as they come; the last one may lack its newline, and one that is too long its end."""
-        line = bytearray()
-        async for chunk in self._chunks():
-            *heads, tail = chunk.split(b"\n")
-            for head in heads:
-                line += head[: _MAX_BLOCK - len(line)]
-                yield line.decode(errors="replace")
-                line.clear()
-            line += tail[: _MAX_BLOCK - len(line)]
-        if line:
-            yield line.decode(errors="replace")
-
-    async def _chunks(self) -> AsyncIterator[bytes]:
-        chunks: asyncio.Queue[bytes] = asyncio.Queue()
-        # One chunk at a time: the thread reads the next one when this was taken.
-        slot = threading.Semaphore()
-        loop = asyncio.get_running_loop()
-        # A daemon, because nothing ends a read of a terminal; os.read, because a reader that is stuck in a buffered
-        # stream holds a lock that the interpreter wants at its end.
-        threading.Thread(target=self._read, args=(loop, chunks, slot), name="paste", daemon=True).start()
-        while chunk := await chunks.get():
-            slot.release()
-            yield chunk
-
-    def _read(self, loop: asyncio.AbstractEventLoop, chunks: asyncio.Queue[bytes], slot: threading.Semaphore) -> None:
-        chunk = b"-"
-        while chunk:
-            slot.acquire()
-            try:
-                chunk = os.read(self._fd, 1 << 16)
-            except OSError:
-                # A closed stdin, or one that another process took away: the end of input.
-                chunk = b""
-            try:
-                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
-            except RuntimeError:
-                # The loop is closed: nobody waits any more.
-                return
 
 
 def _parse(text: str) -> Description | Refusal:

@@ -4,27 +4,14 @@ side by side.
 
 from __future__ import annotations
 
-import faulthandler
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from bench.survival.play import build, play_together
 from bench.survival.rows import LONG, ROWS
 from iceagent.lab import Lab
+from tests.lab.limits import limit
 from tests.lab.survival import assert_held
 
 # The longest of them, and what comes before and after it.
 LIMIT_S = 170.0
-
-
-@contextmanager
-def limit(seconds: float) -> Iterator[None]:
-    """For a test that takes longer than any other: its own in the place of pytest's ``faulthandler_timeout``."""
-    faulthandler.dump_traceback_later(seconds, exit=True)
-    try:
-        yield
-    finally:
-        faulthandler.cancel_dump_traceback_later()
 
 
 async def test_paths_survive_what_takes_long(natlab: Lab) -> None:

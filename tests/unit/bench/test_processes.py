@@ -31,7 +31,7 @@ def imported_with(*modules: str) -> set[str]:
     "where",
     [
         *("bench.side", "bench.cases.connect", "bench.cases.datagrams", "bench.cases.dead_server"),
-        *("bench.cases.relay", "bench.cases.rtc"),
+        *("bench.cases.relay", "bench.cases.rtc", "bench.contenders.plain"),
     ],
 )
 def test_a_measuring_process_has_one_agent_and_no_laboratory(where: str) -> None:

@@ -1,0 +1,130 @@
+"""What is the way of a datagram through a channel, in this process?
+
+A socket of a side hands over what it received; what the latched peer sent waits until the loop comes round and leaves
+the other side as trains (``iceagent/net/trains.py``). Nothing on this way is a task, a timer or a core: only a datagram
+that is not the latched peer's, or begins like a Binding request, is shown to the core.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from iceagent.net.address import TransportAddress
+from iceagent.net.host import DatagramSocket
+from iceagent.net.trains import MAX_TRAIN
+from relay.latch.channel import Channel, Side
+from relay.latch.core import BINDING_REQUEST
+
+__all__ = ["Inbox", "Turns"]
+
+
+class Turns(Protocol):
+    """What an inbox asks of its relay."""
+
+    def admits(self, inbox: Inbox, data: bytes, source: tuple[str, int]) -> bool:
+        """Show it to the core; true: it is to be forwarded."""
+
+    def leave_soon(self, inbox: Inbox) -> None:
+        """Call :meth:`Inbox.flush` when the loop comes round."""
+
+    def is_used_up(self, channel: Channel) -> None:
+        """The channel may have reached a cap."""
+
+    def refused(self, base: TransportAddress, destination: TransportAddress, errno: int) -> None:
+        """The network said no."""
+
+
+class Inbox:
+    """Takes what one socket of a side receives.
+
+    Args:
+        turns: the relay.
+        channel: whose.
+        side: of it.
+
+    Attributes:
+        socket: its own, once that is open.
+        peer: the peer that is latched at this socket's address; ``None``: nobody is.
+        way: the socket that what the peer sends leaves from, and where to; ``None``: nobody is latched on the other
+            side.
+    """
+
+    __slots__ = ("_turns", "_waiting", "channel", "peer", "side", "socket", "way")
+
+    def __init__(self, turns: Turns, channel: Channel, side: Side) -> None:
+        self._turns = turns
+        self._waiting: list[bytes] = []
+        self.channel = channel
+        self.side = side
+        self.socket: DatagramSocket | None = None
+        self.peer: tuple[str, int] | None = None
+        self.way: tuple[DatagramSocket, tuple[str, int]] | None = None
+
+    def datagram_received(self, socket: DatagramSocket, data: bytes, source: tuple[str, int]) -> None:
+        if (source != self.peer or data[:2] == BINDING_REQUEST) and not self._turns.admits(self, data, source):
+            return
+        waiting = self._waiting
+        if not waiting:
+            self._turns.leave_soon(self)
+        waiting.append(data)
+        if len(waiting) >= MAX_TRAIN:
+            self.flush()
+
+    def train_received(self, socket: DatagramSocket, datagrams: Sequence[bytes], source: tuple[str, int]) -> None:
+        """Several of one source."""
+        if source != self.peer or BINDING_REQUEST in {data[:2] for data in datagrams}:
+            for data in datagrams:
+                self.datagram_received(socket, data, source)
+            return
+        if not self._waiting:
+            self._turns.leave_soon(self)
+        self._waiting += datagrams
+        if len(self._waiting) >= MAX_TRAIN:
+            self.flush()
+
+    def error_received(self, socket: DatagramSocket, destination: TransportAddress | None, errno: int) -> None:
+        if destination is not None:
+            self._turns.refused(socket.address, destination, errno)
+
+    def flush(self) -> None:
+        """What waits leaves, as far as the channel may, or is dropped."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting:
+            return
+        channel, side = self.channel, self.side
+        if self.way is None or not channel.is_open:
+            side.unheard += len(waiting)
+            return
+        allowed: Sequence[bytes] = waiting
+        octets = sum(map(len, waiting))
+        if len(waiting) > channel.packets_left or octets > channel.octets_left:
+            allowed = _within(channel, waiting)
+        socket, destination = self.way
+        if len(allowed) == 1:
+            count = 0 if socket.send(allowed[0], destination) else 1
+        else:
+            count, _ = socket.send_many(allowed, destination)
+        if count != len(waiting):
+            side.dropped += len(waiting) - count
+            octets = sum(map(len, allowed[:count]))
+        side.packets += count
+        side.octets += octets
+        channel.packets_left -= count
+        channel.octets_left -= octets
+        if len(allowed) < len(waiting) and channel.packets_left > 0:
+            channel.octets_left = 0  # The next one would not fit: that is its end.
+        if channel.packets_left <= 0 or channel.octets_left <= 0:
+            self._turns.is_used_up(channel)
+
+
+def _within(channel: Channel, waiting: Sequence[bytes]) -> Sequence[bytes]:
+    """Those of the first that the channel may still forward."""
+    packets_left, octets_left = channel.packets_left, channel.octets_left
+    count = 0
+    for data in waiting:
+        octets_left -= len(data)
+        if count >= packets_left or octets_left < 0:
+            break
+        count += 1
+    return waiting[:count]

@@ -1,0 +1,421 @@
+"""How does a latching relay run on a host?
+
+The shell around ``core.py``: sockets, port pairs, the choice of a back end; the way of a datagram is in
+``data_path.py``. Each side of a channel has a socket on every address of the host, since an answer has to come from the
+address that was asked, and follows them when they change. Where it may, the kernel forwards (``kernel.py``) what both
+sides have latched for; the sockets hold the ports, and hear requests and whatever the kernel does not take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from random import Random, SystemRandom
+from types import TracebackType
+from typing import Any
+
+from iceagent.net.address import TransportAddress, canonical_host, ip_address
+from iceagent.net.core import Datagram, Event, Transmit
+from iceagent.net.driver import Driver
+from iceagent.net.host import DatagramSocket, Host, Interface, SocketOptions, Subscription
+from relay.backend import BACKENDS, Backend, KernelUnavailable
+from relay.latch.channel import (
+    Channel,
+    ChannelClosed,
+    ChannelIdle,
+    ChannelOptions,
+    ChannelStatistics,
+    Side,
+    SideKey,
+    SideLatched,
+    SideMoved,
+)
+from relay.latch.core import LatchCore
+from relay.latch.data_path import Inbox
+from relay.latch.kernel import KernelForwarder
+from relay.turn.server.checks import check_number, check_ports
+from relay.udp_listening import each_address, explained, scope_of
+
+__all__ = ["DEFAULT_PORTS", "LatchRelay", "random_key"]
+
+DEFAULT_PORTS = (49_152, 65_535)
+"""Where free pairs are taken from: RFC 6335, 6, dynamic ports."""
+
+MAX_CHANNELS = 10_000
+PAIR_ATTEMPTS = 64
+"""How often a free pair is drawn before the range counts as full."""
+
+RECEIVE_BUFFER = 1 << 20
+"""Bytes of each socket's receive buffer, as far as the system allows: media come in bursts."""
+
+_ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789"
+USERNAME_LENGTH, PASSWORD_LENGTH = 8, 24
+"""143 bits of password; RFC 8445, 5.3 wants 128."""
+
+_system_rng = SystemRandom()
+
+
+def random_key(rng: Random = _system_rng) -> SideKey:
+    """A key that nobody guesses.
+
+    Args:
+        rng: a cryptographic source, but in tests.
+    """
+    return SideKey(
+        username="".join(rng.choices(_ALPHABET, k=USERNAME_LENGTH)),
+        password="".join(rng.choices(_ALPHABET, k=PASSWORD_LENGTH)),
+    )
+
+
+class LatchRelay:
+    """Relays between the two sides of each of its channels: an async context manager that does so while it is open.
+
+    Args:
+        host: whose sockets it uses.
+        backend: who forwards: see :data:`relay.backend.Backend`.
+        bind: only at these addresses of the host; 0.0.0.0 and :: stand for all of their IP version.
+        interface: only on this one.
+        ports: the range of which free pairs are taken, both ends included.
+        max_channels: at once, at least 1.
+        on_event: is told every event of ``channel.py``.
+
+    Raises:
+        ValueError: a value is out of its range or of another type.
+    """
+
+    def __init__(
+        self,
+        host: Host,
+        *,
+        backend: Backend = "auto",
+        bind: Iterable[str] = (),
+        interface: str | None = None,
+        ports: tuple[int, int] = DEFAULT_PORTS,
+        max_channels: int = MAX_CHANNELS,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        if backend not in BACKENDS:
+            raise ValueError(f"backend is {backend!r}, allowed are {', '.join(BACKENDS)}")
+        check_number("max_channels", max_channels, 1)
+        check_ports("ports", ports)
+        self._host = host
+        self._backend: Backend = backend
+        self._bind = _hosts(bind)
+        self._interface = interface
+        self._ports = ports
+        self._max_channels = max_channels
+        self._tell = on_event
+        self._kernel: KernelForwarder | None = None
+        self._refused_kernel: str | None = None
+        self._core = LatchCore()
+        self._driver: Driver | None = None
+        self._interfaces = Subscription()
+        self._places: dict[str, SocketOptions] = {}
+        self._inboxes: dict[TransportAddress, Inbox] = {}
+        self._leaving: list[Inbox] = []
+        self._taken: set[int] = set()
+
+    @property
+    def backend(self) -> Backend:
+        """Who forwards: ``nftables`` or ``userspace``."""
+        return "userspace" if self._kernel is None else "nftables"
+
+    @property
+    def reason(self) -> str | None:
+        """Why the kernel does not forward although it might have: one clause; ``None`` where it does or should not."""
+        return self._refused_kernel
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The addresses that channels have sockets on; empty while it is closed."""
+        return tuple(self._places)
+
+    @property
+    def channels(self) -> tuple[Channel, ...]:
+        """Those that are open."""
+        return tuple(self._core.channels.values())
+
+    @property
+    def counters(self) -> Counter[str]:
+        """See :class:`relay.latch.core.LatchCore`; of all channels that there have been."""
+        return self._core.counters
+
+    def statistics(self, channel: Channel) -> ChannelStatistics:
+        """What a channel has been through; what the kernel forwarded is up to date within a second or so."""
+        return channel.statistics(self._host.now())
+
+    def open(
+        self, left: int | None = None, right: int | None = None, *, options: ChannelOptions | None = None
+    ) -> Channel:
+        """Open a channel.
+
+        Args:
+            left: port of the left side, 1 … 65535; ``None`` on both sides: a random pair that is free.
+            right: likewise.
+            options: see there; ``None``: with random keys, which ``channel.options`` has.
+
+        Raises:
+            OSError: a port cannot be had on an address of ours; the text says which. EMFILE: the process has no
+                descriptors left. EAGAIN: there are ``max_channels``; EADDRINUSE: the range of ports has no free pair.
+            ValueError: a port is out of its range, or is both sides'; or only one is given; or this is closed.
+        """
+        if self._driver is None:
+            raise ValueError("the relay is not open: async with LatchRelay(…) as relay opens it")
+        if len(self._core.channels) >= self._max_channels:
+            raise OSError(errno.EAGAIN, f"there are {self._max_channels} channels, and no more are allowed")
+        options = options or ChannelOptions(left=random_key(), right=random_key())
+        if left is None and right is None:
+            return self._open_random(options)
+        if left is None or right is None:
+            raise ValueError("a channel has two ports: give both, or none for a random pair")
+        for port in (left, right):
+            check_number("a port", port, 1, 65535)
+        if left == right:
+            raise ValueError(f"port {left} cannot be both sides of a channel")
+        return self._open((left, right), options)
+
+    def close_channel(self, channel: Channel, reason: str = "closed") -> None:
+        """End a channel; idempotent."""
+        if self._driver is not None:
+            self._driver.command(self._core.close, channel, reason)
+
+    async def __aenter__(self) -> LatchRelay:
+        """Open it; there is no channel yet.
+
+        Raises:
+            OSError: an address or the interface is not there; the text says which.
+            KernelUnavailable: ``backend`` is ``nftables``, and the kernel cannot be had.
+            ValueError: this is open already.
+        """
+        if self._driver is not None:
+            raise ValueError("this relay is open already; another one is made by another call")
+        try:
+            interfaces = await self._host.interfaces()
+            self._check(interfaces)
+            await self._open_kernel()
+            self._core = LatchCore(self._kernel)
+            self._driver = Driver(self._core, self._host, self._send, self._on_event)
+            self._interfaces = self._host.watch_interfaces(self._follow)
+            self._follow(await self._host.interfaces())
+        except BaseException:
+            await self.aclose()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """End all channels, and close everything; idempotent."""
+        self._interfaces.close()
+        for channel in self.channels:
+            self.close_channel(channel)
+        driver, self._driver = self._driver, None
+        if driver is not None:
+            driver.close()
+        kernel, self._kernel = self._kernel, None
+        if kernel is not None:
+            kernel.close()
+        self._places.clear()
+
+    # --- what the data path asks ------------------------------------------------------------------------------------
+
+    def admits(self, inbox: Inbox, data: bytes, source: tuple[str, int]) -> bool:
+        """Show a datagram to the core; true: it is to be forwarded."""
+        if self._driver is None or inbox.socket is None:
+            return False
+        datagram = Datagram(inbox.socket.address, TransportAddress._make(source), data)
+        return self._driver.command(self._core.admits, datagram)
+
+    def leave_soon(self, inbox: Inbox) -> None:
+        """Let what waits leave when the loop comes round."""
+        if not self._leaving:
+            asyncio.get_running_loop().call_soon(self._leave)
+        self._leaving.append(inbox)
+
+    def is_used_up(self, channel: Channel) -> None:
+        """The channel may have reached a cap."""
+        if self._driver is not None:
+            self._driver.command(self._core.check_caps, channel)
+
+    def refused(self, base: TransportAddress, destination: TransportAddress, errno: int) -> None:
+        """The network said no."""
+        if self._driver is not None:
+            self._driver.error(base, destination, errno)
+
+    def _leave(self) -> None:
+        leaving, self._leaving = self._leaving, []
+        for inbox in leaving:
+            inbox.flush()
+
+    # --- opening and closing ----------------------------------------------------------------------------------------
+
+    async def _open_kernel(self) -> None:
+        self._refused_kernel = None
+        if self._backend == "userspace":
+            return
+        kernel = KernelForwarder(self._host)
+        try:
+            await kernel.open()
+        except KernelUnavailable as error:
+            if self._backend == "nftables":
+                raise
+            self._refused_kernel = str(error)
+        else:
+            self._kernel = kernel
+
+    def _check(self, interfaces: Sequence[Interface]) -> None:
+        names = [each.name for each in interfaces]
+        if self._interface is not None and self._interface not in names:
+            text = f"there is no interface {self._interface}; there are {', '.join(names)}"
+            raise OSError(errno.ENODEV, text, self._interface)
+        present = [address.host for _, address in each_address(interfaces)]
+        for host in sorted(self._bind):
+            if host not in present and not ip_address(host).is_unspecified:
+                text = f"no interface has the address {host}; there are {', '.join(present)}"
+                raise OSError(errno.EADDRNOTAVAIL, text, host)
+        if not self._wanted(interfaces):
+            raise OSError(errno.EADDRNOTAVAIL, "there is no address to relay at")
+
+    def _wanted(self, interfaces: Sequence[Interface]) -> dict[str, SocketOptions]:
+        return {
+            address.host: SocketOptions(
+                interface=self._interface, receive_buffer=RECEIVE_BUFFER, scope_id=scope_of(interface, address.host)
+            )
+            for interface, address in each_address(interfaces)
+            if self._interface in (None, interface.name) and self._is_wanted(address.host)
+        }
+
+    def _is_wanted(self, host: str) -> bool:
+        wildcard = "::" if ":" in host else "0.0.0.0"
+        return not self._bind or host in self._bind or wildcard in self._bind
+
+    def _follow(self, interfaces: Sequence[Interface]) -> None:
+        """Have sockets on these addresses, and on no others."""
+        if self._driver is None:
+            return
+        wanted = self._wanted(interfaces)
+        gone = [host for host in self._places if host not in wanted]
+        new = {host: options for host, options in wanted.items() if host not in self._places}
+        self._places = wanted
+        for channel in self.channels:
+            for side in channel.sides:
+                for host in gone:
+                    self._close_socket(channel, TransportAddress(host, side.port))
+                for host, options in new.items():
+                    try:
+                        self._open_socket(channel, side, TransportAddress(host, side.port), options)
+                    except OSError:
+                        self._core.counters["addresses not opened"] += 1
+            self._connect(channel)
+
+    def _open_random(self, options: ChannelOptions) -> Channel:
+        low, high = self._ports
+        free: Sequence[int] = range(low, high + 1)
+        if 2 * len(self._taken) > len(free):
+            free = [port for port in free if port not in self._taken]
+        for _ in range(PAIR_ATTEMPTS if len(free) > 1 else 0):
+            left, right = _system_rng.sample(free, 2)
+            if left in self._taken or right in self._taken:
+                continue
+            try:
+                return self._open((left, right), options)
+            except OSError as error:
+                if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+                    raise
+        raise OSError(errno.EADDRINUSE, f"no two ports are free in {low}-{high}")
+
+    def _open(self, ports: tuple[int, int], options: ChannelOptions) -> Channel:
+        assert self._driver is not None
+        channel = self._driver.command(self._core.open, ports, options)
+        try:
+            for side in channel.sides:
+                for host, socket_options in self._places.items():
+                    self._open_socket(channel, side, TransportAddress(host, side.port), socket_options)
+        except OSError:
+            self._core.forget(channel)
+            self._close_sockets(channel)
+            raise
+        self._taken.update(ports)
+        return channel
+
+    def _open_socket(self, channel: Channel, side: Side, base: TransportAddress, options: SocketOptions) -> None:
+        inbox = Inbox(self, channel, side)
+        try:
+            inbox.socket = self._host.socket(base, inbox, options)
+        except OSError as error:
+            raise explained(error, "udp", base) from error
+        self._inboxes[base] = inbox
+        self._core.add_base(channel, side, base)
+
+    def _close_socket(self, channel: Channel, base: TransportAddress) -> None:
+        """An address of ours has gone: whoever latched there has to do it anew."""
+        if self._driver is not None:
+            self._driver.command(self._core.remove_base, channel, base)
+        inbox = self._inboxes.pop(base, None)
+        if inbox is not None and inbox.socket is not None:
+            inbox.socket.close()
+
+    def _close_sockets(self, channel: Channel) -> None:
+        for base in channel.bases:
+            inbox = self._inboxes.pop(base, None)
+            if inbox is not None and inbox.socket is not None:
+                inbox.flush()
+                inbox.socket.close()
+
+    # --- what the core says -----------------------------------------------------------------------------------------
+
+    def _send(self, transmit: Transmit) -> int:
+        inbox = self._inboxes.get(transmit.base)
+        if inbox is None or inbox.socket is None:
+            return errno.EADDRNOTAVAIL
+        return inbox.socket.send(transmit.data, transmit.destination)
+
+    def _on_event(self, event: Event) -> None:
+        if isinstance(event, SideLatched | SideMoved):
+            channel = self._core.channels.get(event.channel)
+            if channel is not None:
+                self._connect(channel)
+        elif isinstance(event, ChannelIdle):
+            self._connect(self._core.channels[event.statistics.channel])
+        elif isinstance(event, ChannelClosed):
+            channel = self._core.closed.pop(event.statistics.channel)
+            self._close_sockets(channel)
+            self._taken.difference_update(side.port for side in channel.sides)
+        if self._tell is not None:
+            self._tell(event)
+
+    def _connect(self, channel: Channel) -> None:
+        """Each socket knows its peer, and the way to the other one."""
+        for side in channel.sides:
+            across = channel.other(side)
+            out = None if across.base is None else self._socket_at(across.base)
+            way = None if out is None or across.peer is None else (out, across.peer)
+            for host in self._places:
+                base = TransportAddress(host, side.port)
+                inbox = self._inboxes.get(base)
+                if inbox is not None:
+                    inbox.flush()
+                    is_latched = base == side.base and side.peer is not None
+                    inbox.peer = side.peer if is_latched else None
+                    inbox.way = way if is_latched else None
+
+    def _socket_at(self, base: TransportAddress) -> DatagramSocket | None:
+        inbox = self._inboxes.get(base)
+        return None if inbox is None else inbox.socket
+
+
+def _hosts(value: Any) -> frozenset[str]:
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise ValueError(f'bind is {value!r}, several addresses are expected, as in ("192.0.2.1",)')
+    found = set()
+    for each in value:
+        try:
+            found.add(canonical_host(each))
+        except (ValueError, AttributeError):
+            raise ValueError(f"bind: {each!r} is not an IP address") from None
+    return frozenset(found)
