@@ -12,12 +12,12 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from iceagent.net.trains import SOL_UDP, UDP_GRO, UDP_SEGMENT
 
-__all__ = ["Count", "Counter", "Sender", "load"]
+__all__ = ["Count", "Counter", "Sender", "call_mmsg", "load", "mmsg_headers"]
 
 # Messages of one recvmmsg.
 MESSAGES = 64
@@ -52,12 +52,13 @@ class _Header(ctypes.Structure):
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def _headers(count: int, buffer: ctypes.Array[ctypes.c_char], length: int) -> ctypes.Array[_Header]:
-    """So many messages that share one buffer."""
-    headers = (_Header * count)()
-    for header in headers:
-        vector = _Vector(ctypes.addressof(buffer), length)
-        header.message.vectors, header.message.vectors_length = ctypes.pointer(vector), 1
+def mmsg_headers(messages: Sequence[Sequence[ctypes.Array[ctypes.c_char]]]) -> ctypes.Array[_Header]:
+    """For :func:`call_mmsg`; every message is made of some buffers, which have to live as long."""
+    headers = (_Header * len(messages))()
+    for header, buffers in zip(headers, messages, strict=True):
+        vectors = (_Vector * len(buffers))(*(_Vector(ctypes.addressof(buffer), len(buffer)) for buffer in buffers))
+        header.message.vectors = ctypes.cast(vectors, ctypes.POINTER(_Vector))
+        header.message.vectors_length = len(buffers)
     return headers
 
 
@@ -77,7 +78,7 @@ class Sender:
         self._train = data * count if is_train else b""
         sock.setsockopt(SOL_UDP, UDP_SEGMENT, len(data) if is_train else 0)
         self._buffer = ctypes.create_string_buffer(data, len(data))
-        self._headers = _headers(count, self._buffer, len(data))
+        self._headers = mmsg_headers([[self._buffer]] * count)
 
     def close(self) -> None:
         """The socket sends one by one again; it stays open."""
@@ -90,7 +91,7 @@ class Sender:
                 return self.count if self._socket.send(self._train) else 0
         except (BlockingIOError, ConnectionRefusedError):
             return 0
-        return max(0, _call(_libc.sendmmsg, self._socket, self._headers, 0))
+        return max(0, call_mmsg("sendmmsg", self._socket, self._headers, 0))
 
 
 class Counter:
@@ -106,19 +107,24 @@ class Counter:
         self._size = size
         sock.setsockopt(SOL_UDP, UDP_GRO, 1)
         self._buffer = ctypes.create_string_buffer(1)
-        self._headers = _headers(MESSAGES, self._buffer, 1)
+        self._headers = mmsg_headers([[self._buffer]] * MESSAGES)
 
     def take(self) -> int:
         """Datagrams that have come since."""
-        got = _call(_libc.recvmmsg, self._socket, self._headers, socket.MSG_DONTWAIT | socket.MSG_TRUNC, None)
+        got = call_mmsg("recvmmsg", self._socket, self._headers, socket.MSG_DONTWAIT | socket.MSG_TRUNC, None)
         return sum(self._headers[i].length for i in range(got)) // self._size if got > 0 else 0
 
 
-def _call(
-    function: ctypes._NamedFuncPointer, sock: socket.socket, headers: ctypes.Array[_Header], *rest: int | None
-) -> int:
-    """The number of messages, or 0 where there is nothing to do, or an ICMP error about what was sent."""
-    count: int = function(sock.fileno(), headers, len(headers), *rest)
+def call_mmsg(name: str, sock: socket.socket, headers: ctypes.Array[_Header], *rest: int | None) -> int:
+    """Call ``sendmmsg`` or ``recvmmsg``.
+
+    Returns:
+        The number of messages; at most 0 where there is nothing to do, or an ICMP error about what was sent.
+
+    Raises:
+        OSError: everything else.
+    """
+    count: int = getattr(_libc, name)(sock.fileno(), headers, len(headers), *rest)
     if count < 0 and ctypes.get_errno() not in (errno.EAGAIN, errno.ECONNREFUSED, errno.EINTR):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return count

@@ -20,6 +20,8 @@ CASES = {
     "datagrams": "bench.cases.datagrams",
     "relay": "bench.cases.relay",
     "turn-server": "bench.cases.turn_server",
+    "reflect": "bench.cases.reflect",
+    "latch": "bench.cases.latch",
     "portmap": "bench.cases.portmap",
     "codec": "bench.cases.stun_codec",
     "rtc": "bench.cases.rtc",

@@ -20,25 +20,20 @@ allocations and a cap of bandwidth that is never reached cost ours.
 from __future__ import annotations
 
 import contextlib
-import os
-import select
 import socket
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from random import SystemRandom
 from statistics import median
 
 from bench.cases import Options
 from bench.contenders import OURS, TURN_PASSWORD, TURN_USER
 from bench.mmsg import Counter, Sender, load
+from bench.one_core import join, on_core, pin, two_cores
 from bench.processes import WorkerFailed, cpu_of
 from bench.results import Metric
+from bench.turn_channel import TurnChannel
 from iceagent.lab import Lab, Machine
 from iceagent.lab.services import coturn, serve
 from iceagent.net.address import TransportAddress
-from iceagent.net.core import Datagram
-from relay.turn import Allocation, AllocationRefused, AllocationState, TurnCredentials
 
 __all__ = ["run"]
 
@@ -60,8 +55,6 @@ TARGETS = {SINGLY: 0.4, TRAINS: 1.5}
 
 WARM_UP_S = 0.05
 LOAD_S = 0.5
-SETUP_LIMIT_S = 10.0
-SETUP_STEP_S = 0.02
 # The receiver's buffer, in bytes: a train is one packet in it, but a large one.
 BUFFER = 1 << 22
 
@@ -73,9 +66,9 @@ Found = dict[tuple[str, int, str, str, str], list[float]]
 
 def run(options: Options) -> list[Metric]:
     """All servers in turn, beginning with another one in every round; their processes stay."""
-    theirs, ours = _cores()
+    theirs, ours = two_cores()
     found: Found = {}
-    with Lab() as lab, _on_core(ours):
+    with Lab() as lab, on_core(ours):
         field = _Field(lab, theirs)
         for number in range(options.rounds):
             options.tell(f"turn-server: round {number + 1}")
@@ -132,25 +125,6 @@ def _note(found: Found, size: int, way: str, direction: str) -> str:
 # --- where -----------------------------------------------------------------------------------------------------------
 
 
-def _cores() -> tuple[int, int]:
-    """One for the servers, and one for us."""
-    cores = sorted(os.sched_getaffinity(0))
-    if len(cores) < 2:
-        raise WorkerFailed("the server and who loads it need a core each, and this process may use one only")
-    return cores[0], cores[1]
-
-
-@contextlib.contextmanager
-def _on_core(core: int) -> Iterator[None]:
-    """The calling thread is on this core alone."""
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {core})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
-
-
 class _Field:
     """Client, peer and the servers, each on a machine of its own.
 
@@ -165,10 +139,9 @@ class _Field:
         for number, name in enumerate(SERVERS):
             machine = lab.machine(f"server{number}")
             for end in (self._client, self._peer):
-                _join(machine, end)
+                join(machine, end)
             pid = _start(machine, name)
-            for thread in Path(f"/proc/{pid}/task").iterdir():
-                os.sched_setaffinity(int(thread.name), {core})
+            pin(pid, core)
             self._servers[name] = machine, pid
 
     def measure(self, name: str) -> dict[tuple[int, str, str, str], float]:
@@ -183,7 +156,7 @@ class _Field:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
                 sock.bind((end.address, 0))
                 sock.setblocking(False)
-            channel = _Channel(client, peer, TransportAddress(machine.address, PORT))
+            channel = TurnChannel(client, peer, TransportAddress(machine.address, PORT))
             for size in SIZES:
                 data = bytes(size)
                 message = channel.wrap(data)
@@ -218,14 +191,6 @@ def _measure(sender: Sender, counter: Counter, window: int, pid: int) -> dict[st
     }
 
 
-def _join(server: Machine, end: Machine) -> None:
-    """A cable between the two, beside the Internet."""
-    server.namespace.veth(end.name, end.namespace, server.name)
-    for here, there in ((server, end), (end, server)):
-        here.namespace.up(there.name)
-        here.namespace.route_to_link(f"{there.address}/32", there.name)
-
-
 def _start(machine: Machine, name: str) -> int:
     """Start a server, and return its process."""
     if name == COTURN:
@@ -239,77 +204,3 @@ def _start(machine: Machine, name: str) -> int:
                 if (process / "ns" / "net").stat().st_ino == inode:
                     return int(process.name)
     raise WorkerFailed(f"{name} does not run")
-
-
-# --- the client ------------------------------------------------------------------------------------------------------
-
-
-class _Channel:
-    """An allocation with a channel to one peer; both sockets are connected to the server afterwards.
-
-    Args:
-        client: bound, not blocking.
-        peer: the same.
-        server: its address.
-
-    Raises:
-        WorkerFailed: it was not made within ten seconds, or does not pass what is sent.
-    """
-
-    def __init__(self, client: socket.socket, peer: socket.socket, server: TransportAddress) -> None:
-        self._client = client
-        self._peer = TransportAddress(*peer.getsockname())
-        client.connect(server)
-        self._core = Allocation(
-            TransportAddress(*client.getsockname()),
-            server,
-            TurnCredentials(username=TURN_USER, password=TURN_PASSWORD),
-            SystemRandom(),
-        )
-        self._core.allocate(time.monotonic())
-        self._until(lambda: bool(self._core.relayed))
-        (relayed,) = self._core.relayed
-        peer.connect(relayed)
-        # The first one takes the permission along; what comes back makes the client bind a channel.
-        self._core.send(self._peer, b"to the peer", time.monotonic())
-        self._until(lambda: _received(peer) == b"to the peer")
-        peer.send(b"to the client")
-        self._until(lambda: any(channel.is_bound for channel in self._core.channels.values()))
-        client.send(self.wrap(b"by channel"))
-        self._until(lambda: _received(peer) == b"by channel")
-
-    def wrap(self, data: bytes) -> bytes:
-        """ChannelData."""
-        message = self._core.wrap(self._peer, data)
-        assert message is not None
-        return message
-
-    def release(self) -> None:
-        """Give it back."""
-        self._core.release(time.monotonic())
-        self._until(lambda: self._core.state is AllocationState.OVER)
-
-    def _until(self, is_so: Callable[[], bool]) -> None:
-        """Do what the allocation wants done, until ``is_so``."""
-        core, deadline = self._core, time.monotonic() + SETUP_LIMIT_S
-        while not is_so():
-            now = time.monotonic()
-            if now > deadline:
-                raise WorkerFailed(f"the TURN server at {core.server} does not do what it is asked for")
-            core.handle_timeout(now)
-            while (transmit := core.poll_transmit()) is not None:
-                self._client.send(transmit.data)
-            while (event := core.poll_event()) is not None:
-                if isinstance(event, AllocationRefused):
-                    raise WorkerFailed(f"the TURN server at {core.server} refuses: {event.reason}")
-            select.select([self._client], [], [], SETUP_STEP_S)
-            while (data := _received(self._client)) is not None:
-                core.handle_datagram(Datagram(core.base, core.server, data), time.monotonic())
-
-
-def _received(sock: socket.socket) -> bytes | None:
-    """The next datagram, if there is one."""
-    try:
-        return sock.recv(2_048)
-    except (BlockingIOError, ConnectionRefusedError):
-        return None
