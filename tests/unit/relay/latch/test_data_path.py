@@ -161,7 +161,7 @@ def test_while_nobody_is_on_the_other_side_nothing_is_kept() -> None:
         ({"max_bytes": 3}, []),
     ],
 )
-def test_a_cap_is_exact_within_a_train(limits: dict[str, int], passes: list[bytes]) -> None:
+def test_a_cap_is_exact_within_a_train(limits: dict[str, Any], passes: list[bytes]) -> None:
     world = World(**limits)
     world.hear(b"four", b"four", b"four", b"x")
     world.inbox.flush()
