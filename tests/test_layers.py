@@ -101,6 +101,7 @@ TABLE = {
     "relay/latch/__init__.py": CORE,
     "relay/latch/channel.py": CORE,
     "relay/latch/core.py": CORE,
+    "relay/latch/replays.py": CORE,
     "relay/reflect/__init__.py": CORE,
     "relay/reflect/rules.py": CORE,
     "relay/upgrade.py": CORE,

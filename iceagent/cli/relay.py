@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -251,6 +252,7 @@ class _Session:
         self._channels: dict[int, Channel] = {}
         self._ended = _Ended()
         self._all_ended = asyncio.Event()
+        self._is_ready = False
         self._totals: dict[str, int] = dict.fromkeys(_COUNTERS, 0)
 
     async def run(
@@ -259,7 +261,7 @@ class _Session:
         plan: Sequence[tuple[tuple[int, int] | None, ChannelOptions]],
         metrics: TransportAddress | None,
     ) -> int:
-        exporter, is_ready = None, False
+        exporter = None
         await _enter(latching)
         self._relay = latching
         try:
@@ -268,14 +270,14 @@ class _Session:
             for pair, options in plan:
                 self._open(pair, options)
             self._tell_ready(exporter)
-            is_ready = True
+            self._is_ready = True
             with self._output.live(self._line):
                 await self._until_all_ended()
         finally:
             if exporter is not None:
                 exporter.close()
             await latching.aclose()
-            if is_ready:
+            if self._is_ready:
                 self._output.event("relay.stopped", **self._total())
         return EXIT_DIRECT
 
@@ -296,8 +298,9 @@ class _Session:
         elif isinstance(event, ChannelClosed):
             channel = self._channels.pop(event.statistics.channel)
             self._ended.add(event.statistics)
-            figures = _figures(event.statistics)
-            self._output.event("channel.closed", **_told(channel), reason=event.reason, **figures)
+            if self._is_ready:
+                figures = _figures(event.statistics)
+                self._output.event("channel.closed", **_told(channel), reason=event.reason, **figures)
             if not self._channels:
                 self._all_ended.set()
 
@@ -307,7 +310,11 @@ class _Session:
         try:
             channel = self._relay.open(left, right, options=options)
         except OSError as error:
-            raise click.UsageError(f"{error.strerror or error}") from error
+            text = error.strerror or str(error)
+            if error.errno == errno.EMFILE:
+                count = len(self._relay.hosts)
+                text += f"; a channel takes {2 * count}, two for each address: --bind to fewer, or see ulimit -n"
+            raise click.UsageError(text) from error
         self._channels[channel.number] = channel
 
     def _tell_ready(self, exporter: Exporter | None) -> None:

@@ -7,7 +7,6 @@ is latched there. Pure.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
@@ -15,6 +14,7 @@ from typing import NamedTuple
 
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Event
+from relay.latch.replays import Seen
 from relay.stun import IntegrityKey, opaque_string, short_term_key
 from relay.turn.server.checks import check_number
 
@@ -278,8 +278,7 @@ class Side:
         kernel_packets, kernel_octets: the same, by the kernel.
         dropped: see :class:`SideStatistics`; ``unheard``: those of the peer's, which nobody was there to get.
         moves: likewise.
-        seen: transaction identifiers of requests that were authenticated with its key, the latest ones; who sent them
-            first, and to which address of ours.
+        seen: the requests that were authenticated with its key.
         strangers: datagrams of others than the first source.
         alarm_at: when another :class:`SecondSource` may be told.
     """
@@ -313,7 +312,7 @@ class Side:
         self.packets = self.octets = 0
         self.kernel_packets = self.kernel_octets = 0
         self.dropped = self.unheard = self.moves = self.strangers = 0
-        self.seen: OrderedDict[bytes, tuple[TransportAddress, TransportAddress]] = OrderedDict()
+        self.seen = Seen()
         self.alarm_at = -math.inf
 
     def is_named(self, username: str) -> bool:

@@ -14,7 +14,8 @@ A side without a key (``first_source``) is locked to the first source that sends
 others send too, that is told, for nobody can say which of them was meant.
 
 What looks like STUN and is not about this is data: a Binding request whose USERNAME is not the side's, a response, an
-indication, any other method. So two ICE agents can run their checks through a channel.
+indication, any other method. So two ICE agents can run their checks through a channel. DEVIATION: RFC 8489, 9.1.3
+would have the first one refused; pinned by test_stun_of_others_is_data_of_the_latched_peer.
 
 :class:`LatchCore` is all channels of a relay, a core (``iceagent/net/core.py``); data does not pass through it, and the
 shell (``relay.py``) counts. Pure.
@@ -50,6 +51,9 @@ BINDING_REQUEST = b"\x00\x01"
 
 SEEN_LIMIT = 1_024
 """Of a side; of several with one key, so many times their number."""
+
+SHARED_LIMIT = 64
+"""That number, at most: with more of them it would take long to find one."""
 
 ALARM_EVERY_S = 10.0
 CHECK_EVERY_S = 1.0
@@ -186,8 +190,7 @@ class LatchCore:
             if side.peer is not None:
                 self._alarm(channel, side, datagram, now)
         elif message is not None:
-            # RFC 8489, 9.1.3: it has no USERNAME, or the wrong one.
-            self._refuse(message, datagram, *((400, "Bad Request") if username is None else _UNAUTHENTICATED), now=now)
+            self._refuse(message, datagram, now)
         return False
 
     def handle_error(self, base: TransportAddress, destination: TransportAddress, errno: int, now: float) -> None:
@@ -244,41 +247,40 @@ class LatchCore:
                 # It knows the key: somebody has forged its address, and it would get the answer among its data.
                 self.counters["dropped: forged"] += 1
             else:
-                refusal = _UNAUTHENTICATED if is_signed else (400, "Bad Request")
-                self._refuse(message, datagram, *refusal, now=now)
+                self._refuse(message, datagram, now)
             return
         if not self._may_latch(datagram.source):
             side.dropped += 1
             self.counters["dropped: source cannot be a peer"] += 1
             return
-        first, this = side.seen.get(message.transaction_id), (datagram.source, datagram.base)
-        if first is not None and first != this:
+        way, is_new = (datagram.source, datagram.base), message.transaction_id not in side.seen
+        if not is_new and way != side.seen.way(message.transaction_id):
             side.dropped += 1
             self.counters["replayed"] += 1
             return
+        if is_new:
+            assert side.credential is not None
+            users = min(len(self._with_key[side.credential]), SHARED_LIMIT)
+            side.seen.add(message.transaction_id, way, SEEN_LIMIT * users)
         if message.unknown_required:
             self._answer(datagram, message.unknown_attributes_response().encode(key, sha256=is_sha256))
             self.counters["errors: 420"] += 1
             return
-        if first is None:
-            self._remember(side, message.transaction_id, this)
+        if is_new:
             channel.active_at = now
             if (side.base, side.peer) != (datagram.base, datagram.source):
                 self._latch(channel, side, datagram, "key", now)
         self.counters["requests"] += 1
         self._answer(datagram, message.success((XOR_MAPPED_ADDRESS, datagram.source)).encode(key, sha256=is_sha256))
 
-    def _remember(self, side: Side, transaction_id: bytes, way: tuple[TransportAddress, TransportAddress]) -> None:
-        assert side.credential is not None
-        side.seen[transaction_id] = way
-        limit = SEEN_LIMIT * len(self._with_key[side.credential])
-        while len(side.seen) > limit:
-            side.seen.popitem(last=False)
-
-    def _refuse(self, message: Message, datagram: Datagram, code: int, reason: str, *, now: float) -> None:
+    def _refuse(self, message: Message, datagram: Datagram, now: float) -> None:
+        """It lacks USERNAME or integrity, or has the wrong one."""
         if not self._may_latch(datagram.source) or not self._limiter.admits(datagram.source.host, now):
             self.counters["dropped: too many errors"] += 1
             return
+        is_signed = message.has_integrity or message.has_integrity_sha256
+        is_complete = is_signed and message.get(USERNAME) is not None
+        code, reason = (401, "Unauthenticated") if is_complete else (400, "Bad Request")
         self.counters[f"errors: {code}"] += 1
         self._answer(datagram, message.error_response(code, reason).encode(fingerprint=message.has_fingerprint))
 
@@ -372,9 +374,6 @@ class LatchCore:
             side.kernel_octets += new_octets
             channel.packets_left -= new_packets
             channel.octets_left -= new_octets
-
-
-_UNAUTHENTICATED = (401, "Unauthenticated")
 
 
 def _request(data: bytes) -> Message | None:

@@ -274,15 +274,20 @@ class LatchRelay:
             text = f"there is no interface {self._interface}; there are {', '.join(names)}"
             raise OSError(errno.ENODEV, text, self._interface)
         present = [address.host for _, address in each_address(interfaces)]
-        for host in sorted(self._bind):
-            if host not in present and not ip_address(host).is_unspecified:
+        for host in sorted(self._bind.difference(present)):
+            ip = ip_address(host)
+            if not (ip.is_unspecified or ip.is_loopback):
                 text = f"no interface has the address {host}; there are {', '.join(present)}"
                 raise OSError(errno.EADDRNOTAVAIL, text, host)
         if not self._wanted(interfaces):
             raise OSError(errno.EADDRNOTAVAIL, "there is no address to relay at")
 
     def _wanted(self, interfaces: Sequence[Interface]) -> dict[str, SocketOptions]:
-        return {
+        # All of 127.0.0.0/8 is there, as far as it is asked for.
+        options = SocketOptions(receive_buffer=RECEIVE_BUFFER)
+        asked = () if self._interface else sorted(self._bind)
+        found = {host: options for host in asked if ip_address(host).is_loopback}
+        return found | {
             address.host: SocketOptions(
                 interface=self._interface, receive_buffer=RECEIVE_BUFFER, scope_id=scope_of(interface, address.host)
             )

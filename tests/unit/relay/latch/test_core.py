@@ -188,6 +188,7 @@ def test_what_is_remembered_of_requests_has_a_bound() -> None:
         (401, lambda world: world.request(SideKey(username="left", password="wrong" * 5))),
         (401, lambda world: world.request(SideKey(username="nobody", password="wrong" * 5))),
         (400, lambda world: build(Method.BINDING, MessageClass.REQUEST, bytes(12), (USERNAME, "left")).encode()),
+        (400, lambda world: build(Method.BINDING, MessageClass.REQUEST, bytes(12), (USERNAME, "nobody")).encode()),
         (400, lambda world: build(Method.BINDING, MessageClass.REQUEST, bytes(12)).encode()),
     ],
 )
@@ -212,10 +213,13 @@ def test_an_unknown_attribute_that_must_be_understood_is_named_and_latches_nothi
     world = World()
     message = build(Method.BINDING, MessageClass.REQUEST, bytes(12), (USERNAME, "left"))
     message.attributes.append((0x7FFE, b"abcd"))
-    world.send(ALICE, message.encode(short_term_key(LEFT.password)))
+    data = message.encode(short_term_key(LEFT.password))
+    world.send(ALICE, data)
     answer = world.answer(ALICE)
     assert answer.error is not None
     assert answer.error.code == 420
+    world.send(MALLORY, data)
+    assert world.transmits() == []
     assert answer.verify(short_term_key(LEFT.password))
     assert world.channel.left.peer is None
 
