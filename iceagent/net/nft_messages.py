@@ -18,7 +18,6 @@ __all__ = [
     "Base",
     "Checksum",
     "Cmp",
-    "FibAddress",
     "Meta",
     "Verdict",
     "attribute",
@@ -27,7 +26,6 @@ __all__ = [
     "compare",
     "counter",
     "element",
-    "fib_type",
     "forward",
     "host_order",
     "limit",
@@ -77,13 +75,6 @@ class Meta(IntEnum):
     INPUT_INDEX = 4  # 4 bytes, the host's order
     INPUT_TYPE = 8  # ARPHRD_*, 2 bytes, the host's order
     PACKET_TYPE = 19  # PACKET_*, 1 byte
-
-
-class FibAddress(IntEnum):
-    """What the kernel takes an address for: RTN_*, 4 bytes, the host's order."""
-
-    UNICAST = 1
-    LOCAL = 2
 
 
 class Verdict(IntEnum):
@@ -199,11 +190,6 @@ def lookup(set_name: str, register: int, *, into: int | None = None, is_inverted
     if is_inverted:
         parts.append(number(5, 1))
     return named("lookup", *parts)
-
-
-def fib_type(register: int, *, is_source: bool) -> bytes:
-    """register ← what the kernel takes the packet's source or destination for: a :class:`FibAddress`, among others."""
-    return named("fib", _register(1, register), number(2, 3), number(3, 1 if is_source else 2))
 
 
 def update_set(set_name: str, register: int, expression: bytes) -> bytes:

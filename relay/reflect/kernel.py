@@ -22,12 +22,10 @@ from iceagent.net.nft_messages import (
     Base,
     Checksum,
     Cmp,
-    FibAddress,
     Meta,
     Verdict,
     bitwise,
     compare,
-    fib_type,
     forward,
     host_order,
     limit,
@@ -41,7 +39,7 @@ from iceagent.net.nft_messages import (
 )
 from iceagent.net.nftables import Counts, Table
 from relay.kernel import Devices, open_table
-from relay.reflect.rules import FIRST_SAFE_PORT, ReflectLimits
+from relay.reflect.rules import FIRST_SAFE_PORT, ReflectLimits, own_and_broadcast
 
 __all__ = ["KernelReflector"]
 
@@ -49,9 +47,13 @@ __all__ = ["KernelReflector"]
 ANSWERED, REFUSED, LIMITED = "answered", "refused", "limited"
 # How long a source is remembered that sends no more.
 SOURCE_TIMEOUT_S = 60
-# Addresses of this host that are answered for.
+# Addresses of this host, and of broadcast.
 MAX_ADDRESSES = 4_096
 UDP, UDP_HEADER = 17, 8
+
+# Which register has what: they have 4 bytes each, so an IPv6 address takes four.
+_SOURCE, _DESTINATION, _NETWORK = 0, 4, 8
+_SOURCE_PORT, _OWN_PORT, _HOPS = 10, 11, 12
 
 
 class _Header:
@@ -59,32 +61,49 @@ class _Header:
 
     Attributes:
         ether_type: of the packets.
-        own, sources, fewer: names of sets, and of the map that decrements.
+        own: name of the set of addresses that are answered for.
+        never: name of the set of sources that are never answered.
+        sources: name of the set of those that are, with what they may still send.
+        fewer: name of the map that decrements.
         source, destination: offsets of addresses.
         size: of an address.
         counted: bytes of an address that limits count by.
         protocol: offset of the next header's number.
-        hops: offset of TTL and protocol, or of next header and hop limit, 2 bytes; of the first of them is ``ttl``.
+        hops: offset of TTL and protocol, or of next header and hop limit, 2 bytes; ``ttl``: of the one of them.
         length: of the header.
+        unicast: expressions, of the source in its register: it is no multicast or reserved address, nor loopback.
     """
 
     def __init__(self, version: int) -> None:
         is_ipv6 = version == 6
         self.version = version
         self.ether_type = b"\x86\xdd" if is_ipv6 else b"\x08\x00"
-        self.own, self.sources, self.fewer = f"own{version}", f"sources{version}", f"fewer{version}"
+        self.own, self.never = f"own{version}", f"never{version}"
+        self.sources, self.fewer = f"sources{version}", f"fewer{version}"
         self.source, self.destination, self.size = (8, 24, 16) if is_ipv6 else (12, 16, 4)
         self.counted = 8 if is_ipv6 else 4
         self.protocol = 6 if is_ipv6 else 9
         self.length = 40 if is_ipv6 else 20
         self.hops, self.ttl = (6, 7) if is_ipv6 else (8, 8)
+        if is_ipv6:
+            self.unicast = [compare(_SOURCE, b"\xff", Cmp.NEQ)]
+        else:
+            # Not of 0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/4, 240.0.0.0/4.
+            first = ((b"\x00", Cmp.NEQ), (b"\x7f", Cmp.NEQ), (b"\xe0", Cmp.LT))
+            self.unicast = [compare(_SOURCE, value, how) for value, how in first]
 
     def hops_of(self, ttl: int) -> bytes:
         """The two bytes with this TTL."""
         return bytes((UDP, ttl) if self.version == 6 else (ttl, UDP))
 
+    def of(self, hosts: Iterable[str]) -> frozenset[bytes]:
+        """Those of this version, packed."""
+        return frozenset(ip.packed for ip in map(ip_address, hosts) if ip.version == self.version)
+
 
 _HEADERS = (_Header(4), _Header(6))
+_NEVER = ("::", "::1")
+"""Beside this host's own addresses and broadcast: what ``_Header.unicast`` does not know of."""
 
 
 class KernelReflector:
@@ -105,7 +124,9 @@ class KernelReflector:
         self._interface = interface
         self._table: Table | None = None
         self._devices: Devices | None = None
-        self._own: set[tuple[int, bytes]] = set()
+        self._keys: dict[str, frozenset[bytes]] = {
+            name: frozenset() for header in _HEADERS for name in (header.own, header.never)
+        }
         self._last: Counter[str] = Counter()
 
     async def open(self) -> None:
@@ -123,15 +144,16 @@ class KernelReflector:
         """
         if self._table is None or self._devices is None:
             return
-        wanted: set[tuple[int, bytes]] = {(ip.version, ip.packed) for ip in map(ip_address, hosts)}
+        never = frozenset.union(*own_and_broadcast(interfaces), _NEVER)
+        wanted: dict[str, frozenset[bytes]] = {}
         for header in _HEADERS:
-            gone = [packed for version, packed in self._own - wanted if version == header.version]
-            new = [packed for version, packed in wanted - self._own if version == header.version]
-            self._table.remove_keys(header.own, gone)
-            self._table.add_keys(header.own, new)
+            wanted |= {header.own: header.of(hosts), header.never: header.of(never)}
+        for name, keys in wanted.items():
+            self._table.remove_keys(name, self._keys[name] - keys)
+            self._table.add_keys(name, keys - self._keys[name])
         with contextlib.suppress(OSError):
             self._table.commit()
-            self._own = wanted
+            self._keys = wanted
         self._devices.follow(
             each
             for each in interfaces
@@ -154,15 +176,22 @@ class KernelReflector:
     def _fill(self, table: Table) -> None:
         for name in (REFUSED, LIMITED, *(f"{ANSWERED}{header.version}" for header in _HEADERS)):
             table.add_counter(name)
-        for name in ("main", "asked4", "asked6", "answer4", "answer6", "send"):
+        for name in ("main", "asked4", "asked6", "send"):
             table.add_chain(name)
         for header in _HEADERS:
-            table.add_set(header.own, header.size, MAX_ADDRESSES)
+            for name in (header.own, header.never):
+                table.add_set(name, header.size, MAX_ADDRESSES)
             table.add_set(header.sources, header.counted, self._limits.sources, timeout_s=SOURCE_TIMEOUT_S)
             table.add_map(header.fewer, 2, 2, 256)
             table.add_values(header.fewer, {header.hops_of(ttl): header.hops_of(ttl - 1) for ttl in range(2, 256)})
-            self._add_rules(table, header)
-        # Whatever carries no Ethernet header, a tunnel, is sent as it is.
+            table.add_rule("main", *self._is_ours(header), verdict(Verdict.GOTO, f"asked{header.version}"))
+            # What can be answered is decided and done in one rule; the others only say what was the matter.
+            table.add_rule(f"asked{header.version}", *self._answer(header))
+            for expressions in self._refusals(header):
+                refuse = [reference_counter(REFUSED), verdict(Verdict.DROP)]
+                table.add_rule(f"asked{header.version}", *expressions, *refuse)
+            # Too many, or too many sources.
+            table.add_rule(f"asked{header.version}", reference_counter(LIMITED), verdict(Verdict.DROP))
         table.add_rule(
             "send",
             load_meta(Meta.INPUT_TYPE, 0),
@@ -171,70 +200,77 @@ class KernelReflector:
             load_payload(Base.LINK, 6, 6, 2),
             store_payload(Base.LINK, 0, 6, 2),
             store_payload(Base.LINK, 6, 6, 0),
+            load_meta(Meta.INPUT_INDEX, 4),
+            forward(4),
         )
+        # Whatever carries no Ethernet header, a tunnel, is sent as it is.
         table.add_rule("send", load_meta(Meta.INPUT_INDEX, 0), forward(0))
 
-    def _add_rules(self, table: Table, header: _Header) -> None:
-        version = header.version
-        is_ours = [
+    def _is_ours(self, header: _Header) -> list[bytes]:
+        """It is UDP, to our port at an address that we answer for, whole, and for this machine."""
+        found = [
             load_meta(Meta.PROTOCOL, 0),
             compare(0, header.ether_type),
             load_payload(Base.NETWORK, header.protocol, 1, 0),
-            compare(0, b"\x11"),
+            compare(0, bytes((UDP,))),
             load_payload(Base.TRANSPORT, 2, 2, 0),
             compare(0, self._port),
             load_payload(Base.NETWORK, header.destination, header.size, 0),
             lookup(header.own, 0),
         ]
-        if version == 4:
-            is_ours += [load_payload(Base.NETWORK, 0, 1, 0), compare(0, b"\x45")]  # No options.
-            is_ours += [load_payload(Base.NETWORK, 6, 2, 0), bitwise(0, b"\x3f\xff"), compare(0, bytes(2))]  # Whole.
+        if header.version == 4:
+            found += [load_payload(Base.NETWORK, 0, 1, 0), compare(0, b"\x45")]  # No options.
+            found += [
+                load_payload(Base.NETWORK, 6, 2, 0),
+                bitwise(0, b"\x3f\xff"),
+                compare(0, bytes(2)),
+            ]  # Whole.
         # To this host's own MAC address (PACKET_HOST).
-        is_ours += [load_meta(Meta.PACKET_TYPE, 0), compare(0, b"\0")]
-        asked, answer = f"asked{version}", f"answer{version}"
-        table.add_rule("main", *is_ours, verdict(Verdict.GOTO, asked))
+        return [*found, load_meta(Meta.PACKET_TYPE, 0), compare(0, b"\0")]
 
-        port = load_payload(Base.TRANSPORT, 0, 2, 0)
-        refuse = [reference_counter(REFUSED), verdict(Verdict.DROP)]
-        unicast = host_order(FibAddress.UNICAST, 4)
-        table.add_rule(asked, port, compare(0, self._port), *refuse)
-        table.add_rule(asked, port, compare(0, FIRST_SAFE_PORT.to_bytes(2, "big"), Cmp.LT), *refuse)
-        table.add_rule(asked, fib_type(0, is_source=True), compare(0, unicast, Cmp.NEQ), *refuse)
-        if version == 4:
-            first = load_payload(Base.NETWORK, header.source, 1, 0)
-            table.add_rule(asked, first, compare(0, b"\xf0", Cmp.GTE), *refuse)  # Reserved: 240.0.0.0/4.
-        ttl = load_payload(Base.NETWORK, header.ttl, 1, 0)
-        table.add_rule(asked, ttl, compare(0, b"\1", Cmp.LTE), *refuse)
-        source = [load_payload(Base.NETWORK, header.source, header.counted, 0)]
-        if version == 6:
-            source.append(bitwise(0, b"\xff" * 7 + b"\0"))
-        table.add_rule(
-            asked,
-            *source,
-            update_set(header.sources, 0, limit(self._limits.per_source, self._limits.burst)),
+    def _answer(self, header: _Header) -> list[bytes]:
+        """What is safe to answer, and within the limits, is turned round."""
+        network = [load_payload(Base.NETWORK, header.source, header.counted, _NETWORK)]
+        if header.version == 6:
+            network.append(bitwise(_NETWORK, b"\xff" * 7 + b"\0"))
+        ip_checksum = (Checksum.INET, 10) if header.version == 4 else ()
+        return [
+            load_payload(Base.TRANSPORT, 0, 2, _SOURCE_PORT),
+            compare(_SOURCE_PORT, FIRST_SAFE_PORT.to_bytes(2, "big"), Cmp.GTE),
+            compare(_SOURCE_PORT, self._port, Cmp.NEQ),
+            load_payload(Base.NETWORK, header.source, header.size, _SOURCE),
+            *header.unicast,
+            lookup(header.never, _SOURCE, is_inverted=True),
+            load_payload(Base.NETWORK, header.hops, 2, _HOPS),
+            lookup(header.fewer, _HOPS, into=_HOPS),
+            *network,
+            update_set(header.sources, _NETWORK, limit(self._limits.per_source, self._limits.burst)),
             limit(self._limits.total, self._limits.total),
-            verdict(Verdict.GOTO, answer),
-        )
-        # Too many, or too many sources.
-        table.add_rule(asked, reference_counter(LIMITED), verdict(Verdict.DROP))
-
-        one, other = 0, header.size // 4
-        table.add_rule(
-            answer,
-            reference_counter(f"{ANSWERED}{version}"),
-            load_payload(Base.NETWORK, header.hops, 2, one),
-            lookup(header.fewer, one, into=one),
-            store_payload(Base.NETWORK, header.hops, 2, one, *((Checksum.INET, 10) if version == 4 else ())),
-            load_payload(Base.NETWORK, header.source, header.size, one),
-            load_payload(Base.NETWORK, header.destination, header.size, other),
-            store_payload(Base.NETWORK, header.source, header.size, other),
-            store_payload(Base.NETWORK, header.destination, header.size, one),
-            load_payload(Base.TRANSPORT, 0, 2, one),
-            load_payload(Base.TRANSPORT, 2, 2, other),
-            store_payload(Base.TRANSPORT, 0, 2, other),
-            store_payload(Base.TRANSPORT, 2, 2, one),
+            reference_counter(f"{ANSWERED}{header.version}"),
+            store_payload(Base.NETWORK, header.hops, 2, _HOPS, *ip_checksum),
+            load_payload(Base.NETWORK, header.destination, header.size, _DESTINATION),
+            store_payload(Base.NETWORK, header.source, header.size, _DESTINATION),
+            store_payload(Base.NETWORK, header.destination, header.size, _SOURCE),
+            load_payload(Base.TRANSPORT, 2, 2, _OWN_PORT),
+            store_payload(Base.TRANSPORT, 0, 2, _OWN_PORT),
+            store_payload(Base.TRANSPORT, 2, 2, _SOURCE_PORT),
             verdict(Verdict.GOTO, "send"),
-        )
+        ]
+
+    def _refusals(self, header: _Header) -> list[list[bytes]]:
+        """What is never answered, a rule each: the opposites of what :meth:`_answer` asks for."""
+        port = load_payload(Base.TRANSPORT, 0, 2, 0)
+        source = load_payload(Base.NETWORK, header.source, header.size, _SOURCE)
+        found = [
+            [port, compare(0, FIRST_SAFE_PORT.to_bytes(2, "big"), Cmp.LT)],
+            [port, compare(0, self._port)],
+            [source, lookup(header.never, _SOURCE)],
+            [load_payload(Base.NETWORK, header.ttl, 1, 0), compare(0, b"\x01", Cmp.LTE)],
+        ]
+        if header.version == 6:
+            return [*found, [source, compare(_SOURCE, b"\xff")]]
+        first = ((b"\x00", Cmp.EQ), (b"\x7f", Cmp.EQ), (b"\xe0", Cmp.GTE))
+        return [*found, *([source, compare(_SOURCE, value, how)] for value, how in first)]
 
 
 def _summed(found: Mapping[str, Counts]) -> Counter[str]:

@@ -29,7 +29,7 @@ from iceagent.net.address import ip_address, is_reserved
 from iceagent.net.host import Interface
 from relay.error_limits import ErrorLimiter
 
-__all__ = ["FIRST_SAFE_PORT", "MAX_LIMIT", "MAX_SOURCES", "ReflectLimits", "Reflection"]
+__all__ = ["FIRST_SAFE_PORT", "MAX_LIMIT", "MAX_SOURCES", "ReflectLimits", "Reflection", "own_and_broadcast"]
 
 FIRST_SAFE_PORT = 1024
 """The first port that is no system's service."""
@@ -104,15 +104,7 @@ class Reflection:
 
     def follow(self, interfaces: Iterable[Interface]) -> None:
         """These addresses are this host's own from now on, and the broadcast addresses of their networks are known."""
-        own, broadcast = set(), set()
-        for interface in interfaces:
-            for address in interface.addresses:
-                own.add(address.host)
-                # RFC 3021: a network of 31 bits has no broadcast address.
-                if ip_address(address.host).version == 4 and address.prefix_length < 31:
-                    network = ip_network((address.host, address.prefix_length), strict=False)
-                    broadcast.add(str(network.broadcast_address))
-        self._own, self._broadcast = frozenset(own), frozenset(broadcast)
+        self._own, self._broadcast = own_and_broadcast(interfaces)
 
     def admits(self, count: int, source: tuple[str, int], local_host: str, now: float) -> int:
         """How many of ``count`` datagrams, which came from ``source`` to ``local_host``, are to be answered; those that
@@ -150,6 +142,19 @@ class Reflection:
         if host == local_host or host in self._own:
             return "own address"
         return "broadcast" if host in self._broadcast else None
+
+
+def own_and_broadcast(interfaces: Iterable[Interface]) -> tuple[frozenset[str], frozenset[str]]:
+    """The addresses of this host, and the broadcast addresses of its networks."""
+    own, broadcast = set(), set()
+    for interface in interfaces:
+        for address in interface.addresses:
+            own.add(address.host)
+            # RFC 3021: a network of 31 bits has no broadcast address.
+            if ip_address(address.host).version == 4 and address.prefix_length < 31:
+                network = ip_network((address.host, address.prefix_length), strict=False)
+                broadcast.add(str(network.broadcast_address))
+    return frozenset(own), frozenset(broadcast)
 
 
 _LOOPBACK = "loopback"
