@@ -16,6 +16,7 @@ from iceagent.cli.options import FiniteFloat, output_options, parse_host, parse_
 from iceagent.cli.output import Output
 from iceagent.cli.run import run
 from iceagent.cli.serve_files import lines_of
+from iceagent.cli.text import shortened
 from iceagent.net.address import TransportAddress, parse_address
 from iceagent.net.core import Event
 from iceagent.net.local import local_host
@@ -173,9 +174,14 @@ def relay(
 
 def _pair(text: str) -> tuple[int, int]:
     left, colon, right = text.partition(":")
-    if not colon or not left.isdecimal() or not right.isdecimal():
-        raise click.UsageError(f"{text!r} is no channel: two ports are expected, as in 5000:5001")
+    if not colon or not _is_number(left) or not _is_number(right):
+        raise click.UsageError(f"{shortened(text)!r} is no channel: two ports are expected, as in 5000:5001")
     return int(left), int(right)
+
+
+def _is_number(text: str) -> bool:
+    """Of five digits at most; whether a port has it is another matter."""
+    return text.isascii() and text.isdigit() and len(text) <= 5
 
 
 def _check_ports(ports: Sequence[int], keys: Mapping[int, SideKey]) -> None:
@@ -195,7 +201,7 @@ def _keys(texts: Sequence[str], file: str | None) -> dict[int, SideKey]:
     for where, text in _each_key(texts, file):
         port, equals, key = text.partition("=")
         name, colon, password = key.partition(":")
-        if not equals or not colon or not port.isdecimal():
+        if not equals or not colon or not _is_number(port):
             raise click.UsageError(f"{where}: PORT=NAME:PASSWORD is expected")
         if int(port) in found:
             raise click.UsageError(f"{where}: port {int(port)} has a key already")
