@@ -41,7 +41,7 @@ LEARNING_S = 10.0
 """How long a side that latches to the first source waits for it: as long as a call takes to be set up."""
 
 MAX_TEXT = 508
-"""Bytes of a USERNAME: RFC 8489, 14.3, "less than 509 bytes"."""
+"""Bytes of a USERNAME: RFC 8489, 14.3, "fewer than 509 bytes"."""
 
 
 class SideName(Enum):
@@ -88,9 +88,11 @@ class SideKey:
         for name, value in (("username", self.username), ("password", self.password)):
             if not isinstance(value, str):
                 raise ValueError(f"the {name} of a side is of type {type(value).__name__}, a text is expected")
-            opaque_string(value)
-            if len(value.encode()) > MAX_TEXT:
-                raise ValueError(f"the {name} of a side has {len(value.encode())} bytes, allowed are {MAX_TEXT}")
+            # RFC 8489, 14.3: it "MUST have been processed using the OpaqueString profile".
+            processed = opaque_string(value)
+            object.__setattr__(self, name, processed)
+            if len(processed.encode()) > MAX_TEXT:
+                raise ValueError(f"the {name} of a side has {len(processed.encode())} bytes, allowed are {MAX_TEXT}")
         if ":" in self.username:
             raise ValueError("the username of a side may have no colon")
 

@@ -56,6 +56,21 @@ def test_an_authenticated_request_latches_and_is_told_its_mapped_address() -> No
     assert world.events == [SideLatched(channel=1, side=SideName.LEFT, address=ALICE, how="key")]
 
 
+def test_a_request_with_both_kinds_of_integrity_is_answered_with_sha256() -> None:
+    """RFC 8489, 9.1.3 and 9.1.4: what a client sends that does not know yet what the server has."""
+    world = World()
+    world.send(ALICE, world.request(LEFT, both=True))
+    answer = world.answer(ALICE)
+    assert answer.verify_sha256(short_term_key(LEFT.password))
+    assert not answer.has_integrity
+    assert world.channel.left.peer == ALICE
+
+
+def test_a_name_is_the_same_however_it_is_composed() -> None:
+    """RFC 8489, 14.3."""
+    assert SideKey(username="e\u0301", password="p" * 22) == SideKey(username="\u00e9", password="p" * 22)
+
+
 def test_a_request_with_sha256_is_answered_in_kind() -> None:
     world = World()
     world.send(ALICE, world.request(LEFT, sha256=True))

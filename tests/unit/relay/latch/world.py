@@ -60,7 +60,9 @@ class World:
             self.core.add_base(channel, side, base)
         return channel
 
-    def request(self, key: SideKey, *, suffix: str = "", sha256: bool = False, **extra: Any) -> bytes:
+    def request(
+        self, key: SideKey, *, suffix: str = "", sha256: bool = False, both: bool = False, **extra: Any
+    ) -> bytes:
         """A new one."""
         message = build(
             Method.BINDING,
@@ -69,7 +71,7 @@ class World:
             (USERNAME, key.username + suffix),
             *extra.get("pairs", ()),
         )
-        return message.encode(short_term_key(key.password), sha256=sha256)
+        return message.encode(short_term_key(key.password), sha256=sha256, both=both)
 
     def send(self, source: TransportAddress, data: bytes, base: TransportAddress = LEFT_BASE) -> bool:
         """Whether it is to be forwarded."""
