@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Protocol
 
 from iceagent.net.host import Host, Interface
 from iceagent.net.nft_messages import Verdict, verdict
 from iceagent.net.nftables import NetlinkHost, Table, explained
-from relay.backend import KernelUnavailable
+from relay.backend import Backend, KernelUnavailable
 
-__all__ = ["Devices", "open_table"]
+__all__ = ["Devices", "Kernel", "open_as_asked", "open_table"]
 
 # Before the rules of others at the same place, which have 0 as a rule.
 PRIORITY = -100
@@ -38,6 +39,37 @@ def open_table(host: Host, name: str, fill: Callable[[Table], None]) -> Table:
         table.close()
         raise KernelUnavailable(explained(error)) from error
     return table
+
+
+class Kernel(Protocol):
+    """A table for one of the two."""
+
+    async def open(self) -> None:
+        """Install it.
+
+        Raises:
+            KernelUnavailable: this process may not, or the kernel cannot.
+        """
+
+
+async def open_as_asked(kernel: Kernel, backend: Backend) -> str | None:
+    """Have the kernel work, as far as that is asked for.
+
+    Returns:
+        ``None`` where it does; else why not, which is empty where it was not to.
+
+    Raises:
+        KernelUnavailable: it cannot be had, and nothing else is wanted.
+    """
+    if backend == "userspace":
+        return ""
+    try:
+        await kernel.open()
+    except KernelUnavailable as error:
+        if backend == "nftables":
+            raise
+        return str(error)
+    return None
 
 
 class Devices:

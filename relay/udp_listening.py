@@ -7,10 +7,11 @@ stands for one socket on each address of the host, now and whenever the addresse
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from iceagent.net.address import TransportAddress, ip_address
+from iceagent.net.address import TransportAddress, canonical_host, ip_address
 from iceagent.net.host import (
     AddressFlag,
     DatagramReceiver,
@@ -21,8 +22,19 @@ from iceagent.net.host import (
     SocketOptions,
     Subscription,
 )
+from relay.stun_server import BROADCAST
 
-__all__ = ["Deaf", "UdpHooks", "UdpSockets", "each_address", "explained", "scope_of", "with_free_port"]
+__all__ = [
+    "Deaf",
+    "UdpHooks",
+    "UdpSockets",
+    "bound_hosts",
+    "check_interface",
+    "each_address",
+    "explained",
+    "scope_of",
+    "with_free_port",
+]
 
 _UNUSABLE = frozenset({AddressFlag.TENTATIVE, AddressFlag.DADFAILED})
 
@@ -140,6 +152,42 @@ def scope_of(interface: Interface, host: str) -> int:
     """The scope id of a socket on an address of an interface; 0 where none is needed."""
     ip = ip_address(host)
     return interface.index if ip.version == 6 and ip.is_link_local else 0
+
+
+def check_interface(interfaces: Iterable[Interface], name: str | None) -> None:
+    """See that there is an interface of this name; ``None``: any will do.
+
+    Raises:
+        OSError: there is none (ENODEV); the text says which there are.
+    """
+    names = [each.name for each in interfaces]
+    if name is not None and name not in names:
+        raise OSError(errno.ENODEV, f"there is no interface {name}; there are {', '.join(names)}", name)
+
+
+def bound_hosts(value: Any, versions: Container[int] = (4, 6)) -> tuple[str, ...]:
+    """The addresses of a setting ``bind``, canonical, each once.
+
+    Args:
+        versions: the IP versions that are to be used.
+
+    Raises:
+        ValueError: it is something else, or one of them is no address of a host, or of another IP version.
+    """
+    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+        raise ValueError(f'bind is {value!r}, several addresses are expected, as in ("192.0.2.1",)')
+    found = []
+    for each in value:
+        try:
+            host = canonical_host(each)
+        except (ValueError, AttributeError):
+            raise ValueError(f"bind: {each!r} is not an IP address") from None
+        if ip_address(host).version not in versions:
+            raise ValueError(f"bind: {host} is of an IP version that is not to be used")
+        if ip_address(host).is_multicast or host == BROADCAST:
+            raise ValueError(f"bind: {host} is a multicast or broadcast address, which belongs to no host")
+        found.append(host)
+    return tuple(dict.fromkeys(found))
 
 
 def with_free_port(host: Host, address: TransportAddress, options: SocketOptions | None = None) -> TransportAddress:

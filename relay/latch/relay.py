@@ -14,13 +14,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from random import Random, SystemRandom
 from types import TracebackType
-from typing import Any
 
-from iceagent.net.address import TransportAddress, canonical_host, ip_address
+from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.core import Datagram, Event, Transmit
 from iceagent.net.driver import Driver
 from iceagent.net.host import DatagramSocket, Host, Interface, SocketOptions, Subscription
-from relay.backend import BACKENDS, Backend, KernelUnavailable
+from relay.backend import BACKENDS, Backend
+from relay.kernel import open_as_asked
 from relay.latch.channel import (
     Channel,
     ChannelClosed,
@@ -36,7 +36,7 @@ from relay.latch.core import LatchCore
 from relay.latch.data_path import Inbox
 from relay.latch.kernel import KernelForwarder
 from relay.turn.server.checks import check_number, check_ports
-from relay.udp_listening import each_address, explained, scope_of
+from relay.udp_listening import bound_hosts, check_interface, each_address, explained, scope_of
 
 __all__ = ["DEFAULT_PORTS", "LatchRelay", "random_key"]
 
@@ -102,7 +102,7 @@ class LatchRelay:
         check_ports("ports", ports)
         self._host = host
         self._backend: Backend = backend
-        self._bind = _hosts(bind)
+        self._bind = frozenset(bound_hosts(bind))
         self._interface = interface
         self._ports = ports
         self._max_channels = max_channels
@@ -255,24 +255,13 @@ class LatchRelay:
     # --- opening and closing ----------------------------------------------------------------------------------------
 
     async def _open_kernel(self) -> None:
-        self._refused_kernel = None
-        if self._backend == "userspace":
-            return
         kernel = KernelForwarder(self._host)
-        try:
-            await kernel.open()
-        except KernelUnavailable as error:
-            if self._backend == "nftables":
-                raise
-            self._refused_kernel = str(error)
-        else:
-            self._kernel = kernel
+        refused = await open_as_asked(kernel, self._backend)
+        self._kernel = kernel if refused is None else None
+        self._refused_kernel = refused or None
 
     def _check(self, interfaces: Sequence[Interface]) -> None:
-        names = [each.name for each in interfaces]
-        if self._interface is not None and self._interface not in names:
-            text = f"there is no interface {self._interface}; there are {', '.join(names)}"
-            raise OSError(errno.ENODEV, text, self._interface)
+        check_interface(interfaces, self._interface)
         present = [address.host for _, address in each_address(interfaces)]
         for host in sorted(self._bind.difference(present)):
             ip = ip_address(host)
@@ -412,15 +401,3 @@ class LatchRelay:
     def _socket_at(self, base: TransportAddress) -> DatagramSocket | None:
         inbox = self._inboxes.get(base)
         return None if inbox is None else inbox.socket
-
-
-def _hosts(value: Any) -> frozenset[str]:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise ValueError(f'bind is {value!r}, several addresses are expected, as in ("192.0.2.1",)')
-    found = set()
-    for each in value:
-        try:
-            found.add(canonical_host(each))
-        except (ValueError, AttributeError):
-            raise ValueError(f"bind: {each!r} is not an IP address") from None
-    return frozenset(found)

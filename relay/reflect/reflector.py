@@ -14,13 +14,21 @@ from collections.abc import Callable, Iterable, Sequence
 from types import TracebackType
 from typing import Any, cast
 
-from iceagent.net.address import TransportAddress, canonical_host, ip_address
+from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.host import DatagramSocket, Host, Interface, SocketOptions, TtlSocket
-from relay.backend import BACKENDS, Backend, KernelUnavailable
+from relay.backend import BACKENDS, Backend
+from relay.kernel import open_as_asked
 from relay.reflect.kernel import KernelReflector
 from relay.reflect.rules import Reflection, ReflectLimits
-from relay.stun_server import BROADCAST
-from relay.udp_listening import UdpHooks, UdpSockets, each_address, scope_of, with_free_port
+from relay.udp_listening import (
+    UdpHooks,
+    UdpSockets,
+    bound_hosts,
+    check_interface,
+    each_address,
+    scope_of,
+    with_free_port,
+)
 
 __all__ = ["Reflector"]
 
@@ -75,7 +83,7 @@ class Reflector:
         self._versions = frozenset(version for version, is_wanted in ((4, ipv4), (6, ipv6)) if is_wanted)
         if not self._versions:
             raise ValueError("neither IPv4 nor IPv6 is to be used: nothing is left to answer at")
-        self._bind = _hosts(bind, self._versions)
+        self._bind = bound_hosts(bind, self._versions)
         self._on_change = on_change
         self._sockets = UdpSockets(host)
         self._kernel: KernelReflector | None = None
@@ -157,7 +165,7 @@ class Reflector:
 
     async def _open(self) -> None:
         interfaces = await self._host.interfaces()
-        self._check_interface(interfaces)
+        check_interface(interfaces, self._interface)
         wanted = {**self._fixed(interfaces), **self._wanted(interfaces)}
         if not wanted:
             where = "this host" if self._interface is None else f"interface {self._interface}"
@@ -167,9 +175,7 @@ class Reflector:
             address, options = next(iter(wanted.items()))
             port = with_free_port(self._host, address, options).port
         self._rules = Reflection(port, self._limits)
-        self._refused_kernel = None
-        if self._backend != "userspace":
-            await self._open_kernel(port)
+        await self._open_kernel(port)
         self._inbox = inbox = _Inbox(self._rules, self._host.now, asyncio.get_running_loop())
         hooks = UdpHooks(inbox=lambda: inbox, opened=_ignore, closed=_ignore, not_opened=self._on_not_opened)
         for address, options in self._fixed(interfaces).items():
@@ -178,20 +184,9 @@ class Reflector:
 
     async def _open_kernel(self, port: int) -> None:
         kernel = KernelReflector(self._host, port, self._limits, interface=self._interface)
-        try:
-            await kernel.open()
-        except KernelUnavailable as error:
-            if self._backend == "nftables":
-                raise
-            self._refused_kernel = str(error)
-        else:
-            self._kernel = kernel
-
-    def _check_interface(self, interfaces: Sequence[Interface]) -> None:
-        names = [each.name for each in interfaces]
-        if self._interface is not None and self._interface not in names:
-            text = f"there is no interface {self._interface}; there are {', '.join(names)}"
-            raise OSError(errno.ENODEV, text, self._interface)
+        refused = await open_as_asked(kernel, self._backend)
+        self._kernel = kernel if refused is None else None
+        self._refused_kernel = refused or None
 
     def _fixed(self, interfaces: Sequence[Interface]) -> dict[TransportAddress, SocketOptions]:
         """The sockets on addresses that were asked for."""
@@ -334,20 +329,3 @@ def _name(value: Any) -> str | None:
     if value is not None and (not isinstance(value, str) or not value):
         raise ValueError(f"interface is {value!r}, a name like eth0 is expected")
     return value
-
-
-def _hosts(value: Any, versions: frozenset[int]) -> tuple[str, ...]:
-    if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-        raise ValueError(f'bind is {value!r}, several addresses are expected, as in ("192.0.2.1",)')
-    found = []
-    for each in value:
-        try:
-            host = canonical_host(each)
-        except (ValueError, AttributeError):
-            raise ValueError(f"bind: {each!r} is not an IP address") from None
-        if ip_address(host).version not in versions:
-            raise ValueError(f"bind: {host} is of an IP version that is not to be used")
-        if ip_address(host).is_multicast or host == BROADCAST:
-            raise ValueError(f"bind: {host} is a multicast or broadcast address, which belongs to no host")
-        found.append(host)
-    return tuple(dict.fromkeys(found))
