@@ -7,20 +7,25 @@ that is not the latched peer's, or begins like a Binding request, is shown to th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import errno
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from iceagent.net.address import TransportAddress
-from iceagent.net.host import DatagramSocket
+from iceagent.net.core import Datagram, Event, Transmit
+from iceagent.net.driver import Driver
+from iceagent.net.host import DatagramSocket, Host, SocketOptions
 from iceagent.net.trains import MAX_TRAIN
 from relay.latch.channel import Channel, Side
-from relay.latch.core import BINDING_REQUEST
+from relay.latch.core import BINDING_REQUEST, LatchCore
+from relay.udp_listening import explained
 
-__all__ = ["Inbox", "Turns"]
+__all__ = ["DataPath", "Inbox", "Turns"]
 
 
 class Turns(Protocol):
-    """What an inbox asks of its relay."""
+    """What an inbox asks for."""
 
     def admits(self, inbox: Inbox, data: bytes, source: tuple[str, int]) -> bool:
         """Show it to the core; true: it is to be forwarded."""
@@ -35,11 +40,113 @@ class Turns(Protocol):
         """The network said no."""
 
 
+class DataPath:
+    """The sockets of all channels of a relay, and what pumps its core.
+
+    Args:
+        host: whose sockets.
+        core: of the relay.
+        on_event: is told every event of the core's.
+
+    Attributes:
+        driver: pumps the core.
+    """
+
+    def __init__(self, host: Host, core: LatchCore, on_event: Callable[[Event], None]) -> None:
+        self._host = host
+        self._core = core
+        self._inboxes: dict[TransportAddress, Inbox] = {}
+        self._leaving: list[Inbox] = []
+        self.driver = Driver(core, host, self._send, on_event)
+
+    # --- sockets ----------------------------------------------------------------------------------------------------
+
+    def open_socket(self, channel: Channel, side: Side, base: TransportAddress, options: SocketOptions) -> None:
+        """A side hears at this address from now on.
+
+        Raises:
+            OSError: the address cannot be had; the text says why.
+        """
+        inbox = Inbox(self, channel, side)
+        try:
+            inbox.socket = self._host.socket(base, inbox, options)
+        except OSError as error:
+            raise explained(error, "udp", base) from error
+        self._inboxes[base] = inbox
+        self._core.add_base(channel, side, base)
+
+    def close_socket(self, channel: Channel, base: TransportAddress) -> None:
+        """An address of ours has gone: whoever latched there has to do it anew."""
+        self.driver.command(self._core.remove_base, channel, base)
+        inbox = self._inboxes.pop(base, None)
+        if inbox is not None and inbox.socket is not None:
+            inbox.socket.close()
+
+    def close_sockets(self, channel: Channel) -> None:
+        """All of a channel that has ended."""
+        for base in channel.bases:
+            inbox = self._inboxes.pop(base, None)
+            if inbox is not None and inbox.socket is not None:
+                inbox.flush()
+                inbox.socket.close()
+
+    def connect(self, channel: Channel) -> None:
+        """Each socket knows its peer, and the way to the other one, as the core has it now."""
+        for side in channel.sides:
+            across = channel.other(side)
+            out = None if across.base is None else self._inboxes.get(across.base)
+            way = None
+            if out is not None and out.socket is not None and across.peer is not None:
+                way = out.socket, across.peer
+            for base in channel.bases:
+                inbox = self._inboxes.get(base)
+                if inbox is not None and inbox.side is side:
+                    inbox.flush()
+                    is_latched = base == side.base and side.peer is not None
+                    inbox.peer = side.peer if is_latched else None
+                    inbox.way = way if is_latched else None
+
+    def _send(self, transmit: Transmit) -> int:
+        inbox = self._inboxes.get(transmit.base)
+        if inbox is None or inbox.socket is None:
+            return errno.EADDRNOTAVAIL
+        return inbox.socket.send(transmit.data, transmit.destination)
+
+    # --- what an inbox asks -----------------------------------------------------------------------------------------
+
+    def admits(self, inbox: Inbox, data: bytes, source: tuple[str, int]) -> bool:
+        """Show a datagram to the core; true: it is to be forwarded."""
+        if self.driver.is_closed or inbox.socket is None:
+            return False
+        datagram = Datagram(inbox.socket.address, TransportAddress._make(source), data)
+        return self.driver.command(self._core.admits, datagram)
+
+    def leave_soon(self, inbox: Inbox) -> None:
+        """Let what waits leave when the loop comes round."""
+        if not self._leaving:
+            asyncio.get_running_loop().call_soon(self._leave)
+        self._leaving.append(inbox)
+
+    def is_used_up(self, channel: Channel) -> None:
+        """The channel may have reached a cap."""
+        if not self.driver.is_closed:
+            self.driver.command(self._core.check_caps, channel)
+
+    def refused(self, base: TransportAddress, destination: TransportAddress, errno: int) -> None:
+        """The network said no."""
+        self.driver.error(base, destination, errno)
+
+    def _leave(self) -> None:
+        leaving, self._leaving = self._leaving, []
+        for inbox in leaving:
+            inbox.flush()
+
+
 class Inbox:
     """Takes what one socket of a side receives.
 
     Args:
-        turns: the relay.
+        turns: what all of a relay share.
         channel: whose.
         side: of it.
 

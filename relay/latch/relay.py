@@ -8,7 +8,6 @@ sides have latched for; the sockets hold the ports, and hear requests and whatev
 
 from __future__ import annotations
 
-import asyncio
 import errno
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +15,8 @@ from random import Random, SystemRandom
 from types import TracebackType
 
 from iceagent.net.address import TransportAddress, ip_address
-from iceagent.net.core import Datagram, Event, Transmit
-from iceagent.net.driver import Driver
-from iceagent.net.host import DatagramSocket, Host, Interface, SocketOptions, Subscription
+from iceagent.net.core import Event
+from iceagent.net.host import Host, Interface, SocketOptions, Subscription
 from relay.backend import BACKENDS, Backend
 from relay.kernel import open_as_asked
 from relay.latch.channel import (
@@ -27,16 +25,15 @@ from relay.latch.channel import (
     ChannelIdle,
     ChannelOptions,
     ChannelStatistics,
-    Side,
     SideKey,
     SideLatched,
     SideMoved,
 )
 from relay.latch.core import LatchCore
-from relay.latch.data_path import Inbox
+from relay.latch.data_path import DataPath
 from relay.latch.kernel import KernelForwarder
 from relay.turn.server.checks import check_number, check_ports
-from relay.udp_listening import bound_hosts, check_interface, each_address, explained, scope_of
+from relay.udp_listening import bound_hosts, check_interface, each_address, scope_of
 
 __all__ = ["DEFAULT_PORTS", "LatchRelay", "random_key"]
 
@@ -110,11 +107,9 @@ class LatchRelay:
         self._kernel: KernelForwarder | None = None
         self._refused_kernel: str | None = None
         self._core = LatchCore()
-        self._driver: Driver | None = None
+        self._path: DataPath | None = None
         self._interfaces = Subscription()
         self._places: dict[str, SocketOptions] = {}
-        self._inboxes: dict[TransportAddress, Inbox] = {}
-        self._leaving: list[Inbox] = []
         self._taken: set[int] = set()
 
     @property
@@ -161,7 +156,7 @@ class LatchRelay:
                 descriptors left. EAGAIN: there are ``max_channels``; EADDRINUSE: the range of ports has no free pair.
             ValueError: a port is out of its range, or is both sides'; or only one is given; or this is closed.
         """
-        if self._driver is None:
+        if self._path is None:
             raise ValueError("the relay is not open: async with LatchRelay(…) as relay opens it")
         if len(self._core.channels) >= self._max_channels:
             raise OSError(errno.EAGAIN, f"there are {self._max_channels} channels, and no more are allowed")
@@ -178,8 +173,8 @@ class LatchRelay:
 
     def close_channel(self, channel: Channel, reason: str = "closed") -> None:
         """End a channel; idempotent."""
-        if self._driver is not None:
-            self._driver.command(self._core.close, channel, reason)
+        if self._path is not None:
+            self._path.driver.command(self._core.close, channel, reason)
 
     async def __aenter__(self) -> LatchRelay:
         """Open it; there is no channel yet.
@@ -189,14 +184,14 @@ class LatchRelay:
             KernelUnavailable: ``backend`` is ``nftables``, and the kernel cannot be had.
             ValueError: this is open already.
         """
-        if self._driver is not None:
+        if self._path is not None:
             raise ValueError("this relay is open already; another one is made by another call")
         try:
             interfaces = await self._host.interfaces()
             self._check(interfaces)
             await self._open_kernel()
             self._core = LatchCore(self._kernel)
-            self._driver = Driver(self._core, self._host, self._send, self._on_event)
+            self._path = DataPath(self._host, self._core, self._on_event)
             self._interfaces = self._host.watch_interfaces(self._follow)
             self._follow(await self._host.interfaces())
         except BaseException:
@@ -214,43 +209,13 @@ class LatchRelay:
         self._interfaces.close()
         for channel in self.channels:
             self.close_channel(channel)
-        driver, self._driver = self._driver, None
-        if driver is not None:
-            driver.close()
+        path, self._path = self._path, None
+        if path is not None:
+            path.driver.close()
         kernel, self._kernel = self._kernel, None
         if kernel is not None:
             kernel.close()
         self._places.clear()
-
-    # --- what the data path asks ------------------------------------------------------------------------------------
-
-    def admits(self, inbox: Inbox, data: bytes, source: tuple[str, int]) -> bool:
-        """Show a datagram to the core; true: it is to be forwarded."""
-        if self._driver is None or inbox.socket is None:
-            return False
-        datagram = Datagram(inbox.socket.address, TransportAddress._make(source), data)
-        return self._driver.command(self._core.admits, datagram)
-
-    def leave_soon(self, inbox: Inbox) -> None:
-        """Let what waits leave when the loop comes round."""
-        if not self._leaving:
-            asyncio.get_running_loop().call_soon(self._leave)
-        self._leaving.append(inbox)
-
-    def is_used_up(self, channel: Channel) -> None:
-        """The channel may have reached a cap."""
-        if self._driver is not None:
-            self._driver.command(self._core.check_caps, channel)
-
-    def refused(self, base: TransportAddress, destination: TransportAddress, errno: int) -> None:
-        """The network said no."""
-        if self._driver is not None:
-            self._driver.error(base, destination, errno)
-
-    def _leave(self) -> None:
-        leaving, self._leaving = self._leaving, []
-        for inbox in leaving:
-            inbox.flush()
 
     # --- opening and closing ----------------------------------------------------------------------------------------
 
@@ -290,7 +255,8 @@ class LatchRelay:
 
     def _follow(self, interfaces: Sequence[Interface]) -> None:
         """Have sockets on these addresses, and on no others."""
-        if self._driver is None:
+        path = self._path
+        if path is None:
             return
         wanted = self._wanted(interfaces)
         gone = [host for host in self._places if host not in wanted]
@@ -299,13 +265,13 @@ class LatchRelay:
         for channel in self.channels:
             for side in channel.sides:
                 for host in gone:
-                    self._close_socket(channel, TransportAddress(host, side.port))
+                    path.close_socket(channel, TransportAddress(host, side.port))
                 for host, options in new.items():
                     try:
-                        self._open_socket(channel, side, TransportAddress(host, side.port), options)
+                        path.open_socket(channel, side, TransportAddress(host, side.port), options)
                     except OSError:
                         self._core.counters["addresses not opened"] += 1
-            self._connect(channel)
+            path.connect(channel)
 
     def _open_random(self, options: ChannelOptions) -> Channel:
         low, high = self._ports
@@ -324,80 +290,32 @@ class LatchRelay:
         raise OSError(errno.EADDRINUSE, f"no two ports are free in {low}-{high}")
 
     def _open(self, ports: tuple[int, int], options: ChannelOptions) -> Channel:
-        assert self._driver is not None
-        channel = self._driver.command(self._core.open, ports, options)
+        path = self._path
+        assert path is not None
+        channel = path.driver.command(self._core.open, ports, options)
         try:
             for side in channel.sides:
                 for host, socket_options in self._places.items():
-                    self._open_socket(channel, side, TransportAddress(host, side.port), socket_options)
+                    path.open_socket(channel, side, TransportAddress(host, side.port), socket_options)
         except OSError:
             self._core.forget(channel)
-            self._close_sockets(channel)
+            path.close_sockets(channel)
             raise
         self._taken.update(ports)
         return channel
 
-    def _open_socket(self, channel: Channel, side: Side, base: TransportAddress, options: SocketOptions) -> None:
-        inbox = Inbox(self, channel, side)
-        try:
-            inbox.socket = self._host.socket(base, inbox, options)
-        except OSError as error:
-            raise explained(error, "udp", base) from error
-        self._inboxes[base] = inbox
-        self._core.add_base(channel, side, base)
-
-    def _close_socket(self, channel: Channel, base: TransportAddress) -> None:
-        """An address of ours has gone: whoever latched there has to do it anew."""
-        if self._driver is not None:
-            self._driver.command(self._core.remove_base, channel, base)
-        inbox = self._inboxes.pop(base, None)
-        if inbox is not None and inbox.socket is not None:
-            inbox.socket.close()
-
-    def _close_sockets(self, channel: Channel) -> None:
-        for base in channel.bases:
-            inbox = self._inboxes.pop(base, None)
-            if inbox is not None and inbox.socket is not None:
-                inbox.flush()
-                inbox.socket.close()
-
-    # --- what the core says -----------------------------------------------------------------------------------------
-
-    def _send(self, transmit: Transmit) -> int:
-        inbox = self._inboxes.get(transmit.base)
-        if inbox is None or inbox.socket is None:
-            return errno.EADDRNOTAVAIL
-        return inbox.socket.send(transmit.data, transmit.destination)
-
     def _on_event(self, event: Event) -> None:
+        path = self._path
+        assert path is not None
         if isinstance(event, SideLatched | SideMoved):
             channel = self._core.channels.get(event.channel)
             if channel is not None:
-                self._connect(channel)
+                path.connect(channel)
         elif isinstance(event, ChannelIdle):
-            self._connect(self._core.channels[event.statistics.channel])
+            path.connect(self._core.channels[event.statistics.channel])
         elif isinstance(event, ChannelClosed):
             channel = self._core.closed.pop(event.statistics.channel)
-            self._close_sockets(channel)
+            path.close_sockets(channel)
             self._taken.difference_update(side.port for side in channel.sides)
         if self._tell is not None:
             self._tell(event)
-
-    def _connect(self, channel: Channel) -> None:
-        """Each socket knows its peer, and the way to the other one."""
-        for side in channel.sides:
-            across = channel.other(side)
-            out = None if across.base is None else self._socket_at(across.base)
-            way = None if out is None or across.peer is None else (out, across.peer)
-            for host in self._places:
-                base = TransportAddress(host, side.port)
-                inbox = self._inboxes.get(base)
-                if inbox is not None:
-                    inbox.flush()
-                    is_latched = base == side.base and side.peer is not None
-                    inbox.peer = side.peer if is_latched else None
-                    inbox.way = way if is_latched else None
-
-    def _socket_at(self, base: TransportAddress) -> DatagramSocket | None:
-        inbox = self._inboxes.get(base)
-        return None if inbox is None else inbox.socket
