@@ -43,7 +43,7 @@ server of one process makes allocations for."""
 
 IPV4_SOURCE_BITS = 24
 IPV6_SOURCE_BITS = 56
-"""Prefix lengths of a source network: the least that is routed on its own, and what one household gets (RFC 6177)."""
+"""Prefix lengths of a source network: the least that is routed on its own, and what one household often gets."""
 
 
 class ErrorLimiter:

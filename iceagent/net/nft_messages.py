@@ -175,11 +175,11 @@ def compare(register: int, value: bytes, how: Cmp = Cmp.EQ) -> bytes:
     return named("cmp", _register(1, register), number(2, how), nested(3, attribute(DATA_VALUE, value)))
 
 
-def bitwise(register: int, mask: bytes) -> bytes:
-    """register ← register & mask."""
-    zero = attribute(DATA_VALUE, bytes(len(mask)))
+def bitwise(register: int, mask: bytes, flip: bytes | None = None) -> bytes:
+    """register ← register & mask ^ flip."""
+    value = attribute(DATA_VALUE, bytes(len(mask)) if flip is None else flip)
     parts = [_register(1, register), _register(2, register), number(3, len(mask))]
-    return named("bitwise", *parts, nested(4, attribute(DATA_VALUE, mask)), nested(5, zero))
+    return named("bitwise", *parts, nested(4, attribute(DATA_VALUE, mask)), nested(5, value))
 
 
 def lookup(set_name: str, register: int, *, into: int | None = None, is_inverted: bool = False) -> bytes:

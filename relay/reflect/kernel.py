@@ -51,9 +51,9 @@ SOURCE_TIMEOUT_S = 60
 MAX_ADDRESSES = 4_096
 UDP, UDP_HEADER = 17, 8
 
-# Which register has what: they have 4 bytes each, so an IPv6 address takes four.
-_SOURCE, _DESTINATION, _NETWORK = 0, 4, 8
-_SOURCE_PORT, _OWN_PORT, _HOPS = 10, 11, 12
+# Which register has what: they have 4 bytes each, so an IPv6 address takes four. The first nine have the new header's
+# addresses and ports, which are one run, and are written at once; see ``_Header``.
+_HOPS, _NETWORK = 12, 13
 
 
 class _Header:
@@ -71,7 +71,9 @@ class _Header:
         protocol: offset of the next header's number.
         hops: offset of TTL and protocol, or of next header and hop limit, 2 bytes; ``ttl``: of the one of them.
         length: of the header.
-        unicast: expressions, of the source in its register: it is no multicast or reserved address, nor loopback.
+        new_source, new_destination, new_ports: their registers.
+        unicast: how a host's address begins: all of this holds.
+        special: how one begins that is a multicast, loopback or reserved one: any of this does.
     """
 
     def __init__(self, version: int) -> None:
@@ -85,12 +87,14 @@ class _Header:
         self.protocol = 6 if is_ipv6 else 9
         self.length = 40 if is_ipv6 else 20
         self.hops, self.ttl = (6, 7) if is_ipv6 else (8, 8)
+        self.new_source, self.new_destination = 0, self.size // 4
+        self.new_ports = 2 * self.new_destination
         if is_ipv6:
-            self.unicast = [compare(_SOURCE, b"\xff", Cmp.NEQ)]
+            self.unicast, self.special = [(b"\xff", Cmp.NEQ)], [(b"\xff", Cmp.EQ)]
         else:
-            # Not of 0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/4, 240.0.0.0/4.
-            first = ((b"\x00", Cmp.NEQ), (b"\x7f", Cmp.NEQ), (b"\xe0", Cmp.LT))
-            self.unicast = [compare(_SOURCE, value, how) for value, how in first]
+            # 0.0.0.0/8, 127.0.0.0/8, 224.0.0.0/4, 240.0.0.0/4
+            self.unicast = [(b"\x00", Cmp.NEQ), (b"\x7f", Cmp.NEQ), (b"\xe0", Cmp.LT)]
+            self.special = [(b"\x00", Cmp.EQ), (b"\x7f", Cmp.EQ), (b"\xe0", Cmp.GTE)]
 
     def hops_of(self, ttl: int) -> bytes:
         """The two bytes with this TTL."""
@@ -230,47 +234,43 @@ class KernelReflector:
 
     def _answer(self, header: _Header) -> list[bytes]:
         """What is safe to answer, and within the limits, is turned round."""
+        source, own, ports = header.new_destination, header.new_source, header.new_ports
         network = [load_payload(Base.NETWORK, header.source, header.counted, _NETWORK)]
         if header.version == 6:
             network.append(bitwise(_NETWORK, b"\xff" * 7 + b"\0"))
         ip_checksum = (Checksum.INET, 10) if header.version == 4 else ()
         return [
-            load_payload(Base.TRANSPORT, 0, 2, _SOURCE_PORT),
-            compare(_SOURCE_PORT, FIRST_SAFE_PORT.to_bytes(2, "big"), Cmp.GTE),
-            compare(_SOURCE_PORT, self._port, Cmp.NEQ),
-            load_payload(Base.NETWORK, header.source, header.size, _SOURCE),
-            *header.unicast,
-            lookup(header.never, _SOURCE, is_inverted=True),
+            # Two bytes before the UDP header, and its source port: our own port takes the place of the former.
+            load_payload(Base.NETWORK, header.length - 2, 4, ports),
+            bitwise(ports, b"\0\0\xff\xff", self._port + b"\0\0"),
+            compare(ports, self._port + FIRST_SAFE_PORT.to_bytes(2, "big"), Cmp.GTE),
+            compare(ports, self._port + self._port, Cmp.NEQ),
+            load_payload(Base.NETWORK, header.source, header.size, source),
+            *(compare(source, value, how) for value, how in header.unicast),
+            lookup(header.never, source, is_inverted=True),
             load_payload(Base.NETWORK, header.hops, 2, _HOPS),
             lookup(header.fewer, _HOPS, into=_HOPS),
             *network,
             update_set(header.sources, _NETWORK, limit(self._limits.per_source, self._limits.burst)),
             limit(self._limits.total, self._limits.total),
             reference_counter(f"{ANSWERED}{header.version}"),
+            load_payload(Base.NETWORK, header.destination, header.size, own),
+            store_payload(Base.NETWORK, header.source, 2 * header.size + 4, own),
             store_payload(Base.NETWORK, header.hops, 2, _HOPS, *ip_checksum),
-            load_payload(Base.NETWORK, header.destination, header.size, _DESTINATION),
-            store_payload(Base.NETWORK, header.source, header.size, _DESTINATION),
-            store_payload(Base.NETWORK, header.destination, header.size, _SOURCE),
-            load_payload(Base.TRANSPORT, 2, 2, _OWN_PORT),
-            store_payload(Base.TRANSPORT, 0, 2, _OWN_PORT),
-            store_payload(Base.TRANSPORT, 2, 2, _SOURCE_PORT),
             verdict(Verdict.GOTO, "send"),
         ]
 
     def _refusals(self, header: _Header) -> list[list[bytes]]:
         """What is never answered, a rule each: the opposites of what :meth:`_answer` asks for."""
         port = load_payload(Base.TRANSPORT, 0, 2, 0)
-        source = load_payload(Base.NETWORK, header.source, header.size, _SOURCE)
-        found = [
+        source = load_payload(Base.NETWORK, header.source, header.size, 0)
+        return [
             [port, compare(0, FIRST_SAFE_PORT.to_bytes(2, "big"), Cmp.LT)],
             [port, compare(0, self._port)],
-            [source, lookup(header.never, _SOURCE)],
+            [source, lookup(header.never, 0)],
             [load_payload(Base.NETWORK, header.ttl, 1, 0), compare(0, b"\x01", Cmp.LTE)],
+            *([source, compare(0, value, how)] for value, how in header.special),
         ]
-        if header.version == 6:
-            return [*found, [source, compare(_SOURCE, b"\xff")]]
-        first = ((b"\x00", Cmp.EQ), (b"\x7f", Cmp.EQ), (b"\xe0", Cmp.GTE))
-        return [*found, *([source, compare(_SOURCE, value, how)] for value, how in first)]
 
 
 def _summed(found: Mapping[str, Counts]) -> Counter[str]:

@@ -52,7 +52,7 @@ class ReflectLimits:
 
     Attributes:
         per_source: datagrams a second to one source: an IPv4 address, or an IPv6 network of 56 bits, which is what one
-            household gets (RFC 6177). A hundred are a heartbeat every 15 seconds of 1,500 hosts behind one address.
+            household often gets. A hundred are a heartbeat every 15 seconds of 1,500 hosts behind one address.
         burst: of the same, at once after a pause; 0: as many as in five seconds.
         total: datagrams a second, and at once, to all sources together.
         sources: how many are remembered at the same time; while they are, others are not answered. One is forgotten
@@ -153,7 +153,8 @@ def own_and_broadcast(interfaces: Iterable[Interface]) -> tuple[frozenset[str], 
             # RFC 3021: a network of 31 bits has no broadcast address.
             if ip_address(address.host).version == 4 and address.prefix_length < 31:
                 network = ip_network((address.host, address.prefix_length), strict=False)
-                broadcast.add(str(network.broadcast_address))
+                # Some hosts take the network's own number for one, too.
+                broadcast |= {str(network.broadcast_address), str(network.network_address)}
     return frozenset(own), frozenset(broadcast)
 
 

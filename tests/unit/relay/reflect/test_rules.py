@@ -62,6 +62,7 @@ def reflection(**limits: int) -> Reflection:
         ("ff02::1", 5000, "multicast"),
         ("255.255.255.255", 5000, "broadcast"),
         ("93.184.216.255", 5000, "broadcast"),
+        ("93.184.216.0", 5000, "broadcast"),
         ("10.0.0.3", 5000, "broadcast"),
         ("0.0.0.0", 5000, "unspecified"),
         ("::", 5000, "unspecified"),
