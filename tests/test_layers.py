@@ -141,7 +141,7 @@ TABLE = {
     "iceagent/outgoing.py": AGENT,
     "iceagent/mirror.py": AGENT,
     "iceagent/endpoint.py": AGENT,
-    "iceagent/punch.py": AGENT,
+    "iceagent/punch/": AGENT,
     "iceagent/serving.py": AGENT,
     "iceagent/lab/errors.py": VALUE,
     "iceagent/lab/kinds.py": CORE,

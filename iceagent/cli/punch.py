@@ -8,10 +8,10 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from iceagent.cli import EXIT_DIRECT, EXIT_INTERRUPTED
+from iceagent.cli import EXIT_DIRECT
 from iceagent.cli.options import FiniteFloat, interface_filter, output_options, parse_host, seed_option
 from iceagent.cli.output import Output
-from iceagent.cli.punch_session import TIMEOUT_S, Job, parse_target
+from iceagent.cli.punch_session import TIMEOUT_S, Job, Session, parse_target, serve, wait_for_peer
 from iceagent.cli.run import run
 from iceagent.cli.text import shortened
 from iceagent.config import Config
@@ -34,7 +34,7 @@ KEEPALIVE_S = 15.0
 
 _PASTE = "-"
 _MAX_KEY = 4_096
-# RFC 8489, 14.3: "less than 509 bytes".
+# RFC 8489, 14.3: "fewer than 509 bytes".
 _MAX_USERNAME = 508
 
 _HELP = {
@@ -112,8 +112,8 @@ def punch(
     Two hosts behind NATs meet when each punches to the other's mapped address. With - in the place of HOST:PORT, ours
     is told first (--server), and the other end's is read from stdin.
 
-    Exit codes: 4 when nobody answered in time, or the path is lost at the end; 130 after Ctrl-C; after SIGTERM 0 where
-    that ends what would go on for ever (--serve, --keepalive, --stdio).
+    Exit codes: 4 when nobody answered in time, or the path is lost at the end; 130 when interrupted. SIGTERM is the
+    ordinary end of --serve, and of a path that is held (--keepalive, --stdio): 0, or 4 if it is lost then.
     """
     _check(target, is_serving, is_piping)
     if no_ipv4 and no_ipv6:
@@ -147,16 +147,12 @@ def punch(
         rng=rng,
         output=output,
     )
-    if not is_serving:
-        assert target is not None
-        main = job.meet(None if is_pasted else parse_target(target))
-    elif is_piping:
-        main = job.wait_for_peer()
-    else:
-        main = job.serve()
-    is_held = is_serving or job.options.keepalive_s is not None
-    # Where nothing else ends it, that is the ordinary way to.
-    return run(main, sigterm_code=EXIT_DIRECT if is_held else EXIT_INTERRUPTED)
+    if is_serving:
+        # Nothing else ends it: that is the ordinary way to.
+        return run(wait_for_peer(job) if is_piping else serve(job), sigterm_code=EXIT_DIRECT)
+    assert target is not None
+    session = Session(job)
+    return run(session.run(None if is_pasted else parse_target(target)), sigterm_code=session.sigterm_code)
 
 
 def _check(target: str | None, is_serving: bool, is_piping: bool) -> None:

@@ -15,7 +15,7 @@ import sys
 from contextlib import suppress
 
 from iceagent.cli.output import Output
-from iceagent.punch import Punch
+from iceagent.punch.punch import Punch
 from iceagent.rendezvous.lines import lines
 
 __all__ = ["MAX_LINE", "QUIET_S", "Pipe"]

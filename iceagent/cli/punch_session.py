@@ -1,7 +1,7 @@
 """What does ``iceagent punch`` do, once it knows what is wanted?
 
-A :class:`Job` is that; it answers whoever asks, or runs one session: ask for our address, read the other end's, meet,
-measure, hold the path or pipe lines through it, and sum up.
+A :class:`Job` is that. It is done by :func:`serve`, which answers whoever asks, or by one :class:`Session`: ask for our
+address, read the other end's, meet, measure, hold the path or pipe lines through it, and sum up.
 """
 
 from __future__ import annotations
@@ -10,11 +10,12 @@ import asyncio
 import random
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import click
 
-from iceagent.cli import EXIT_DIRECT, EXIT_NO_PATH
+from iceagent.cli import EXIT_DIRECT, EXIT_INTERRUPTED, EXIT_NO_PATH
 from iceagent.cli.options import refuse_unknown_binds
 from iceagent.cli.output import Output
 from iceagent.cli.punch_lines import Pipe
@@ -24,13 +25,16 @@ from iceagent.gather.stun_queries import MappedAddress
 from iceagent.logs import log_event
 from iceagent.nat.lifetime_report import LifetimeReport, SilenceProbed
 from iceagent.nat.punch_report import Answered, DataReceived, Lost, PunchOptions, RoundTrips
+from iceagent.nat.responding import may_send_to
 from iceagent.net.address import TransportAddress, ip_address, parse_address
 from iceagent.net.core import Event, PacketDropped
 from iceagent.net.local import local_host
-from iceagent.punch import FarEndServer, Punch, PunchFailed, measure_lifetime
+from iceagent.punch.far_end import FarEndServer
+from iceagent.punch.lifetime import measure_lifetime
+from iceagent.punch.punch import Punch, PunchFailed
 from relay.uri import ServerUri
 
-__all__ = ["TIMEOUT_S", "Job", "parse_target"]
+__all__ = ["TIMEOUT_S", "Job", "Session", "parse_target", "serve", "wait_for_peer"]
 
 TIMEOUT_S = 10.0
 """How long an answer is waited for, where nothing else is said."""
@@ -49,8 +53,8 @@ def parse_target(text: str) -> tuple[str, int]:
         click.UsageError: they are none.
     """
     host, colon, port = text.rpartition(":")
-    is_name = bool(colon) and ":" not in host and not host.startswith("[")
-    if is_name and host and port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536:
+    is_name = bool(colon and host) and ":" not in host and not host.startswith("[") and not _is_ip(host)
+    if is_name and port.isascii() and port.isdigit() and len(port) <= 5 and 0 < int(port) < 65536:
         return host, int(port)
     try:
         address = parse_address(text)
@@ -58,7 +62,17 @@ def parse_target(text: str) -> tuple[str, int]:
         raise click.UsageError(f"{error}; HOST:PORT is expected") from error
     if address.port == 0:
         raise click.UsageError(f"{text}: port 0 cannot be sent to")
+    if not may_send_to(address, frozenset()):
+        raise click.UsageError(f"{text} is no address of another host; HOST:PORT is expected")
     return address.host, address.port
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,36 +93,6 @@ class Job:
     rng: random.Random
     output: Output
 
-    async def serve(self) -> int:
-        """Answer whoever asks."""
-        await self.refuse_unknown_bind()
-        server = FarEndServer(local_host(), config=self.config, key=self.options.key, on_event=log_event, rng=self.rng)
-        is_ready = False
-        try:
-            async with server:
-                is_ready = True
-                self.output.event("punch.ready", local=server.bases)
-                await self.hold()
-        except OSError as error:
-            if is_ready:
-                raise
-            raise click.UsageError(f"{_why(error)}; choose another with --port or --bind") from error
-        finally:
-            if is_ready:
-                counters = server.core.counters
-                errors = sum(count for name, count in counters.items() if name.startswith("errors: "))
-                self.output.event("punch.stopped", requests=counters["requests"], errors=errors)
-        return EXIT_DIRECT
-
-    async def wait_for_peer(self) -> int:
-        """Be the far end of who asks first, and pipe lines."""
-        job = replace(self, options=replace(self.options, timeout_s=None))
-        return await _Session(job).run(None, is_waiting=True)
-
-    async def meet(self, target: tuple[str, int] | None) -> int:
-        """Punch; ``None``: to whom stdin says."""
-        return await _Session(self).run(target, is_waiting=False)
-
     async def refuse_unknown_bind(self) -> None:
         """Every address of 127/8 is one of this host's, whatever its interfaces say."""
         named = tuple(host for host in self.config.bind_hosts if not ip_address(host).is_loopback)
@@ -119,20 +103,83 @@ class Job:
         await asyncio.sleep(self.duration_s) if self.duration_s is not None else await asyncio.Event().wait()
 
 
-class _Session:
-    """One path, from the first packet to the summary."""
+async def serve(job: Job) -> int:
+    """Answer whoever asks; returns the exit code."""
+    await job.refuse_unknown_bind()
+
+    def tell_addresses() -> None:
+        job.output.event("punch.addresses", local=server.bases)
+
+    server = FarEndServer(
+        local_host(),
+        config=job.config,
+        key=job.options.key,
+        on_event=log_event,
+        on_change=tell_addresses,
+        rng=job.rng,
+    )
+    is_ready = False
+    try:
+        async with server:
+            is_ready = True
+            job.output.event("punch.ready", local=server.bases)
+            await job.hold()
+    except OSError as error:
+        if is_ready:
+            raise
+        raise _cannot_listen(error) from error
+    finally:
+        if is_ready:
+            counters = server.core.counters
+            errors = sum(count for name, count in counters.items() if name.startswith("errors: "))
+            job.output.event("punch.stopped", requests=counters["requests"], errors=errors)
+    return EXIT_DIRECT
+
+
+async def wait_for_peer(job: Job) -> int:
+    """Be the far end of who asks first, and pipe lines; returns the exit code."""
+    job = replace(job, options=replace(job.options, timeout_s=None))
+    return await Session(job).run(None, is_waiting=True)
+
+
+class Session:
+    """One path, from the first packet to the summary.
+
+    Args:
+        job: see there.
+    """
 
     def __init__(self, job: Job) -> None:
         self._job = job
         self._pipe = Pipe(job.output, is_data_shown=job.is_piping)
         # Where lines are piped, stdout has nothing else.
         self._output = self._pipe.results
-        self._punch = Punch(local_host(), job.options, config=job.config, on_event=self._on_event, rng=job.rng)
         self._answered: Answered | None = None
         self._losses = 0
+        self._is_held = False
 
-    async def run(self, target: tuple[str, int] | None, *, is_waiting: bool) -> int:
-        """Returns the exit code."""
+    @cached_property
+    def _punch(self) -> Punch:
+        """Belongs to the running loop, which is not there yet when a session is made."""
+        job = self._job
+        return Punch(local_host(), job.options, config=job.config, on_event=self._on_event, rng=job.rng)
+
+    def sigterm_code(self) -> int:
+        """The exit code if SIGTERM came now: the ordinary end of a path that is held, of all else an interruption."""
+        if not self._is_held:
+            return EXIT_INTERRUPTED
+        return EXIT_NO_PATH if self._punch.core.is_lost else EXIT_DIRECT
+
+    async def run(self, target: tuple[str, int] | None, *, is_waiting: bool = False) -> int:
+        """Play it.
+
+        Args:
+            target: whom to punch to; ``None``: stdin says.
+            is_waiting: nobody; who asks first is the other end.
+
+        Returns:
+            The exit code.
+        """
         await self._job.refuse_unknown_bind()
         self._pipe.start(is_needed=self._job.is_piping or (target is None and not is_waiting))
         try:
@@ -152,7 +199,10 @@ class _Session:
 
     async def _find_remotes(self, target: tuple[str, int] | None, *, is_waiting: bool) -> list[TransportAddress]:
         if is_waiting:
-            await self._punch.listen()
+            try:
+                await self._punch.listen(self._tell_addresses)
+            except OSError as error:
+                raise _cannot_listen(error) from error
             self._output.event("punch.ready", local=self._punch.bases)
             return []
         if target is not None:
@@ -162,6 +212,9 @@ class _Session:
             return remotes
         await self._tell_mapped(min(self._versions()))
         return await self._resolve(*await self._read_target())
+
+    def _tell_addresses(self) -> None:
+        self._output.event("punch.addresses", local=self._punch.bases)
 
     async def _tell_mapped(self, version: int) -> None:
         """Where servers see us; without any, where we are."""
@@ -240,6 +293,7 @@ class _Session:
     async def _go_on(self, remotes: list[TransportAddress]) -> None:
         if self._job.max_s is not None:
             await self._measure(self._punch.core.path.remote if self._punch.core.path else remotes[0])
+        self._is_held = self._job.options.keepalive_s is not None
         if self._job.is_piping:
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._job.duration_s):
@@ -316,6 +370,10 @@ class _Session:
 
 def _trips(trips: RoundTrips) -> dict[str, float | None]:
     return {"min": trips.min_s, "mean": trips.mean_s, "max": trips.max_s}
+
+
+def _cannot_listen(error: OSError) -> click.UsageError:
+    return click.UsageError(f"{_why(error)}; choose another with --port or --bind")
 
 
 def _why(error: OSError) -> str:

@@ -28,12 +28,13 @@ ECHO_S = 0.3
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
-def run(main: Coroutine[Any, Any, int], *, sigterm_code: int = EXIT_INTERRUPTED) -> int:
+def run(main: Coroutine[Any, Any, int], *, sigterm_code: int | Callable[[], int] = EXIT_INTERRUPTED) -> int:
     """Run a command to its end.
 
     Args:
         main: returns the exit code; cancelled at a signal.
-        sigterm_code: the exit code after SIGTERM; 0 where that is the ordinary way to end, as for a server.
+        sigterm_code: the exit code after SIGTERM; 0 where that is the ordinary way to end, as for a server. What
+            depends on how far the command has come is a function, which is asked when the signal comes.
 
     Returns:
         What ``main`` returned; after a signal, 130 (or ``sigterm_code``), whatever ``main`` made of its cancellation.
@@ -78,14 +79,14 @@ class Supervisor:
 
     def __init__(
         self,
-        sigterm_code: int,
+        sigterm_code: int | Callable[[], int],
         *,
         now: Callable[[], float] = time.monotonic,
         end_now: Callable[[int], None] | None = None,
     ) -> None:
         self._echo = Echo(now)
         self._end_now = _end_now if end_now is None else end_now
-        self._codes = {signal.SIGINT: EXIT_INTERRUPTED, signal.SIGTERM: sigterm_code}
+        self._sigterm_code = sigterm_code
         self._interrupted_code: int | None = None
         self._watchdog: threading.Timer | None = None
 
@@ -120,9 +121,14 @@ class Supervisor:
         if self._interrupted_code is not None:
             self._end_now(self._interrupted_code)
             return
-        self._interrupted_code = self._codes[number]
+        self._interrupted_code = self._code_after(number)
         self._watch(self._interrupted_code)
         task.cancel()
+
+    def _code_after(self, number: signal.Signals) -> int:
+        if number is not signal.SIGTERM:
+            return EXIT_INTERRUPTED
+        return self._sigterm_code if isinstance(self._sigterm_code, int) else self._sigterm_code()
 
     def _watch(self, code: int) -> None:
         """Unless it ends by itself, the process ends ``GRACE_S`` from the first call."""

@@ -22,7 +22,7 @@ from iceagent.net.host import DatagramReceiver, DatagramSocket, Host, SocketOpti
 from iceagent.priority import CANDIDATES_PER_BASE, candidate_priority, network_cost
 from relay.stun import is_stun
 
-__all__ = ["Base", "BaseListener", "foundation", "open_base", "open_socket"]
+__all__ = ["Base", "BaseListener", "foundation", "open_base", "open_socket", "socket_options"]
 
 # Ports of a range that are tried for one address before giving up; ranges are usually smaller.
 _MAX_PORT_TRIES = 1000
@@ -196,15 +196,7 @@ def open_socket(
     Raises:
         OSError: the address cannot be bound, or every port of the range is taken.
     """
-    is_loopback = ip_address(address.host).is_loopback
-    options = SocketOptions(
-        interface=config.device,
-        egress_index=0 if is_loopback else address.index,
-        mark=config.mark,
-        dscp=config.dscp,
-        receive_buffer=config.receive_buffer,
-        scope_id=address.index if ip_address(address.host).is_link_local else 0,
-    )
+    options = socket_options(address, config)
     if config.port_range is None:
         return host.socket(TransportAddress(address.host, 0), receiver, options)
     low, high = config.port_range
@@ -217,3 +209,16 @@ def open_socket(
             if error.errno != errno.EADDRINUSE:
                 raise
     raise OSError(errno.EADDRINUSE, f"every port from {low} to {high} is in use on {address.host}")
+
+
+def socket_options(address: HostAddress, config: Config) -> SocketOptions:
+    """How a socket on one of our addresses is opened, as it is configured."""
+    ip = ip_address(address.host)
+    return SocketOptions(
+        interface=config.device,
+        egress_index=0 if ip.is_loopback else address.index,
+        mark=config.mark,
+        dscp=config.dscp,
+        receive_buffer=config.receive_buffer,
+        scope_id=address.index if ip.is_link_local else 0,
+    )

@@ -21,17 +21,20 @@ either, the look says nothing. A silence runs from the last packet that X sent t
 than a round trip where packets that come in do not refresh (RFC 4787, REQ-6 leaves that open).
 
 The far end has to be on the Internet: Y is a stranger to a NAT. What does not answer RESPONSE-PORT is told apart from
-what does not answer. Pure: sockets are asked for by :class:`SocketsWanted`, and given by :meth:`LifetimeProbe.add`.
+what does not answer. DEVIATION: RFC 8489, 6.2 and 6.2.1: each request is a transaction of its own, and 500 ms and ten
+outstanding transactions are no limit; pinned by test_at_most_two_rounds_of_sockets_are_open.
+
+What is asked, and which responses count, is in ``lifetime_requests.py``. Pure: sockets are asked for by
+:class:`SocketsWanted`, and given by :meth:`LifetimeProbe.add`.
 """
 
 from __future__ import annotations
 
-from collections import Counter, OrderedDict, deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from random import Random
-from typing import Any, NamedTuple
 
-from iceagent.nat.lifetime_binding import Aim, Binding, Stage
+from iceagent.nat.lifetime_binding import Binding, Stage
 from iceagent.nat.lifetime_report import (
     LifetimeFailed,
     LifetimeMeasured,
@@ -42,22 +45,12 @@ from iceagent.nat.lifetime_report import (
     Use,
     verdict,
 )
-from iceagent.nat.responding import binding_indication, binding_request
+from iceagent.nat.lifetime_requests import Aim, Answer, Outcome, Request, Requests
 from iceagent.nat.silences import Search
 from iceagent.net.address import TransportAddress
-from iceagent.net.core import Datagram, Event, PacketDropped, Transmit
+from iceagent.net.core import Datagram, Event, Transmit
 from iceagent.net.errno_words import errno_in_words
-from relay.stun import (
-    RESPONSE_PORT,
-    XOR_MAPPED_ADDRESS,
-    Attribute,
-    BadMessage,
-    IntegrityKey,
-    Message,
-    Method,
-    is_stun,
-    parse,
-)
+from relay.stun import RESPONSE_PORT, IntegrityKey
 
 __all__ = ["LifetimeProbe"]
 
@@ -90,16 +83,8 @@ PATIENCE_S = 20.0
 MARGIN_S = 1.0
 """So much older than a dead binding is one that is kept when it is looked at."""
 
-MAX_OUTSTANDING = 1_024
-"""Requests whose responses are still taken: twice what all bindings of a round are looked at with."""
-
 OUTPUT_LIMIT = 4_096
-
-
-class _Request(NamedTuple):
-    aim: Aim
-    binding: Binding | None
-    arrives_at: TransportAddress
+"""Events that wait for the shell, which takes them after every input. The oldest go first."""
 
 
 class LifetimeProbe:
@@ -128,14 +113,10 @@ class LifetimeProbe:
         timeout_s: float = 10.0,
     ) -> None:
         self.counters: Counter[str] = Counter()
-        self._server = server
         self._asker = asker
-        self._system_rng = system_rng
-        self._key = key
         self._timeout_s = timeout_s
         self._searches = {use: Search(max_s) for use in (Use.ANSWERED, Use.UNANSWERED)}
         self._mapped: TransportAddress | None = None
-        self._complaint = ""
         self._give_up_at: float | None = None
         self._control_at: float | None = None
         self._control_sent_at = float("-inf")
@@ -147,9 +128,8 @@ class LifetimeProbe:
         self._kept: dict[Use, bool | None] = {}
         self._is_checked = False
         self._is_over = False
-        self._outstanding: OrderedDict[bytes, _Request] = OrderedDict()
-        self._transmits: deque[Transmit] = deque(maxlen=OUTPUT_LIMIT)
         self._events: deque[Event] = deque(maxlen=OUTPUT_LIMIT)
+        self._requests = Requests(server, key, system_rng, self.counters, self._events)
 
     # --- commands ----------------------------------------------------------------------------------------------------
 
@@ -177,46 +157,28 @@ class LifetimeProbe:
 
     def handle_datagram(self, datagram: Datagram, now: float) -> None:
         """A response, to where it was asked for or not."""
-        try:
-            message = parse(datagram.data) if is_stun(datagram.data) else None
-        except BadMessage:
-            message = None
-        if message is None or message.method != Method.BINDING or not (message.is_success or message.is_error):
-            self._drop(datagram, "no response")
-            return
-        request = self._outstanding.get(message.transaction_id)
-        if request is None or datagram.source != self._server:
-            self._drop(datagram, "response to no request of ours")
-        elif message.is_error:
-            self._on_error(message, request, datagram)
-        elif self._key is not None and not message.verify(self._key):
-            self._complaint = "its answer is not signed with our key"
-            self._drop(datagram, "response without our signature")
-        elif datagram.base != request.arrives_at:
-            # RFC 5780, 4.6: on port Y, "it knows that the binding has expired"; or RESPONSE-PORT was ignored.
-            self._drop(datagram, "response on another socket")
-            self._on_elsewhere(request)
-        else:
-            del self._outstanding[message.transaction_id]
-            self.counters["answers"] += 1
-            self._on_success(request, message.get(XOR_MAPPED_ADDRESS), now)
+        answer = self._requests.receive(datagram)
+        if answer is not None and answer.outcome is Outcome.SUCCESS:
+            self._on_success(answer, now)
+        elif answer is not None and not self._is_checked:
+            self._on_refusal(answer)
 
     def handle_error(self, base: TransportAddress, destination: TransportAddress, errno: int, now: float) -> None:
         """Remembered, for who asks why nothing came."""
         self.counters["network errors"] += 1
-        self._complaint = errno_in_words(errno)
+        self._requests.complaint = errno_in_words(errno)
 
     def handle_timeout(self, now: float) -> None:
         """Go on with every binding, and with what they show."""
         if self._is_over:
             return
         if self._give_up_at is not None and now >= self._give_up_at:
-            self._fail(self._complaint or "no answer")
+            self._fail(self._requests.complaint or "no answer")
             return
         if self._control_at is not None and now >= self._control_at:
             self._control(now)
         if self._mapped is not None and now - self._heard_at > PATIENCE_S:
-            why = f" ({self._complaint})" if self._complaint else ""
+            why = f" ({self._requests.complaint})" if self._requests.complaint else ""
             self._fail(f"it has not answered for {PATIENCE_S:.0f} s{why}")
             return
         for binding in self._bindings:
@@ -234,7 +196,7 @@ class LifetimeProbe:
 
     def poll_transmit(self) -> Transmit | None:
         """A request, or an indication."""
-        return self._transmits.popleft() if self._transmits else None
+        return self._requests.transmits.popleft() if self._requests.transmits else None
 
     def poll_event(self) -> Event | None:
         """One of those above, or :class:`PacketDropped`."""
@@ -267,9 +229,10 @@ class LifetimeProbe:
             assert self._mapped is not None
             # Y is to be where it was, if its own binding is short-lived; a repetition uses what this one finds out.
             self._control(now)
-            self._request(Aim.SETUP, binding, binding.base, self._asker, (RESPONSE_PORT, self._mapped.port))
+            request = Request(Aim.SETUP, binding, self._asker)
+            self._requests.ask(binding.base, request, (RESPONSE_PORT, self._mapped.port))
         else:
-            self._request(Aim.SETUP, binding, binding.base, binding.base)
+            self._requests.ask(binding.base, Request(Aim.SETUP, binding, binding.base))
 
     def _on_set_up(self, binding: Binding, mapped: TransportAddress, now: float) -> None:
         binding.heard_at = now
@@ -289,10 +252,9 @@ class LifetimeProbe:
         binding.due_at = now + self._period_s
         binding.refreshed_at = now
         if binding.use is Use.KEPT:
-            self._request(Aim.SETUP, binding, binding.base, binding.base)
+            self._requests.ask(binding.base, Request(Aim.SETUP, binding, binding.base))
         else:
-            data = binding_indication(self._new_id())
-            self._transmits.append(Transmit(binding.base, self._server, data))
+            self._requests.indicate(binding.base)
 
     def _look(self, binding: Binding, now: float) -> None:
         if binding.tries == len(TRIES_S):
@@ -301,7 +263,8 @@ class LifetimeProbe:
             return
         assert binding.mapped is not None
         self._control(now)
-        self._request(Aim.LOOK, binding, self._asker, binding.base, (RESPONSE_PORT, binding.mapped.port))
+        request = Request(Aim.LOOK, binding, binding.base)
+        self._requests.ask(self._asker, request, (RESPONSE_PORT, binding.mapped.port))
         binding.due_at = now + TRIES_S[binding.tries]
         binding.tries += 1
 
@@ -396,7 +359,7 @@ class LifetimeProbe:
                 "no answer comes to another port: it does not offer RESPONSE-PORT (RFC 5780), or something on the way "
                 "lets nothing in"
                 if is_alive is False
-                else self._complaint or "no answer"
+                else self._requests.complaint or "no answer"
             )
             return
         self._is_checked = True
@@ -419,7 +382,7 @@ class LifetimeProbe:
             self._is_over = True
             self._events.append(LifetimeFailed(reason=reason))
 
-    # --- requests and responses --------------------------------------------------------------------------------------
+    # --- the far end -------------------------------------------------------------------------------------------------
 
     def _control(self, now: float) -> None:
         """Y asks for itself: does the far end answer, and where does it see us?"""
@@ -427,34 +390,16 @@ class LifetimeProbe:
             return
         self._control_sent_at = now
         self._control_at = now + (TRIES_S[0] if self._mapped is None else ASKER_S)
-        self._request(Aim.CONTROL, None, self._asker, self._asker)
+        self._requests.ask(self._asker, Request(Aim.CONTROL, None, self._asker))
 
-    def _request(
-        self,
-        aim: Aim,
-        binding: Binding | None,
-        base: TransportAddress,
-        arrives_at: TransportAddress,
-        *pairs: tuple[Attribute[Any], Any],
-    ) -> None:
-        identity = self._new_id()
-        if len(self._outstanding) >= MAX_OUTSTANDING:
-            self._outstanding.popitem(last=False)
-        self._outstanding[identity] = _Request(aim, binding, arrives_at)
-        self._transmits.append(Transmit(base, self._server, binding_request(identity, self._key, *pairs)))
-        self.counters["sent"] += 1
-
-    def _new_id(self) -> bytes:
-        return self._system_rng.getrandbits(96).to_bytes(12, "big")
-
-    def _on_success(self, request: _Request, mapped: TransportAddress | None, now: float) -> None:
-        binding = request.binding
-        if request.aim is Aim.LOOK:
+    def _on_success(self, answer: Answer, now: float) -> None:
+        binding, mapped = answer.request.binding, answer.mapped
+        if answer.request.aim is Aim.LOOK:
             assert binding is not None
             if binding.stage is Stage.LOOK:
                 self._finish(binding, True, now)
         elif mapped is None:
-            self._complaint = "its answer has no mapped address"
+            self._requests.complaint = "its answer has no mapped address"
         elif binding is None:
             self._on_control(mapped, now)
         else:
@@ -463,25 +408,16 @@ class LifetimeProbe:
             self._clear(now)
 
     def _on_control(self, mapped: TransportAddress, now: float) -> None:
-        self._heard_at, self._complaint = now, ""
+        self._heard_at, self._requests.complaint = now, ""
         is_first = self._mapped is None
         self._mapped = mapped
         if is_first:
             self._give_up_at = None
             self._want([(Use.ANSWERED, 0.0)])
 
-    def _on_elsewhere(self, request: _Request) -> None:
-        if not self._is_checked and request.aim is not Aim.CONTROL:
+    def _on_refusal(self, answer: Answer) -> None:
+        """Before anything was measured: the far end does not do what is needed."""
+        if answer.outcome is Outcome.ELSEWHERE and answer.request.aim is not Aim.CONTROL:
             self._fail("it answers to where it was asked from: it does not know RESPONSE-PORT (RFC 5780)")
-
-    def _on_error(self, message: Message, request: _Request, datagram: Datagram) -> None:
-        words = "an error" if message.error is None else f"{message.error.code} {message.error.reason}".rstrip()
-        self._complaint = f"it answers {words}"
-        self._drop(datagram, "error response")
-        if not self._is_checked and request.aim is Aim.LOOK:
-            self._fail(f"it answers {words} to RESPONSE-PORT (RFC 5780)")
-
-    def _drop(self, datagram: Datagram, reason: str) -> None:
-        self.counters[f"dropped: {reason}"] += 1
-        size = len(datagram.data)
-        self._events.append(PacketDropped(base=datagram.base, source=datagram.source, reason=reason, size=size))
+        elif answer.outcome is Outcome.ERROR and answer.request.aim is Aim.LOOK:
+            self._fail(f"it answers {answer.words} to RESPONSE-PORT (RFC 5780)")

@@ -8,7 +8,7 @@ from enum import Enum
 from iceagent.nat.lifetime_report import Use
 from iceagent.net.address import TransportAddress
 
-__all__ = ["Aim", "Binding", "Stage"]
+__all__ = ["Binding", "Stage"]
 
 
 class Stage(Enum):
@@ -18,14 +18,6 @@ class Stage(Enum):
     WAIT = "silence, or keepalives"
     LOOK = "is it alive?"
     DONE = "looked at, or given up"
-
-
-class Aim(Enum):
-    """What a request is for."""
-
-    SETUP = "to make or keep a binding"
-    LOOK = "to see whether it is alive"
-    CONTROL = "to see whether the far end answers"
 
 
 @dataclass(slots=True, eq=False)

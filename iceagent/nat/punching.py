@@ -9,9 +9,11 @@ same (a reflector), where no key is asked for.
   it, which on some routers would spoil the port for good (``openers.py``). Requests follow ``lead_s`` later. Whoever is
   started by hand begins seconds before the other end; with a lead as long as that, nothing of ours knocks at a NAT that
   is not open yet. A request that comes in ends the lead: the other end has begun.
-- Requests leave 0, 0.1, 0.2, 0.4 and 0.8 s after the first, then every second. Each has a transaction id of its own, so
-  that every response tells a round-trip time. An ICMP error ends nothing, since the other end may not be up yet: it is
-  told as the reason when time is up.
+- Requests leave 0, 0.1, 0.2, 0.4 and 0.8 s after the first, then every second (``punch_way.py``). Each has a
+  transaction id of its own, so that every response tells a round-trip time. An ICMP error ends nothing, since the other
+  end may not be up yet: it is told as the reason when time is up. DEVIATION: RFC 8489, 6.2 and 6.2.1: retransmissions
+  after 500 ms, doubled each time, at most 7; ten outstanding transactions; "considered failed if there has been a hard
+  ICMP error"; pinned by test_an_opener_goes_first_and_requests_follow.
 - A request that comes in is answered, and asks back at once.
 
 Who counts as the other end: without a key, who answers from exactly an address that was given. With a key everything is
@@ -29,7 +31,6 @@ an answer it is lost; so it is when the other end sees us at another address. Wh
 from __future__ import annotations
 
 from collections import Counter, OrderedDict, deque
-from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple
 
@@ -44,6 +45,7 @@ from iceagent.nat.punch_report import (
     RoundTrips,
     Settled,
 )
+from iceagent.nat.punch_way import KEEPALIVE_TRIES, Way
 from iceagent.nat.responding import Responder, binding_indication, binding_request, may_send_to
 from iceagent.net.address import TransportAddress, ip_address
 from iceagent.net.core import Datagram, Event, PacketDropped, Transmit
@@ -52,20 +54,8 @@ from relay.stun import XOR_MAPPED_ADDRESS, BadMessage, Message, Method, is_stun,
 
 __all__ = ["Puncher"]
 
-EARLY_S = (0.1, 0.1, 0.2, 0.4)
-"""Between the first requests: a lost one must not cost a second."""
-
-REPEAT_S = 1.0
-"""Between all later ones: one packet a second is no load for anybody."""
-
 OPENER_S = 1.0
 """Between openers, where the lead is longer than that: one may be lost, and a NAT forgets."""
-
-KEEPALIVE_RETRY_S = 0.5
-"""Before the second request of a keepalive; the following ones are a second apart."""
-
-KEEPALIVE_TRIES = 4
-"""Requests without an answer after which a path is lost: 3.5 s after the first."""
 
 SAMPLES, SAMPLE_S = 3, 0.2
 """Requests after the first answer, for the round-trip time, and how far apart they are."""
@@ -95,26 +85,8 @@ OUTPUT_LIMIT = 1_024
 """Datagrams and events that wait for the shell, which takes them after every input. The oldest go first."""
 
 
-@dataclass(slots=True, eq=False)
-class _Way:
-    """One of our sockets, and one address of the other end."""
-
-    path: Path
-    is_learned: bool = False
-    opener_at: float | None = None
-    request_at: float | None = None
-    opened_at: float | None = None
-    sent_at: float = float("-inf")
-    asked_at: float = float("-inf")
-    """When the last opener and the last request left, and when the other end last asked from there."""
-    unanswered: int = 0
-    has_answered: bool = False
-    mapped: TransportAddress | None = None
-    complaint: str = ""
-
-
 class _Request(NamedTuple):
-    way: _Way
+    way: Way
     sent_at: float
     data: bytes
 
@@ -144,7 +116,7 @@ class Puncher:
         self._system_rng = system_rng
         self._responder = Responder(options.key, self.counters)
         self._bases: set[TransportAddress] = set()
-        self._ways: dict[Path, _Way] = {}
+        self._ways: dict[Path, Way] = {}
         self._outstanding: OrderedDict[bytes, _Request] = OrderedDict()
         self._held: deque[tuple[float, Datagram]] = deque()
         self._give_up_at: float | None = None
@@ -168,6 +140,14 @@ class Puncher:
         if self._options.timeout_s is not None and self.path is None:
             self._give_up_at = now + self._options.timeout_s
 
+    def follow(self, bases: set[TransportAddress], now: float) -> None:
+        """Our sockets are these now. What was asked from one that has gone is not asked again; a path from there is
+        lost, as its requests say.
+        """
+        self._bases = set(bases)
+        for path in [path for path in self._ways if path.base not in bases and path != self.path]:
+            del self._ways[path]
+
     def punch(self, base: TransportAddress, remote: TransportAddress, now: float) -> None:
         """Send from ``base`` until an answer comes from ``remote``; one that is known already is left as it is.
 
@@ -181,7 +161,7 @@ class Puncher:
             return
         if len(self._ways) >= MAX_WAYS:
             raise ValueError(f"more than {MAX_WAYS} addresses to punch to")
-        way = self._ways[path] = _Way(path)
+        way = self._ways[path] = Way(path)
         lead_s = self._options.lead_s
         if ip_address(remote.host).is_loopback:
             # There is no router between us.
@@ -256,12 +236,12 @@ class Puncher:
 
     # --- what we send ------------------------------------------------------------------------------------------------
 
-    def _send_opener(self, way: _Way, now: float) -> None:
+    def _send_opener(self, way: Way, now: float) -> None:
         way.opened_at = now
         data = binding_indication(self._new_id())
         self._transmits.append(Transmit(way.path.base, way.path.remote, data, FIRST_TTL))
 
-    def _request_due(self, way: _Way, now: float) -> None:
+    def _request_due(self, way: Way, now: float) -> None:
         if way.path == self.path and way.unanswered >= KEEPALIVE_TRIES and not self.is_lost:
             self.is_lost = True
             reason = way.complaint or f"{way.unanswered} requests without an answer"
@@ -272,7 +252,7 @@ class Puncher:
             return
         self._send_request(way, now)
 
-    def _send_request(self, way: _Way, now: float) -> None:
+    def _send_request(self, way: Way, now: float) -> None:
         identity = self._new_id()
         data = binding_request(identity, self._key, username=self._options.username)
         if len(self._outstanding) >= MAX_OUTSTANDING:
@@ -280,14 +260,7 @@ class Puncher:
         self._outstanding[identity] = _Request(way, now, data)
         self._transmits.append(Transmit(way.path.base, way.path.remote, data))
         self.counters["sent"] += 1
-        way.opener_at = None
-        way.sent_at = now
-        way.unanswered += 1
-        if way.path == self.path:
-            gap_s = KEEPALIVE_RETRY_S if way.unanswered == 1 else REPEAT_S
-        else:
-            gap_s = EARLY_S[way.unanswered - 1] if way.unanswered <= len(EARLY_S) else REPEAT_S
-        way.request_at = now + gap_s
+        way.note_request(now, is_path=way.path == self.path)
 
     def _new_id(self) -> bytes:
         return self._system_rng.getrandbits(96).to_bytes(12, "big")
@@ -332,15 +305,15 @@ class Puncher:
         """Where nothing is signed, the first one who was met stays the other end."""
         return self._key is not None or self.path is None
 
-    def _learn(self, path: Path) -> _Way:
+    def _learn(self, path: Path) -> Way:
         """One more address; the oldest one that is neither the path nor was given makes room."""
         learned = [way for way in self._ways.values() if way.is_learned and way.path != self.path]
         if len(learned) >= MAX_LEARNED:
             del self._ways[learned[0].path]
-        way = self._ways[path] = _Way(path, is_learned=True)
+        way = self._ways[path] = Way(path, is_learned=True)
         return way
 
-    def _ask_back(self, way: _Way, now: float) -> None:
+    def _ask_back(self, way: Way, now: float) -> None:
         """Who asks is up, and our NAT has let it in. It has to show that it hears us, too, unless it just did."""
         way.asked_at = now
         if self._settle_at is not None:
@@ -365,18 +338,21 @@ class Puncher:
             self._drop(datagram, "response without our signature")
         elif message.unknown_required:
             self._drop(datagram, "response that is not understood")
+        elif (mapped := message.get(XOR_MAPPED_ADDRESS)) is None:
+            # RFC 8489, 6.3.3: "the client checks that the XOR-MAPPED-ADDRESS attribute is present".
+            way.complaint = "its answer has no mapped address"
+            self._drop(datagram, "response without our address")
         else:
             del self._outstanding[message.transaction_id]
-            self._on_answer(request, message.get(XOR_MAPPED_ADDRESS), now)
+            self._on_answer(request, mapped, now)
 
     def _on_answer(self, request: _Request, mapped: TransportAddress | None, now: float) -> None:
         way, rtt_s = request.way, now - request.sent_at
         if self._has_failed or self._ways.get(way.path) is not way:
             return
         self.counters["answers"] += 1
-        old, way.mapped = way.mapped, mapped
-        way.unanswered, way.has_answered, way.complaint = 0, True, ""
-        way.opener_at = way.request_at = None
+        old = way.mapped
+        way.note_answer(mapped)
         if self._is_better(way):
             self._take(way, rtt_s, now)
         elif way.path == self.path:
@@ -389,14 +365,14 @@ class Puncher:
         if self._is_met(way):
             self._release(way.path)
 
-    def _is_better(self, way: _Way) -> bool:
+    def _is_better(self, way: Way) -> bool:
         """Whether data is to go to an address that has just answered."""
         if self.path is None or way.path == self.path:
             return self.path is None or self.is_lost
         # The other end asks from there now.
         return way.is_learned and (self.is_lost or way.asked_at > self._ways[self.path].asked_at)
 
-    def _take(self, way: _Way, rtt_s: float, now: float) -> None:
+    def _take(self, way: Way, rtt_s: float, now: float) -> None:
         if self.path is None:
             self._settle_at, self._settle_by = now + max(SETTLE_S, 2 * rtt_s), now + MAX_LINGER_S
             if way.asked_at > float("-inf"):
@@ -405,10 +381,10 @@ class Puncher:
         self.round_trips.add(rtt_s)
         for other in self._ways.values():
             if other is not way:
-                other.opener_at = other.request_at = None
+                other.rest()
         self._events.append(Answered(path=way.path, mapped=way.mapped, rtt_s=rtt_s))
 
-    def _schedule_next(self, way: _Way, now: float) -> None:
+    def _schedule_next(self, way: Way, now: float) -> None:
         if self._samples > 0:
             self._samples -= 1
             way.request_at = now + SAMPLE_S
@@ -426,7 +402,7 @@ class Puncher:
         else:
             self._drop(datagram, "data from an address that was not met")
 
-    def _is_met(self, way: _Way) -> bool:
+    def _is_met(self, way: Way) -> bool:
         """Whether it has answered; of those who ask unsigned, the first one."""
         is_known = self._key is not None or not way.is_learned
         return way.has_answered and (is_known or way.path == self.path)

@@ -1,14 +1,17 @@
 """Who is answered on a socket that punches, or is punched to, and with what?
 
-A Binding request gets a success response with XOR-MAPPED-ADDRESS (RFC 8489, 12), to exactly the address that it came
-from. With a key both are signed (short-term credentials, RFC 8489, 9.1): a request without a signature is refused with
-400, one with another signature with 401 (9.1.3), so that who mistyped the key is told. Errors are limited per source
-network (``relay/error_limits.py``); nothing that leaves is much longer than what came.
+A Binding request gets a success response with XOR-MAPPED-ADDRESS (RFC 8489, 6.3.1.1), to exactly the address that it
+came from. With a key both are signed (short-term credentials, RFC 8489, 9.1.3), the response by the algorithm of the
+request: one without a signature is refused with 400, one with another signature with 401, so that who mistyped the key
+is told. Any USERNAME is valid; the key alone decides. Errors are limited per source network
+(``relay/error_limits.py``); nothing that leaves is much longer than what came.
 
 A far end may offer RESPONSE-PORT (RFC 5780, 7.5): the response goes to another port of the same address, for those who
-measure how long a binding lives (``lifetime.py``). It has one address only, and is no server of RFC 5780 otherwise.
-DEVIATION: RFC 5780, 6.1, "The server MUST include both MAPPED-ADDRESS and XOR-MAPPED-ADDRESS in its Response";
-pinned by test_the_answer_to_another_port_is_as_short_as_any.
+measure how long a binding lives (``lifetime.py``). It has one address only, and is no server of RFC 5780 otherwise:
+CHANGE-REQUEST and PADDING are answered with 420. DEVIATION: RFC 5780, 6.1, "The server MUST include both MAPPED-ADDRESS
+and XOR-MAPPED-ADDRESS in its Response", and "MUST add a RESPONSE-ORIGIN attribute"; pinned by
+test_the_answer_to_another_port_is_as_short_as_any. DEVIATION: RFC 8489, 6.1, "it SHOULD add a SOFTWARE attribute to the
+request"; pinned by test_twenty_bytes_get_thirty_two_and_signed_ones_fewer_than_they_are_times_two.
 
 :class:`Responder` answers one request; :class:`FarEnd` is a core that does nothing else. Pure.
 """
@@ -30,6 +33,7 @@ from relay.stun import (
     XOR_MAPPED_ADDRESS,
     Attribute,
     BadMessage,
+    ErrorCode,
     IntegrityKey,
     Message,
     MessageClass,
@@ -42,7 +46,7 @@ from relay.stun import (
 __all__ = ["USER", "FarEnd", "Reply", "Responder", "binding_request", "may_send_to"]
 
 USER = "punch"
-"""USERNAME of signed requests: the short-term mechanism asks for one (RFC 8489, 9.1.2). Here the key alone decides."""
+"""USERNAME of signed requests: the short-term mechanism asks for one (RFC 8489, 9.1.2)."""
 
 OUTPUT_LIMIT = 256
 """Responses that wait for the shell, and events; it takes them after every input. The oldest go first."""
@@ -55,6 +59,9 @@ def binding_request(
     transaction_id: bytes, key: IntegrityKey | None, *pairs: tuple[Attribute[Any], Any], username: str = USER
 ) -> bytes:
     """A Binding request with FINGERPRINT: it shares its socket with data (RFC 8489, 7).
+
+    A signed one has MESSAGE-INTEGRITY alone, as in ICE: both ends know of that as they know of the key (9.1.2, "unless
+    the agent knows from an external mechanism which message integrity algorithm is supported by both agents").
 
     Args:
         transaction_id: 12 bytes, from a cryptographic source.
@@ -109,21 +116,34 @@ class Responder:
     def answer(self, request: Message, datagram: Datagram, now: float) -> Reply | None:
         """The reply to a Binding request whose source :func:`may_send_to`; ``None``: too many errors."""
         # RFC 8489, 6.3: authentication comes first. Who has no key is told nothing else.
-        is_signed = request.has_integrity and request.get(USERNAME) is not None
-        if self._key is not None and not (is_signed and request.verify(self._key)):
-            code, reason = (401, "Unauthenticated") if is_signed else (400, "Bad Request")
-            return self._refuse(request, datagram, now, code, reason)
+        if self._key is not None and not self._is_authentic(request, self._key):
+            is_signed = request.has_integrity or request.has_integrity_sha256
+            is_complete = is_signed and request.get(USERNAME) is not None
+            error = ErrorCode(401, "Unauthenticated") if is_complete else ErrorCode(400, "Bad Request")
+            return self._refuse(request, datagram, now, error, is_authentic=False)
         unknown = self._not_understood(request)
         if unknown:
-            return self._refuse(request, datagram, now, 420, "Unknown Attribute", (UNKNOWN_ATTRIBUTES, unknown))
+            error = ErrorCode(420, "Unknown Attribute")
+            return self._refuse(request, datagram, now, error, (UNKNOWN_ATTRIBUTES, unknown))
         port = request.get(RESPONSE_PORT)
         destination = datagram.source if port is None else TransportAddress(datagram.source.host, port)
         if not may_send_to(destination, frozenset()):
-            return self._refuse(request, datagram, now, 400, "Bad Request")
+            return self._refuse(request, datagram, now, ErrorCode(400, "Bad Request"))
         self._counters["requests"] += 1
-        response = request.success((XOR_MAPPED_ADDRESS, datagram.source))
-        data = response.encode(self._key, fingerprint=request.has_fingerprint)
+        data = self._encode(request, request.success((XOR_MAPPED_ADDRESS, datagram.source)))
         return Reply(Transmit(datagram.base, destination, data), is_success=True)
+
+    def _is_authentic(self, request: Message, key: IntegrityKey) -> bool:
+        """RFC 8489, 9.1.3: where MESSAGE-INTEGRITY-SHA256 is present, it alone counts."""
+        if request.get(USERNAME) is None:
+            return False
+        return request.verify_sha256(key) if request.has_integrity_sha256 else request.verify(key)
+
+    def _encode(self, request: Message, response: Message, *, is_signed: bool = True) -> bytes:
+        """RFC 8489, 9.1.3: "only one of these attributes can appear in a response"."""
+        key = self._key if is_signed else None
+        is_sha256 = key is not None and request.has_integrity_sha256
+        return response.encode(key, sha256=is_sha256, fingerprint=request.has_fingerprint)
 
     def _not_understood(self, request: Message) -> tuple[int, ...]:
         """Codes for a 420: RFC 5780, 6.1, "does not have an alternate address and port"."""
@@ -136,15 +156,16 @@ class Responder:
         request: Message,
         datagram: Datagram,
         now: float,
-        code: int,
-        reason: str,
+        error: ErrorCode,
         *pairs: tuple[Attribute[Any], Any],
+        is_authentic: bool = True,
     ) -> Reply | None:
         if not self._limiter.admits(datagram.source.host, now):
             return None
-        self._counters[f"errors: {code}"] += 1
-        response = request.error_response(code, reason, *pairs)
-        data = response.encode(fingerprint=request.has_fingerprint)
+        self._counters[f"errors: {error.code}"] += 1
+        response = request.error_response(error.code, error.reason, *pairs)
+        # RFC 8489, 9.1.3: "If any of the checks fail, a server MUST NOT include" a signature, else it MUST.
+        data = self._encode(request, response, is_signed=is_authentic)
         return Reply(Transmit(datagram.base, datagram.source, data), is_success=False)
 
 

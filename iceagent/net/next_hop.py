@@ -50,9 +50,14 @@ class Routes:
         self._socket = sock
         self._sequence = itertools.count(1)
 
-    def next_hop(self, source: str, destination: str) -> NextHop | None:
+    def next_hop(self, source: str, destination: str, device: int = 0) -> NextHop | None:
         """Where a packet with these addresses leaves; ``None``: nowhere, or it stays on this machine, or its router is
         of the other IP version.
+
+        Args:
+            source: its own; not link-local, since nothing here says on which link.
+            destination: likewise.
+            device: index of the one that it has to leave through; 0: any.
 
         Raises:
             OSError: the kernel did not answer.
@@ -62,6 +67,8 @@ class Routes:
         bits = to.max_prefixlen
         body = RTMSG.pack(family, bits, bits, 0, 0, 0, 0, 0, 0)
         body += attribute(RTA_DST, to.packed) + attribute(RTA_SRC, sender.packed)
+        if device:
+            body += attribute(RTA_OIF, struct.pack("=I", device))
         sequence = next(self._sequence)
         self._socket.send(NLMSGHDR.pack(NLMSGHDR.size + len(body), RTM_GETROUTE, NLM_F_REQUEST, sequence, 0) + body)
         while True:

@@ -13,9 +13,10 @@ retransmission: it is answered, and moves nothing either.
 A side without a key (``first_source``) is locked to the first source that sends while the channel is being learnt; when
 others send too, that is told, for nobody can say which of them was meant.
 
-What looks like STUN and is not about this is data: a Binding request whose USERNAME is not the side's, a response, an
-indication, any other method. So two ICE agents can run their checks through a channel. DEVIATION: RFC 8489, 9.1.3
-would have the first one refused; pinned by test_stun_of_others_is_data_of_the_latched_peer.
+What looks like STUN and is not about this is data: a Binding request whose USERNAME is not the side's, or that is
+longer than :data:`MAX_REQUEST`, a response, an indication, any other method. So two ICE agents can run their checks
+through a channel. DEVIATION: RFC 8489, 9.1.3 would have the first one refused; pinned by
+test_stun_of_others_is_data_of_the_latched_peer.
 
 :class:`LatchCore` is all channels of a relay, a core (``iceagent/net/core.py``); data does not pass through it, and the
 shell (``relay.py``) counts. Pure.
@@ -48,6 +49,10 @@ __all__ = ["BINDING_REQUEST", "LatchCore", "Offload"]
 
 BINDING_REQUEST = b"\x00\x01"
 """How a Binding request begins."""
+
+MAX_REQUEST = 1_500
+"""Bytes of one; RFC 8489, 6.1 keeps STUN below the path's MTU. What is longer is not even looked at: 65 kB of
+attributes are 17 ms of nothing else."""
 
 SEEN_LIMIT = 1_024
 """Of a side; of several with one key, so many times their number."""
@@ -377,8 +382,8 @@ class LatchCore:
 
 
 def _request(data: bytes) -> Message | None:
-    """A Binding request; ``None``: anything else, malformed ones too."""
-    if data[:2] != BINDING_REQUEST or not is_stun(data):
+    """A Binding request; ``None``: anything else, malformed ones too, and those that are too long."""
+    if data[:2] != BINDING_REQUEST or len(data) > MAX_REQUEST or not is_stun(data):
         return None
     try:
         message = parse(data)

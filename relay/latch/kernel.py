@@ -6,7 +6,9 @@ decremented, and is gone, before connection tracking and routing; so no sysctl i
 and no rule.
 
 What goes up to the relay's sockets: STUN Binding requests, so that a side can latch; fragments; packets with IP options
-or extension headers; what is longer than the smallest MTU here; and whatever is not in the map.
+or extension headers, or with a VLAN tag, which would leave with it (the VLAN's own device sees them without one); what
+is longer than the smallest MTU here; and whatever is not in the map. Link-local addresses are not in it: which link
+they are on is known to the sockets alone.
 
 A next hop is what the routes say when a flow is added, and again whenever interfaces or default routes change, and
 every :data:`ROUTES_AGAIN_S`.
@@ -55,7 +57,12 @@ ROUTES_AGAIN_S = 30.0
 
 BINDING_REQUEST = b"\x00\x01"
 MAGIC_COOKIE = b"\x21\x12\xa4\x42"
+VLAN_TAGS = (b"\x81\x00", b"\x88\xa8")
+"""EtherTypes of IEEE 802.1Q and 802.1ad."""
 UDP_HEADER = 8
+
+GONE = 0x7FFFFFFF
+"""Index that no interface has."""
 
 
 class _Version:
@@ -99,14 +106,19 @@ class KernelForwarder:
 
     Args:
         host: where; one without a kernel of its own (a host in memory) has none.
+        interface: come in and go out through this one only.
         on_change: called when flows may have moved to the sockets, or back, because interfaces or routes changed.
 
     Attributes:
         flows: how many are forwarded in the kernel.
     """
 
-    def __init__(self, host: Host, *, on_change: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, host: Host, *, interface: str | None = None, on_change: Callable[[], None] | None = None
+    ) -> None:
         self._host = host
+        self._interface = interface
+        self._egress = 0  # Its index; 0: whichever the routes say.
         self._on_change = on_change
         self._table: Table | None = None
         self._routes: Routes | None = None
@@ -178,6 +190,7 @@ class KernelForwarder:
         table, self._table = self._table, None
         if table is not None:
             table.close()
+        self._flows.clear()
         routes, self._routes = self._routes, None
         if routes is not None:
             routes.close()
@@ -204,8 +217,10 @@ class KernelForwarder:
         version = _VERSIONS[flow.source.version]
         if flow.destination.version != version.version or self._routes is None:
             return None
+        if any(ip_address(address.host).is_link_local for address in flow):
+            return None
         try:
-            hop = self._routes.next_hop(flow.leaves_from.host, flow.destination.host)
+            hop = self._routes.next_hop(flow.leaves_from.host, flow.destination.host, self._egress)
         except OSError:
             return None
         if hop is None or len(hop.neighbour) != version.size:
@@ -213,13 +228,17 @@ class KernelForwarder:
         return version.value(flow, hop.device, hop.neighbour)
 
     def _write(self, old: Sequence[Flow], new: Sequence[Flow]) -> None:
-        """Take old ones out and put new ones in; at once, or, where the kernel refuses that, each by itself."""
-        if not self._attempt(old, new):
-            for flow in old:
-                self._attempt([flow], ())
-            for flow in new:
-                if not self._attempt((), [flow]):
-                    self._values[flow] = None
+        """Take old ones out and put new ones in; at once, or, where the kernel refuses that, each by itself. One that
+        stayed would go on to somebody who is not latched any more: rather than that, all of them end.
+        """
+        if self._attempt(old, new):
+            return
+        if not all(self._attempt([flow], ()) for flow in old):
+            self.close()
+            return
+        for flow in new:
+            if not self._attempt((), [flow]):
+                self._values[flow] = None
 
     def _attempt(self, old: Sequence[Flow], new: Sequence[Flow]) -> bool:
         assert self._table is not None
@@ -246,14 +265,17 @@ class KernelForwarder:
         """Interfaces have changed."""
         if self._table is None or self._devices is None:
             return
-        outer = [each for each in interfaces if each.kind is not InterfaceKind.LOOPBACK]
-        self._devices.follow(outer)
-        mtu = min((each.mtu for each in outer if each.is_up), default=1280)
-        if mtu != self._mtu:
-            self._mtu = mtu
-            for version in _VERSIONS.values():
-                self._limit_length(self._table, version)
-            self._table.commit()
+        outer = [
+            each
+            for each in interfaces
+            if each.kind is not InterfaceKind.LOOPBACK and self._interface in (None, each.name)
+        ]
+        if self._interface is not None:
+            # One that has gone leads nowhere; the number of none does neither.
+            self._egress = next((each.index for each in outer), GONE)
+        self._limit_lengths(min((each.mtu for each in outer if each.is_up), default=1280))
+        # Nothing is forwarded before its length is looked at.
+        self._devices.follow(() if self._mtu is None else outer)
         self._resolve()
 
     def _resolve(self) -> None:
@@ -303,6 +325,8 @@ class KernelForwarder:
             compare(0, MAGIC_COOKIE),
             verdict(Verdict.ACCEPT),
         )
+        for tag in VLAN_TAGS:
+            table.add_rule(udp, load_payload(Base.LINK, 12, 2, 0), compare(0, tag), verdict(Verdict.ACCEPT))
         table.add_rule(udp, verdict(Verdict.JUMP, f"length{version.version}"))
         # A UDP checksum of 0, which IPv4 allows, means that there is none, and stays 0.
         has_checksum = [load_payload(Base.TRANSPORT, 6, 2, 0), compare(0, bytes(2), Cmp.NEQ)]
@@ -310,11 +334,22 @@ class KernelForwarder:
         if version.version == 4:
             table.add_rule(udp, *_send(version, Checksum.NONE))
 
-    def _limit_length(self, table: Table, version: _Version) -> None:
+    def _limit_lengths(self, mtu: int) -> None:
+        assert self._table is not None
+        if mtu == self._mtu:
+            return
+        for version in _VERSIONS.values():
+            self._limit_length(self._table, version, mtu)
+        try:
+            self._table.commit()
+        except OSError:
+            return  # At the next change again.
+        self._mtu = mtu
+
+    def _limit_length(self, table: Table, version: _Version, mtu: int) -> None:
         name = f"length{version.version}"
         table.remove_rules(name)
-        assert self._mtu is not None
-        longest = min(self._mtu, 65_535) - version.uncounted
+        longest = max(0, min(mtu, 65_535) - version.uncounted)
         length = load_payload(Base.NETWORK, version.length, 2, 0)
         too_long = compare(0, longest.to_bytes(2, "big"), Cmp.GT)
         table.add_rule(name, length, too_long, verdict(Verdict.ACCEPT))

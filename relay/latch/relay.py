@@ -220,7 +220,7 @@ class LatchRelay:
     # --- opening and closing ----------------------------------------------------------------------------------------
 
     async def _open_kernel(self) -> None:
-        kernel = KernelForwarder(self._host)
+        kernel = KernelForwarder(self._host, interface=self._interface)
         refused = await open_as_asked(kernel, self._backend)
         self._kernel = kernel if refused is None else None
         self._refused_kernel = refused or None

@@ -13,6 +13,7 @@ headers, what came to loopback. A train of datagrams that a device has put toget
 from __future__ import annotations
 
 import contextlib
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -45,8 +46,6 @@ __all__ = ["KernelReflector"]
 
 # The counters of the table.
 ANSWERED, REFUSED, LIMITED = "answered", "refused", "limited"
-# How long a source is remembered that sends no more.
-SOURCE_TIMEOUT_S = 60
 # Addresses of this host, and of broadcast.
 MAX_ADDRESSES = 4_096
 UDP, UDP_HEADER = 17, 8
@@ -178,6 +177,9 @@ class KernelReflector:
             table.close()
 
     def _fill(self, table: Table) -> None:
+        # Silent for so long, a source has its burst whole again, and need not be remembered: while the set is full,
+        # nobody else is answered, and whoever forges sources can fill it.
+        timeout_s = math.ceil(self._limits.burst / self._limits.per_source)
         for name in (REFUSED, LIMITED, *(f"{ANSWERED}{header.version}" for header in _HEADERS)):
             table.add_counter(name)
         for name in ("main", "asked4", "asked6", "send"):
@@ -185,7 +187,7 @@ class KernelReflector:
         for header in _HEADERS:
             for name in (header.own, header.never):
                 table.add_set(name, header.size, MAX_ADDRESSES)
-            table.add_set(header.sources, header.counted, self._limits.sources, timeout_s=SOURCE_TIMEOUT_S)
+            table.add_set(header.sources, header.counted, self._limits.sources, timeout_s=timeout_s)
             table.add_map(header.fewer, 2, 2, 256)
             table.add_values(header.fewer, {header.hops_of(ttl): header.hops_of(ttl - 1) for ttl in range(2, 256)})
             table.add_rule("main", *self._is_ours(header), verdict(Verdict.GOTO, f"asked{header.version}"))

@@ -19,7 +19,7 @@ from iceagent.net.host import DatagramSocket, Host, Interface, SocketOptions, Tt
 from relay.backend import BACKENDS, Backend
 from relay.kernel import open_as_asked
 from relay.reflect.kernel import KernelReflector
-from relay.reflect.rules import Reflection, ReflectLimits
+from relay.reflect.rules import Reflection, ReflectLimits, own_and_broadcast
 from relay.udp_listening import (
     UdpHooks,
     UdpSockets,
@@ -166,6 +166,7 @@ class Reflector:
     async def _open(self) -> None:
         interfaces = await self._host.interfaces()
         check_interface(interfaces, self._interface)
+        self._check_bind(interfaces)
         wanted = {**self._fixed(interfaces), **self._wanted(interfaces)}
         if not wanted:
             where = "this host" if self._interface is None else f"interface {self._interface}"
@@ -181,6 +182,13 @@ class Reflector:
         for address, options in self._fixed(interfaces).items():
             self._sockets.open(address, hooks, options)
         await self._sockets.follow(self._wanted, hooks, self._on_followed)
+
+    def _check_bind(self, interfaces: Sequence[Interface]) -> None:
+        """Linux would bind to a broadcast address; but one datagram to it, and every reflector there answers."""
+        own, broadcast = own_and_broadcast(interfaces)
+        for host in self._bind:
+            if host in broadcast - own:
+                raise OSError(errno.EADDRNOTAVAIL, f"bind: {host} is a broadcast address, which belongs to no host")
 
     async def _open_kernel(self, port: int) -> None:
         kernel = KernelReflector(self._host, port, self._limits, interface=self._interface)

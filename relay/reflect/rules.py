@@ -56,7 +56,7 @@ class ReflectLimits:
         burst: of the same, at once after a pause; 0: as many as in five seconds.
         total: datagrams a second, and at once, to all sources together.
         sources: how many are remembered at the same time; while they are, others are not answered. One is forgotten
-            when it was silent for as long as its burst takes to be whole again (in the kernel, a minute).
+            when it was silent for as long as its burst takes to be whole again.
 
     Raises:
         ValueError: a number is out of its range, 1 … 1,000,000,000 (``sources``: 1,048,576), or of another type.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import select
 import signal
@@ -180,16 +181,24 @@ def test_a_source_has_its_limit_and_all_together_have_theirs(lab: Lab, server: M
         assert counters()["answered"] in (7, 8)  # A second may have begun.
 
 
-def test_more_sources_than_are_remembered_get_nothing(lab: Lab, server: Machine) -> None:
+def test_more_sources_than_are_remembered_get_nothing_until_some_are_forgotten(lab: Lab, server: Machine) -> None:
+    """Whoever forges sources does not lock others out for longer than a burst takes to be whole again: a second."""
     client = lab.machine()
     limits = ReflectLimits(per_source=10, burst=10, total=1000, sources=16)
-    with reflecting(server, limits) as counters, raw(client) as sender:
+    with reflecting(server, limits) as counters, raw(client) as sender, udp(client) as sock:
         destination = TransportAddress(server.address, PORT)
         for number in range(1, 41):
             source = TransportAddress(f"20.9.9.{number}", 5000)
             sender.sendto(packet(source, destination, b"x"), (server.address, 0))
         lab.wait_until(lambda: counters()["limited"] >= 24, 2, "the set has no bound")
         assert counters()["answered"] <= 16
+
+        def is_answered() -> bool:
+            sock.sendto(b"y", destination)
+            return not is_quiet(sock)
+
+        assert not is_answered()
+        lab.wait_until(is_answered, 4, "sources are not forgotten")
 
 
 def test_a_packet_with_ip_options_goes_up_and_so_does_a_fragment(lab: Lab, server: Machine) -> None:
@@ -405,6 +414,129 @@ def test_a_flow_follows_the_routes(natlab: Lab) -> None:
                 assert int(wire[wire.index("TX:") + 8]) > 0
 
         runner.run(play())
+
+
+def test_what_has_a_vlan_tag_is_left_to_the_sockets(lab: Lab) -> None:
+    """It would leave with the tag, into another network's VLAN of that number, or nowhere."""
+    server, bob = lab.machine(), lab.machine()
+    alice = cabled(lab, server)
+    one, left = TransportAddress("10.9.0.2", 7000), TransportAddress("10.9.0.1", LEFT)
+    with udp(bob) as other, alice.namespace.socket(socket.AF_PACKET, socket.SOCK_RAW) as sock:
+        sock.bind(("eth1", 0))
+        flow = Flow(one, left, TransportAddress(server.address, RIGHT), address_of(other))
+        macs = b"".join(bytes.fromhex(each.namespace.mac("eth1").replace(":", "")) for each in (server, alice))
+        with forwarding(server, flow) as forwarder:
+            for tag in (b"\x81\x00\x00\x05", b"\x88\xa8\x00\x05", b""):
+                sock.send(macs + tag + b"\x08\x00" + packet(one, left, b"with" + tag))
+            assert other.recv(100) == b"with"
+            assert forwarder.counts() == {flow: (1, 4)}
+
+
+def test_link_local_addresses_are_left_to_the_sockets(lab: Lab, server: Machine) -> None:
+    """On each link there may be another host of that address, and the routes know but one of them."""
+    peer, far = TransportAddress("fe80::99", 7000), TransportAddress("2001:db8::1", 7000)
+    ours, left = TransportAddress("fe80::1", RIGHT), TransportAddress(server.hosts_of(6)[0], LEFT)
+    with forwarding(server, Flow(far, left, ours, peer), Flow(peer, ours, left, far)) as forwarder:
+        assert forwarder.flows == 0
+        forwarder.change((), [Flow(far, left, left._replace(port=RIGHT), far)])
+        assert forwarder.flows == 1
+
+
+def test_one_interface_is_the_only_one(lab: Lab) -> None:
+    """What is to go through a tunnel does not leave beside it, as the default route would have it; and nothing comes
+    in beside it."""
+    server, bob = lab.machine(), lab.machine()
+    alice = cabled(lab, server)
+    with alice.namespace.socket(socket.AF_INET) as one, udp(bob) as other, asyncio.Runner() as runner:
+        one.settimeout(2)
+        one.bind(("10.9.0.2", 7000))
+        left, right = TransportAddress("10.9.0.1", LEFT), TransportAddress(server.address, RIGHT)
+        flows = (
+            Flow(address_of(one), left, right, address_of(other)),
+            Flow(address_of(other), right, left, address_of(one)),
+        )
+
+        def send() -> None:
+            one.sendto(b"to bob", left)
+            other.sendto(b"to alice", right)
+
+        async def play() -> None:
+            forwarder = KernelForwarder(server.host)
+            await forwarder.open()
+            with closing(forwarder):
+                forwarder.change((), flows)
+                send()
+                assert (other.recv(100), one.recv(100)) == (b"to bob", b"to alice")
+            forwarder = KernelForwarder(server.host, interface="eth1")
+            await forwarder.open()
+            with closing(forwarder):
+                forwarder.change((), flows)
+                send()
+                assert is_quiet(other)
+                assert is_quiet(one)
+                assert forwarder.counts() == {flows[0]: (1, 6), flows[1]: (0, 0)}
+
+        runner.run(play())
+
+
+def test_what_cannot_be_taken_out_ends_all_of_it(lab: Lab, server: Machine) -> None:
+    """It would go on to somebody who is not latched any more."""
+    alice, bob = lab.machine(), lab.machine()
+    with udp(alice) as one, udp(bob) as other, udp(server, port=LEFT) as up, asyncio.Runner() as runner:
+        flows = both_ways(address_of(one), server.address, address_of(other))
+
+        async def play() -> None:
+            host = _Forgetful(server.host)
+            forwarder = KernelForwarder(host)
+            await forwarder.open()
+            with closing(forwarder):
+                forwarder.change((), flows)
+                host.is_full = True
+                forwarder.change(flows, ())
+                one.sendto(b"up", (server.address, LEFT))
+                assert up.recv(100) == b"up"
+                assert (forwarder.flows, forwarder.counts()) == (0, {})
+                forwarder.change((), flows)
+                assert forwarder.flows == 0
+
+        runner.run(play())
+
+
+class _Forgetful:
+    """A host whose kernel has no memory left for what it is told over netlink."""
+
+    def __init__(self, host: Any) -> None:
+        self._host = host
+        self.is_full = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._host, name)
+
+    def netlink(self, protocol: int) -> Any:
+        return _FullSocket(self, self._host.netlink(protocol))
+
+
+class _FullSocket:
+    def __init__(self, host: _Forgetful, sock: socket.socket) -> None:
+        self._host = host
+        self._socket = sock
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+    def send(self, data: bytes) -> int:
+        if self._host.is_full:
+            raise OSError(errno.ENOBUFS, os.strerror(errno.ENOBUFS))
+        return self._socket.send(data)
+
+
+def cabled(lab: Lab, machine: Machine) -> Machine:
+    """Another machine at the other end of a cable of its own, eth1: 10.9.0.2, to this one's 10.9.0.1."""
+    other = lab.machine()
+    machine.namespace.veth("eth1", other.namespace, "eth1")
+    machine.namespace.up("eth1", "10.9.0.1/24")
+    other.namespace.up("eth1", "10.9.0.2/24")
+    return other
 
 
 # --- what both have --------------------------------------------------------------------------------------------------

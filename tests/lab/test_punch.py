@@ -8,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
@@ -20,7 +20,8 @@ from iceagent.nat.punch_report import DataReceived, Lost, PunchOptions
 from iceagent.nat.theory import can_meet
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Event
-from iceagent.punch import FarEndServer, Punch, PunchFailed
+from iceagent.punch.far_end import FarEndServer
+from iceagent.punch.punch import Punch, PunchFailed
 from relay.stun import short_term_key
 
 PORT = 3478
@@ -32,6 +33,25 @@ PAIRS = [(a, b) for number, a in enumerate(PUNCHABLE) for b in PUNCHABLE[number:
 
 def far_end(machine: Machine, **options: Any) -> FarEndServer:
     return FarEndServer(machine.host, config=Config(port_range=(PORT, PORT), loopback=True), **options)
+
+
+async def an_end(
+    stack: AsyncExitStack,
+    machine: Machine,
+    server: TransportAddress,
+    options: PunchOptions,
+    hear: Callable[[Event], None],
+) -> tuple[Punch, TransportAddress]:
+    """One end, and where a server sees it.
+
+    A router of the kind addr-symmetric chooses one of 2,000 ports by a hash: of two sockets to which it gives the same
+    one, the server never hears the later one. Then there is another socket.
+    """
+    for _ in range(3):
+        end = await stack.enter_async_context(Punch(machine.host, options, on_event=hear))
+        with suppress(PunchFailed):
+            return end, (await end.ask(server)).mapped
+    raise AssertionError(f"{server} answers nothing that {machine} sends")
 
 
 async def both_meet(machines: Sequence[Machine], server: TransportAddress, options: PunchOptions) -> bool:
@@ -47,11 +67,8 @@ async def both_meet(machines: Sequence[Machine], server: TransportAddress, optio
         return on_event
 
     async with AsyncExitStack() as stack:
-        ends = [
-            await stack.enter_async_context(Punch(machine.host, options, on_event=hear(number)))
-            for number, machine in enumerate(machines)
-        ]
-        mapped = [(await end.ask(server)).mapped for end in ends]
+        found = [await an_end(stack, machine, server, options, hear(number)) for number, machine in enumerate(machines)]
+        ends, mapped = zip(*found, strict=True)
         results = await asyncio.gather(
             *(end.meet([address]) for end, address in zip(ends, reversed(mapped), strict=True)),
             return_exceptions=True,
@@ -184,6 +201,25 @@ async def test_a_pair_that_cannot_meet_is_told_before_it_tries_and_after_its_tim
         for end, other_end in zip(ends, reversed(mapped), strict=True):
             assert (await end.event("punch.failed"))["reason"].startswith(other_end)
             assert await end.end() == 4
+
+
+@pytest.mark.parametrize("words", [(), ("--stdio",)], ids=["serve", "serve one"])
+async def test_a_far_end_follows_the_addresses_of_its_machine(natlab: Lab, words: tuple[str, ...]) -> None:
+    server, client = natlab.machine(), natlab.machine(behind=natlab.router("port-restricted"))
+    later = "20.77.0.2"
+    far = Process(server, "--serve", *words)
+    ready = set((await far.event("punch.ready"))["local"])
+    assert {f"{server.address}:{PORT}", f"127.0.0.1:{PORT}"} <= ready
+    server.namespace.add_address("eth0", f"{later}/32")
+    natlab.internet.namespace.ip(f"route replace {later}/32 via {server.address}")
+    assert set((await far.event("punch.addresses"))["local"]) == ready | {f"{later}:{PORT}"}
+    async with Punch(client.host, PunchOptions()) as punch:
+        answered = await punch.meet([TransportAddress(later, PORT)])
+        assert answered.path.remote.host == later
+        server.namespace.delete_address("eth0", f"{later}/32")
+        assert set((await far.event("punch.addresses"))["local"]) == ready
+    far.process.terminate()
+    assert await far.end() == 0
 
 
 # --- how long it lives ----------------------------------------------------------------------------------------------

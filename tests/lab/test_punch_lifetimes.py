@@ -12,7 +12,8 @@ from iceagent.config import Config
 from iceagent.lab import Lab, Machine
 from iceagent.lab.services import Service, coturn, serve
 from iceagent.net.address import TransportAddress
-from iceagent.punch import FarEndServer, measure_lifetime
+from iceagent.punch.far_end import FarEndServer
+from iceagent.punch.lifetime import measure_lifetime
 from tests.lab.limits import limit
 from tests.lab.test_punch import Process
 

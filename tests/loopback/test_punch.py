@@ -25,7 +25,9 @@ from iceagent.net.address import TransportAddress
 from iceagent.net.core import Event
 from iceagent.net.host import SocketOptions
 from iceagent.net.local import LocalHost
-from iceagent.punch import FarEndServer, Punch, PunchFailed, measure_lifetime
+from iceagent.punch.far_end import FarEndServer
+from iceagent.punch.lifetime import measure_lifetime
+from iceagent.punch.punch import Punch, PunchFailed
 from relay.latch.channel import ChannelOptions, SideKey
 from relay.latch.relay import LatchRelay
 from relay.server import Server
@@ -260,7 +262,7 @@ def test_an_address_without_a_way_there_is_told(loop_factory: LoopFactory) -> No
         async with end() as punch:
             with pytest.raises(PunchFailed, match="no address of this host that may be used leads to ::1"):
                 await punch.meet([TransportAddress("::1", 9)])
-            with pytest.raises(ValueError, match="no address of another host"):
+            with pytest.raises(PunchFailed, match="no address of another host"):
                 await punch.meet([await punch.open(version=4)])
             with pytest.raises(PunchFailed, match="no address of this host that may be used leads to others"):
                 await punch.open(version=6)
@@ -276,7 +278,7 @@ def test_a_port_that_is_taken(loop_factory: LoopFactory) -> None:
         async with far_end() as server:
             port = server.bases[0].port
             config = Config(loopback=True, bind_hosts=(HOST,), port_range=(port, port))
-            with pytest.raises(OSError, match="every port") as caught:
+            with pytest.raises(OSError, match=f"cannot listen on {HOST}:{port}") as caught:
                 await FarEndServer(LocalHost(), config=config).__aenter__()
             assert caught.value.errno == errno.EADDRINUSE
 
@@ -387,11 +389,43 @@ def test_a_held_path_ends_within_a_second_when_told(number: signal.Signals, code
         assert time.monotonic() - started < 1.0
 
 
-def test_sigterm_before_anybody_was_met_is_an_interruption() -> None:
-    with punching(f"{HOST}:1", "--timeout", "600", "--bind", HOST) as process:
+@pytest.mark.parametrize("words", [(), ("--keepalive", "1"), ("--stdio",), ("--lifetime", "--keepalive", "1")])
+def test_sigterm_before_anybody_was_met_is_an_interruption(words: tuple[str, ...]) -> None:
+    with punching(f"{HOST}:1", "--timeout", "600", "--bind", HOST, *words) as process:
         time.sleep(1.0)
         process.send_signal(signal.SIGTERM)
         assert process.wait(PATIENCE_S) == 130
+
+
+def test_sigterm_while_a_lifetime_is_measured_is_one_too() -> None:
+    words = ("--bind", HOST, "--lifetime", "--keepalive", "1", "--json")
+    with serving() as address, punching(address, *words) as process:
+        next_event(process, "punch.answered")
+        next_event(process, "punch.probed")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(PATIENCE_S) == 130
+
+
+def test_sigterm_on_a_path_that_is_lost_says_so() -> None:
+    """As when --duration ends it."""
+    with punching("--serve", "--bind", HOST, "--port", "0", "--json") as far:
+        address = next_event(far, "punch.ready")["local"][0]
+        with punching(address, "--keepalive", "0.5", "--json") as process:
+            next_event(process, "punch.answered")
+            far.kill()
+            assert next_event(process, "punch.lost")["reason"] == "Connection refused"
+            process.send_signal(signal.SIGTERM)
+            assert next_event(process, "summary")["lost"] is True
+            assert process.wait(PATIENCE_S) == 4
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_a_far_end_that_waits_for_one_ends_as_a_server_does(number: signal.Signals, code: int) -> None:
+    with punching("--serve", "--stdio", "--bind", HOST, "--port", "0", "--json") as far:
+        next_event(far, "punch.ready")
+        far.send_signal(number)
+        assert next_event(far, "summary")["address"] is None
+        assert far.wait(PATIENCE_S) == code
 
 
 @pytest.mark.parametrize("words", [(f"{HOST}:1",), (f"{HOST}:1", "--lifetime"), ("-",)])
@@ -456,12 +490,24 @@ def test_the_address_is_told_first_and_the_other_ends_is_read() -> None:
             mapped = next_event(process, "punch.mapped")
             assert mapped["mapped"] == mapped["local"] and mapped["server"] == server
             assert process.stdin is not None
-            process.stdin.write(f"\nnonsense\n{far}\n")
+            process.stdin.write(f"\nnonsense\n224.0.0.1:5\n{far}\n")
             process.stdin.flush()
             answered = next_event(process, "punch.answered")
             assert (answered["address"], answered["mapped"]) == (far, mapped["mapped"])
             assert process.wait(PATIENCE_S) == 0
-            assert process.stderr is not None and "nonsense" in process.stderr.read()
+            assert process.stderr is not None
+            complaints = process.stderr.read()
+            assert "nonsense" in complaints and "224.0.0.1:5 is no address of another host" in complaints
+
+
+def test_our_own_address_is_nobodys() -> None:
+    with punching("-", "--bind", HOST, "--timeout", "1", "--json") as process:
+        (local,) = next_event(process, "punch.ready")["local"]
+        assert process.stdin is not None
+        process.stdin.write(f"{local}\n")
+        process.stdin.flush()
+        assert next_event(process, "punch.failed")["reason"] == f"{local} is no address of another host"
+        assert process.wait(PATIENCE_S) == 4
 
 
 def test_stdin_without_an_address_is_wrong_usage() -> None:
@@ -516,6 +562,11 @@ def test_the_command_measures_a_lifetime() -> None:
         ((), "to whom? Give HOST:PORT"),
         (("127.0.0.1",), "the port is missing; HOST:PORT is expected"),
         (("127.0.0.1:0",), "port 0 cannot be sent to"),
+        (("224.0.0.1:5",), "224.0.0.1:5 is no address of another host"),
+        (("255.255.255.255:5",), "is no address of another host"),
+        (("0.0.0.0:5",), "is no address of another host"),
+        (("[ff02::1]:5",), "is no address of another host"),
+        (("[::]:5", "--stdio"), "is no address of another host"),
         (("127.0.0.1:99999",), "is not a port"),
         (("::1:5",), "HOST:PORT is expected"),
         (("127.0.0.1:1", "--serve"), "--serve waits for who asks: drop HOST:PORT"),
@@ -553,9 +604,11 @@ def test_wrong_usage_is_one_line_and_exit_code_2(
 def test_a_taken_port_is_wrong_usage() -> None:
     with serving() as address:
         port = address.rpartition(":")[2]
-        with punching("--serve", "--bind", HOST, "--port", port) as process:
-            _, err = process.communicate(timeout=PATIENCE_S)
-            assert process.returncode == 2
-            assert f"every port from {port} to {port} is in use on {HOST}; choose another with --port or --bind" in err
+        for words in ((), ("--stdio",)):
+            with punching("--serve", "--bind", HOST, "--port", port, *words) as process:
+                _, err = process.communicate(timeout=PATIENCE_S)
+                assert process.returncode == 2
+                reason = f"cannot listen on {HOST}:{port} (udp): the port is in use"
+                assert f"{reason}; choose another with --port or --bind" in err
         with punching(address, "--json") as process:
             assert process.wait(PATIENCE_S) == 0

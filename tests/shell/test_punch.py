@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable, Coroutine
 from random import Random
 from typing import Any
@@ -12,11 +13,13 @@ import pytest
 from iceagent.config import Config
 from iceagent.gather.stun_queries import MappedAddress
 from iceagent.nat.lifetime_report import SilenceProbed
-from iceagent.nat.punch_report import Answered, DataReceived, PunchOptions
+from iceagent.nat.punch_report import Answered, DataReceived, Lost, PunchOptions
 from iceagent.net.address import TransportAddress
 from iceagent.net.core import Event
-from iceagent.net.host import Host
-from iceagent.punch import FarEndServer, Punch, PunchFailed, measure_lifetime
+from iceagent.net.host import AddressFlag, Host, SocketOptions
+from iceagent.punch.far_end import FarEndServer
+from iceagent.punch.lifetime import measure_lifetime
+from iceagent.punch.punch import Punch, PunchFailed
 from iceagent.testing import clock
 from iceagent.testing.catalogue import box_of_kind
 from iceagent.testing.firewall import FirewallModel
@@ -24,6 +27,7 @@ from iceagent.testing.host import MemoryHost
 from iceagent.testing.internet import MemoryInternet
 from iceagent.testing.network import Network
 from relay.stun import short_term_key
+from relay.udp_listening import Deaf
 
 FAR = "198.51.100.1"
 FAR_6 = "2001:db8:f::1"
@@ -106,6 +110,34 @@ def test_of_several_addresses_the_first_that_answers_is_taken() -> None:
     run(main)
 
 
+def test_a_name_for_loopback_and_for_more_has_a_socket_for_each() -> None:
+    """Nothing leads from a loopback address to another host; where one socket can serve, one does."""
+
+    async def main(world: World) -> None:
+        async with Punch(world.homes[0], config=Config(loopback=True)) as punch:
+            nobody, far = TransportAddress("127.0.0.1", 1), TransportAddress(FAR, PORT)
+            assert (await punch.meet([nobody, far])).path.remote == far
+            assert [base.host for base in punch.bases] == ["127.0.0.1", "10.1.0.2"]
+            assert await punch.open(TransportAddress("203.0.113.5", 1)) == punch.bases[1]
+
+    run(main)
+
+
+def test_a_name_for_what_is_no_host_and_for_one_that_is() -> None:
+    async def main(world: World) -> None:
+        world.homes[0].names["odd.example"] = ["224.0.0.1", "0.0.0.0", FAR]
+        async with end(world.homes[0]) as punch:
+            found = await world.homes[0].resolve("odd.example")
+            assert (await punch.meet([TransportAddress(host, PORT) for host in found])).path.remote.host == FAR
+        async with end(world.homes[0]) as punch:
+            with pytest.raises(
+                PunchFailed, match=r"^224.0.0.1:1 is no address of another host; 0.0.0.0:1 is no address"
+            ):
+                await punch.meet([TransportAddress("224.0.0.1", 1), TransportAddress("0.0.0.0", 1)])
+
+    run(main)
+
+
 def test_two_firewalls_face_each_other() -> None:
     """IPv6: both know where the other is, and nobody lets strangers in."""
     heard: list[bytes] = []
@@ -134,6 +166,89 @@ def test_a_far_end_behind_nothing_meets_who_asks() -> None:
             remote = next(base for base in far.bases if base.host == "203.0.113.5")
             answered = await punch.meet([remote])
             assert (await waiting).path.remote == answered.mapped
+
+    run(main)
+
+
+def test_a_far_end_follows_its_addresses() -> None:
+    """Each answers from itself, on the port of all; also a stable one beside a temporary one (RFC 8981)."""
+
+    async def main(world: World) -> None:
+        changes: list[tuple[TransportAddress, ...]] = []
+        host = world.internet.host("other", ["203.0.113.5", "2001:db8:5::5"])
+        config = Config(loopback=False)
+        async with FarEndServer(host, config=config, on_change=lambda: changes.append(server.bases)) as server:
+            (port,) = {base.port for base in server.bases}
+            before = set(server.bases)
+            host.add_address("eth0", "203.0.113.6")
+            host.add_address("eth0", "2001:db8:5::6", [AddressFlag.TEMPORARY])
+            await asyncio.sleep(1.0)
+            came = {TransportAddress(each, port) for each in ("203.0.113.6", "2001:db8:5::6")}
+            assert set(server.bases) == server.core.bases == set(changes[-1]) == before | came
+            for remote in server.bases:
+                async with end(world.homes[0]) as punch:
+                    assert (await punch.meet([remote])).path.remote == remote
+            host.remove_address("eth0", "203.0.113.5")
+            await asyncio.sleep(1.0)
+            gone = TransportAddress("203.0.113.5", port)
+            assert gone not in server.bases and gone not in server.core.bases and gone not in changes[-1]
+            assert len(changes) == 2
+            async with end(world.homes[0], timeout_s=1.0) as punch:
+                with pytest.raises(PunchFailed):
+                    await punch.meet([gone])
+            assert server.core.counters["requests"] == len(before | came)
+        host.add_address("eth0", "203.0.113.7")
+        await asyncio.sleep(1.0)
+        assert len(changes) == 2 and server.bases == ()
+
+    run(main)
+
+
+def test_one_who_waits_follows_them_too() -> None:
+    """Who asks at an address that came later is met there; when it has gone, so is the way, and sending says so."""
+    events: list[Event] = []
+
+    async def main(world: World) -> None:
+        host = world.internet.host("other", ["203.0.113.5"])
+        async with end(host, events.append, key=KEY, is_open=True, timeout_s=None, keepalive_s=5.0) as far:
+            await far.listen()
+            waiting = asyncio.create_task(far.meet())
+            await asyncio.sleep(1.0)
+            host.add_address("eth0", "203.0.113.6")
+            await asyncio.sleep(1.0)
+            base = next(each for each in far.bases if each.host == "203.0.113.6")
+            async with end(world.homes[0], key=KEY, keepalive_s=5.0) as punch:
+                await punch.meet([base])
+                assert (await waiting).path.base == base
+                host.remove_address("eth0", "203.0.113.6")
+                await asyncio.sleep(20.0)
+                assert far.send(b"into nothing") == errno.EADDRNOTAVAIL
+                lost = [event for event in events if isinstance(event, Lost)]
+                assert [event.reason for event in lost] == ["Cannot assign requested address"]
+            (left,) = [each for each in far.bases if each.host == "203.0.113.5"]
+            async with end(world.homes[1], key=KEY) as punch:
+                await punch.meet([left])
+                await asyncio.sleep(1.0)
+                assert far.core.path is not None and far.core.path.base == left and not far.core.is_lost
+
+    run(main)
+
+
+@pytest.mark.parametrize("options", [{}, {"port_range": (5_000, 5_001)}])
+def test_of_several_ports_one_is_taken_that_is_free_on_every_address(options: dict[str, Any]) -> None:
+    async def main(world: World) -> None:
+        host = world.internet.host("other", ["203.0.113.5", "203.0.113.6"])
+        taken = host.socket(TransportAddress("203.0.113.6", 5_000), Deaf(), SocketOptions())
+        async with FarEndServer(host, config=Config(**options)) as server:
+            assert {base.host for base in server.bases} == {"203.0.113.5", "203.0.113.6"}
+            (port,) = {base.port for base in server.bases}
+            assert port != 5_000 and (not options or port == 5_001)
+        only = FarEndServer(host, config=Config(port_range=(5_000, 5_000)))
+        with pytest.raises(OSError, match=r"cannot listen on 203.0.113.6:5000 \(udp\): the port is in use"):
+            await only.__aenter__()
+        assert only.bases == ()
+        host.socket(TransportAddress("203.0.113.5", 5_000), Deaf(), SocketOptions()).close()
+        taken.close()
 
     run(main)
 

@@ -219,6 +219,8 @@ async def interrupted_by(number: signal.Signals, cleaned: list[str]) -> int:
         (signal.SIGTERM, {}, 130),
         (signal.SIGINT, {"sigterm_code": 0}, 130),
         (signal.SIGTERM, {"sigterm_code": 0}, 0),
+        (signal.SIGINT, {"sigterm_code": lambda: 4}, 130),
+        (signal.SIGTERM, {"sigterm_code": lambda: 4}, 4),
     ],
 )
 def test_a_signal_cancels(number: signal.Signals, options: dict[str, Any], code: int) -> None:

@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from iceagent.nat.kinds import Filtering, Mapping
-from iceagent.nat.lifetime import MAX_OUTSTANDING, PATIENCE_S, LifetimeProbe
+from iceagent.nat.lifetime import PATIENCE_S, LifetimeProbe
 from iceagent.nat.lifetime_report import SocketsWanted, Use
+from iceagent.nat.lifetime_requests import MAX_OUTSTANDING
 from iceagent.nat.responding import FarEnd, binding_request
 from iceagent.nat.silences import PROBES
 from iceagent.net.address import TransportAddress
@@ -19,11 +20,13 @@ from iceagent.net.core import Datagram, Transmit
 from iceagent.testing.firewall import FirewallModel
 from iceagent.testing.nat import Allocation, NatModel
 from iceagent.testing.stun_server import StunServerNode
-from relay.stun import XOR_MAPPED_ADDRESS, is_stun, parse, short_term_key
+from relay.stun import XOR_MAPPED_ADDRESS, Attribute, is_stun, parse, short_term_key
+from relay.stun.values import decode_bytes, encode_bytes
 from relay.stun_server import StunServer, discovery_table
 from tests.unit.nat.nets import FAR, INSIDE, OUTSIDE, Measurement, OnlyAnswersRefresh
 
 KEY = short_term_key("a secret of both")
+UNHEARD_OF: Attribute[bytes] = Attribute(0x7FFE, "UNHEARD-OF", encode_bytes, decode_bytes)
 
 
 def nat(lifetime_s: float, **options: Any) -> NatModel:
@@ -325,12 +328,33 @@ def test_what_was_not_asked_for_proves_nothing() -> None:
     assert core.counters["dropped: response to no request of ours"] == 3
 
 
+class Forged(FarEnd):
+    """Beside each response, from its address: a refusal that is not signed, and one that nobody understands."""
+
+    def handle_datagram(self, datagram: Datagram, now: float) -> None:
+        request = parse(datagram.data)
+        for response in (
+            request.error_response(420, "Unknown Attribute").encode(),
+            request.success((XOR_MAPPED_ADDRESS, datagram.source), (UNHEARD_OF, b"what")).encode(KEY),
+        ):
+            self._transmits.append(Transmit(datagram.base, datagram.source, response))
+        super().handle_datagram(datagram, now)
+
+
+def test_with_a_key_an_unsigned_refusal_ends_nothing() -> None:
+    """RFC 8489, 9.1.4: it "MUST be discarded"; so is what is not understood (6.3.3)."""
+    measurement = Measurement(nat(10), Forged(KEY), key=KEY)
+    assert measured(measurement)[0] == pytest.approx(10, abs=0.5)
+    counters = measurement.shell.core.counters
+    assert counters["dropped: error response"] > 0 and counters["dropped: response that is not understood"] > 0
+
+
 def test_requests_that_are_never_answered_are_bounded() -> None:
     core, _ = probe()
     core.start(0.0)
     for number in range(2 * MAX_OUTSTANDING):
         core._control(float(number))
-    assert len(core._outstanding) == MAX_OUTSTANDING
+    assert len(core._requests) == MAX_OUTSTANDING
 
 
 @settings(max_examples=30)

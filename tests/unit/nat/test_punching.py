@@ -266,6 +266,15 @@ def test_an_answer_from_elsewhere_or_to_nothing_is_none() -> None:
     assert end.core.counters["dropped: response to no request of ours"] == 4
 
 
+def test_an_answer_without_our_address_is_none() -> None:
+    """RFC 8489, 6.3.3: "the client checks that the XOR-MAPPED-ADDRESS attribute is present in the response"."""
+    end = End(THEIRS, timeout_s=1.0)
+    end.run(0.05)
+    end.receive(parse(end.requests()[0][1].data).success().encode(), now=0.06)
+    end.run(1.0)
+    assert end.of(Answered) == [] and end.reason == "198.51.100.7:6000: its answer has no mapped address"
+
+
 def test_a_strangers_request_is_not_answered() -> None:
     end = End(THEIRS)
     assert end.receive(ask(), THEIRS._replace(port=6001)) == []
@@ -511,6 +520,26 @@ def test_a_forged_source_is_sent_one_request_beside_the_answer() -> None:
     end.run(600.0)
     assert [each.destination for _, each in end.sent] == [THEIRS, THEIRS]
     assert end.core._ways == {}
+
+
+def test_nothing_is_asked_from_a_socket_that_has_gone_but_for_the_path() -> None:
+    """That one is lost as its requests say, and is the other end's until then."""
+    other_base = OURS._replace(host="192.0.2.2")
+    end = End(THEIRS, keepalive_s=1.0)
+    end.core.follow({OURS, other_base}, 0.0)
+    end.core.punch(other_base, THEIRS._replace(port=6001), 0.0)
+    with pytest.raises(ValueError, match="no address of another host"):
+        end.core.punch(OURS, other_base, 0.0)
+    end.run(0.05)
+    path = Path(OURS, THEIRS)
+    end.receive(parse(end.requests()[0][1].data).success((XOR_MAPPED_ADDRESS, OURS)).encode(), now=0.06)
+    assert end.core.path == path
+    end.core.follow({other_base._replace(port=1)}, 0.1)
+    end.drain(0.1)
+    assert list(end.core._ways) == [path]
+    end.core.handle_error(OURS, THEIRS, errno.EADDRNOTAVAIL, 1.0)
+    end.run(10.0)
+    assert [event.reason for event in end.of(Lost)] == ["Cannot assign requested address"]
 
 
 # --- two ends, and what is between them ------------------------------------------------------------------------------

@@ -20,10 +20,11 @@ from relay.latch.channel import (
     SideMoved,
     SideName,
 )
-from relay.latch.core import ALARM_EVERY_S, SEEN_LIMIT
+from relay.latch.core import ALARM_EVERY_S, MAX_REQUEST, SEEN_LIMIT
 from relay.stun import (
     ICE_CONTROLLING,
     PRIORITY,
+    SOFTWARE,
     USE_CANDIDATE,
     USERNAME,
     XOR_MAPPED_ADDRESS,
@@ -251,6 +252,20 @@ def test_stun_of_others_is_data_of_the_latched_peer() -> None:
     for data in (foreign, plain, response, indication, allocate):
         assert world.send(ALICE, data)
     assert world.transmits() == []
+
+
+def test_a_request_that_no_network_carries_whole_is_not_looked_at() -> None:
+    """RFC 8489, 6.1: STUN stays below the path's MTU. Thousands of attributes take long to be taken apart."""
+    world = World()
+    world.latch(ALICE)
+    comment = (SOFTWARE, "x" * 200)
+    shorter, longer = (world.request(LEFT, pairs=[comment] * count) for count in (7, 8))
+    assert len(shorter) < MAX_REQUEST < len(longer)
+    assert not world.send(MALLORY, longer)
+    assert world.transmits() == []
+    assert world.send(ALICE, longer)
+    assert not world.send(BOB, shorter)
+    assert world.answer(BOB).get(XOR_MAPPED_ADDRESS) == BOB
 
 
 @given(st.data())

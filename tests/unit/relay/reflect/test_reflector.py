@@ -243,6 +243,16 @@ def test_a_port_in_use_is_told_and_nothing_stays_open(server: MemoryHost, iceage
     iceagent_run(main())
 
 
+def test_a_broadcast_address_is_no_address_to_answer_at(server: MemoryHost, iceagent_run: Run) -> None:
+    """Linux binds a socket to it; one datagram would be answered by every reflector of the network."""
+
+    async def play() -> None:
+        with pytest.raises(OSError, match="is a broadcast address"):
+            await Reflector(server, PORT, bind=["93.184.216.255"]).__aenter__()
+
+    iceagent_run(play())
+
+
 def test_it_is_opened_once_and_closed_any_number_of_times(server: MemoryHost, iceagent_run: Run) -> None:
     async def main() -> None:
         async with Reflector(server, PORT) as reflector:

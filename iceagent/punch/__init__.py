@@ -1,0 +1,1 @@
+"""Hole punching to a known host: one end of a path, the far end for others, and how long a binding lives."""
