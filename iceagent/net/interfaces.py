@@ -51,7 +51,7 @@ def read_interfaces(sock: socket.socket) -> tuple[Interface, ...]:
 
 
 def _link(message: Any) -> Link:
-    name = message.get_attr("IFLA_IFNAME")
+    name = _text(message.get_attr("IFLA_IFNAME"))
     return Link(
         name=name,
         index=message["index"],
@@ -62,6 +62,13 @@ def _link(message: Any) -> Link:
         mtu=message.get_attr("IFLA_MTU") or 0,
         is_up=bool(message["flags"] & IFF_UP) and message.get_attr("IFLA_OPERSTATE") in ("UP", "UNKNOWN"),
     )
+
+
+def _text(name: str | bytes) -> str:
+    """The kernel lets a name have any bytes; pyroute2 gives those that are no UTF-8 as they are. Such a link has its
+    addresses, and is found under no name.
+    """
+    return name if isinstance(name, str) else name.decode(errors="replace")
 
 
 def _is_wireless(name: str, index: int) -> bool:

@@ -35,6 +35,10 @@ from relay.stun.wire import (
 
 __all__ = ["is_stun", "parse"]
 
+MAX_MALFORMED = 8
+"""Malformed values that are told as such; with more, the bytes are no message. Each costs a microsecond or two, and
+anybody can send a thousand."""
+
 _new = Message.__new__
 _unpack_head = ATTRIBUTE_HEAD.unpack_from
 _COOKIE_BYTES = MAGIC_COOKIE.to_bytes(4, "big")
@@ -130,6 +134,8 @@ def _parse_attributes(
                     try:
                         attributes.append((code, ATTRIBUTES[code].decode(data[start:stop], transaction_id)))
                     except BadMessage as error:
+                        if len(malformed) == MAX_MALFORMED:
+                            raise
                         malformed.append(f"{attribute_name(code)}: {error}")
             elif code == FINGERPRINT:
                 has_fingerprint = _check_fingerprint(data, position, length)

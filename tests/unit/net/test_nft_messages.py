@@ -1,4 +1,5 @@
-"""The words of nftables, as bytes; what they do is seen in tests/lab/test_kernel.py."""
+"""The words of nftables, as bytes; what they do is seen in tests/lab/test_kernel.py and
+tests/lab/test_kernel_relay.py."""
 
 from __future__ import annotations
 

@@ -447,8 +447,9 @@ def test_a_message_with_a_malformed_value_is_known_but_for_that_value() -> None:
         attribute(0x0006, b"\xff") + b"\0\x06\0\x05user",
         attribute(0x0006, b"\xff") + attribute(0x0008, bytes(16)),
         attribute(0x0006, b"\xff") + attribute(0x8028, bytes(4)),
+        attribute(0x0006, b"\xff") * 9,
     ],
-    ids=["longer than the rest", "integrity of 16 bytes", "wrong fingerprint"],
+    ids=["longer than the rest", "integrity of 16 bytes", "wrong fingerprint", "many malformed values"],
 )
 def test_what_is_malformed_as_a_whole_is_no_message_at_all(body: bytes) -> None:
     with pytest.raises(BadMessage) as caught:
