@@ -39,17 +39,17 @@ _MAX_USERNAME = 508
 
 _HELP = {
     "serve": "Be the far end: answer whoever asks, at exactly the address that it asks from.",
-    "port": f"Our own port; 0: a free one, as without; with --serve, without: {PORT}.",
+    "port": f"Our own port; 0: a free one. Default: a free one, with --serve {PORT}.",
     "server": "Have this STUN server tell our mapped address first; repeatable: a second one shows whether it holds.",
     "key": "A secret of both ends: everything is signed with it, and nobody else is met. Others see a command line; "
     "--key-file does not show it.",
-    "username": "What a latching relay (iceagent relay) calls its side; goes with that side's --key.",
+    "username": "The NAME of a latching relay's side (iceagent relay shows NAME:PASSWORD); --key is the PASSWORD.",
     "timeout": f"Give up after so many seconds without an answer. Default: {TIMEOUT_S:g}, with - {PASTE_TIMEOUT_S:g}.",
-    "lead": "Before anything knocks at the other end, give it so many seconds to begin. "
+    "lead": "Nothing but openers, which end behind our NAT, for so many seconds, so that the other end can begin. "
     f"Default: {LEAD_S:g}, with - {PASTE_LEAD_S:g}.",
     "keepalive": "Then hold the path with a request every so many seconds, and tell when it was lost.",
     "stdio": f"Send the lines of stdin, and write what comes; keeps the path (--keepalive, {KEEPALIVE_S:g} s).",
-    "duration": "End after so many seconds of that.",
+    "duration": "End when the path was held, or --serve has served, for so many seconds.",
     "lifetime": "Measure how long a binding lives unused, and what keeps it.",
     "max": "The longest lifetime that is looked for, in seconds.",
 }

@@ -26,7 +26,7 @@ from iceagent.logs import log_event
 from iceagent.nat.lifetime_report import LifetimeReport, SilenceProbed
 from iceagent.nat.punch_report import Answered, DataReceived, Lost, PunchOptions, RoundTrips
 from iceagent.nat.responding import may_send_to
-from iceagent.net.address import TransportAddress, ip_address, parse_address
+from iceagent.net.address import TransportAddress, ip_address, parse_address, quoted
 from iceagent.net.core import Event, PacketDropped
 from iceagent.net.local import local_host
 from iceagent.punch.far_end import FarEndServer
@@ -59,7 +59,8 @@ def parse_target(text: str) -> tuple[str, int]:
     try:
         address = parse_address(text)
     except ValueError as error:
-        raise click.UsageError(f"{error}; HOST:PORT is expected") from error
+        reason = str(error) if ":" in text else f"{quoted(text)}: the port is missing"
+        raise click.UsageError(f"{reason}; HOST:PORT is expected, a name or an IP address and a port") from error
     if address.port == 0:
         raise click.UsageError(f"{text}: port 0 cannot be sent to")
     if not may_send_to(address, frozenset()):
@@ -270,6 +271,8 @@ class Session:
                 found = await local_host().resolve(host)
         except TimeoutError:
             raise PunchFailed(f"{host}: no address was found for this name in {timeout_s:g} s") from None
+        except OSError as error:
+            raise PunchFailed(f"{host}: {_why(error)}") from error
         return self._usable([TransportAddress(each, port) for each in found], host)
 
     def _usable(self, addresses: list[TransportAddress], host: str) -> list[TransportAddress]:

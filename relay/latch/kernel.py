@@ -19,7 +19,6 @@ from __future__ import annotations
 import contextlib
 import struct
 from collections.abc import Callable, Iterable, Sequence
-from itertools import chain
 from socket import NETLINK_ROUTE
 from typing import Any
 
@@ -36,6 +35,7 @@ from iceagent.net.nft_messages import (
     compare,
     counter,
     forward,
+    host_order,
     load_meta,
     load_payload,
     lookup,
@@ -57,8 +57,9 @@ ROUTES_AGAIN_S = 30.0
 
 BINDING_REQUEST = b"\x00\x01"
 MAGIC_COOKIE = b"\x21\x12\xa4\x42"
-VLAN_TAGS = (b"\x81\x00", b"\x88\xa8")
-"""EtherTypes of IEEE 802.1Q and 802.1ad."""
+ETHERNET = host_order(1, 2)
+"""ARPHRD_ETHER."""
+
 UDP_HEADER = 8
 
 GONE = 0x7FFFFFFF
@@ -296,7 +297,7 @@ class KernelForwarder:
             self._on_change()
 
     def _fill(self, table: Table) -> None:
-        for name in ("main", *chain.from_iterable((f"udp{each}", f"length{each}") for each in _VERSIONS)):
+        for name in ("main", *(f"udp{each}" for each in _VERSIONS)):
             table.add_chain(name)
         for version in _VERSIONS.values():
             value_size = version.key_size + 4 + version.size
@@ -304,9 +305,13 @@ class KernelForwarder:
             self._add_rules(table, version)
 
     def _add_rules(self, table: Table, version: _Version) -> None:
+        # With a VLAN tag, that stands where the EtherType is looked for; a tunnel has neither.
+        on_ethernet = [load_payload(Base.LINK, 12, 2, 0), compare(0, version.ether_type)]
+        in_a_tunnel = [
+            *(load_meta(Meta.INPUT_TYPE, 0), compare(0, ETHERNET, Cmp.NEQ)),
+            *(load_meta(Meta.PROTOCOL, 0), compare(0, version.ether_type)),
+        ]
         is_udp = [
-            load_meta(Meta.PROTOCOL, 0),
-            compare(0, version.ether_type),
             load_payload(Base.NETWORK, version.protocol, 1, 0),
             compare(0, b"\x11"),
         ]
@@ -315,8 +320,24 @@ class KernelForwarder:
             is_udp += [load_payload(Base.NETWORK, 6, 2, 0), bitwise(0, b"\x3f\xff"), compare(0, bytes(2))]  # Whole.
         # To this host's own MAC address (PACKET_HOST).
         is_udp += [load_meta(Meta.PACKET_TYPE, 0), compare(0, b"\0")]
+        for link in (on_ethernet, in_a_tunnel):
+            table.add_rule("main", *link, *is_udp, verdict(Verdict.GOTO, f"udp{version.version}"))
+
+    def _limit_lengths(self, mtu: int) -> None:
+        assert self._table is not None
+        if mtu == self._mtu:
+            return
+        for version in _VERSIONS.values():
+            self._table.remove_rules(f"udp{version.version}")
+            self._add_forwarding(self._table, version, mtu)
+        try:
+            self._table.commit()
+        except OSError:
+            return  # At the next change again.
+        self._mtu = mtu
+
+    def _add_forwarding(self, table: Table, version: _Version, mtu: int) -> None:
         udp = f"udp{version.version}"
-        table.add_rule("main", *is_udp, verdict(Verdict.GOTO, udp))
         table.add_rule(
             udp,
             load_payload(Base.TRANSPORT, UDP_HEADER, 2, 0),
@@ -325,34 +346,13 @@ class KernelForwarder:
             compare(0, MAGIC_COOKIE),
             verdict(Verdict.ACCEPT),
         )
-        for tag in VLAN_TAGS:
-            table.add_rule(udp, load_payload(Base.LINK, 12, 2, 0), compare(0, tag), verdict(Verdict.ACCEPT))
-        table.add_rule(udp, verdict(Verdict.JUMP, f"length{version.version}"))
+        longest = max(0, min(mtu, 65_535) - version.uncounted)
+        fits = [load_payload(Base.NETWORK, version.length, 2, 0), compare(0, longest.to_bytes(2, "big"), Cmp.LTE)]
         # A UDP checksum of 0, which IPv4 allows, means that there is none, and stays 0.
         has_checksum = [load_payload(Base.TRANSPORT, 6, 2, 0), compare(0, bytes(2), Cmp.NEQ)]
-        table.add_rule(udp, *has_checksum, *_send(version, Checksum.INET))
+        table.add_rule(udp, *fits, *has_checksum, *_send(version, Checksum.INET))
         if version.version == 4:
-            table.add_rule(udp, *_send(version, Checksum.NONE))
-
-    def _limit_lengths(self, mtu: int) -> None:
-        assert self._table is not None
-        if mtu == self._mtu:
-            return
-        for version in _VERSIONS.values():
-            self._limit_length(self._table, version, mtu)
-        try:
-            self._table.commit()
-        except OSError:
-            return  # At the next change again.
-        self._mtu = mtu
-
-    def _limit_length(self, table: Table, version: _Version, mtu: int) -> None:
-        name = f"length{version.version}"
-        table.remove_rules(name)
-        longest = max(0, min(mtu, 65_535) - version.uncounted)
-        length = load_payload(Base.NETWORK, version.length, 2, 0)
-        too_long = compare(0, longest.to_bytes(2, "big"), Cmp.GT)
-        table.add_rule(name, length, too_long, verdict(Verdict.ACCEPT))
+            table.add_rule(udp, *fits, *_send(version, Checksum.NONE))
 
 
 def _send(version: _Version, port_checksum: Checksum) -> list[bytes]:

@@ -378,6 +378,13 @@ def test_names_are_resolved_and_the_first_way_that_answers_is_taken() -> None:
             assert process.wait(PATIENCE_S) == 0
 
 
+def test_a_name_that_does_not_exist_is_named() -> None:
+    """Nobody is asked for this one: it cannot be a host's."""
+    with punching("!!:1", "--json") as process:
+        assert next_event(process, "punch.failed")["reason"].startswith("!!: ")
+        assert process.wait(PATIENCE_S) == 4
+
+
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
 def test_a_held_path_ends_within_a_second_when_told(number: signal.Signals, code: int) -> None:
     with serving() as address, punching(address, "--keepalive", "0.5", "--json") as process:
@@ -560,7 +567,9 @@ def test_the_command_measures_a_lifetime() -> None:
     ("words", "complaint"),
     [
         ((), "to whom? Give HOST:PORT"),
-        (("127.0.0.1",), "the port is missing; HOST:PORT is expected"),
+        (("127.0.0.1",), "'127.0.0.1': the port is missing; HOST:PORT is expected"),
+        (("far.example.org",), "'far.example.org': the port is missing; HOST:PORT is expected, a name or an IP address"),
+        (("stun:127.0.0.1:5",), "HOST:PORT is expected"),
         (("127.0.0.1:0",), "port 0 cannot be sent to"),
         (("224.0.0.1:5",), "224.0.0.1:5 is no address of another host"),
         (("255.255.255.255:5",), "is no address of another host"),
