@@ -84,7 +84,9 @@ _WARNING = (
 
 @click.command(short_help="Forward between pairs of ports, to whoever has latched there.")
 @click.argument("pairs", nargs=-1, metavar="[LEFT:RIGHT]...")
-@click.option("--channels", "random", type=click.IntRange(0, MAX_CHANNELS), default=0, metavar="N", help=_HELP["channels"])
+@click.option(
+    "--channels", "random", type=click.IntRange(0, MAX_CHANNELS), default=0, metavar="N", help=_HELP["channels"]
+)
 @click.option("--port-range", metavar="LO-HI", help=_HELP["port-range"])
 @click.option("--key", "key_texts", multiple=True, metavar="PORT=NAME:PASSWORD", help=_HELP["key"])
 @click.option("--keys-file", metavar="FILE", help=_HELP["keys-file"])
