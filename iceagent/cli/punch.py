@@ -39,7 +39,7 @@ _MAX_USERNAME = 508
 
 _HELP = {
     "serve": "Be the far end: answer whoever asks, at exactly the address that it asks from.",
-    "port": f"Our own port; 0: a free one. Default: a free one, with --serve {PORT}.",
+    "port": f"Our own port; 0: a free one. Default: a free one; with --serve, {PORT}.",
     "server": "Have this STUN server tell our mapped address first; repeatable: a second one shows whether it holds.",
     "key": "A secret of both ends: everything is signed with it, and nobody else is met. Others see a command line; "
     "--key-file does not show it.",

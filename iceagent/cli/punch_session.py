@@ -241,7 +241,11 @@ class Session:
             self._output.event("punch.ready", local=[await self._punch.open(version=version)])
 
     async def _ask(self, uri: ServerUri, version: int) -> MappedAddress:
-        for server in self._usable(await resolve_server(local_host(), uri), uri.host):
+        try:
+            found = await resolve_server(local_host(), uri)
+        except OSError as error:
+            raise PunchFailed(f"{uri.host}: {_why(error)}") from error
+        for server in self._usable(found, uri.host):
             if server.version == version:
                 return await self._punch.ask(server)
         raise PunchFailed(f"{uri.host} has no IPv{version} address")

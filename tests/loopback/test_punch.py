@@ -568,10 +568,7 @@ def test_the_command_measures_a_lifetime() -> None:
     [
         ((), "to whom? Give HOST:PORT"),
         (("127.0.0.1",), "'127.0.0.1': the port is missing; HOST:PORT is expected"),
-        (
-            ("far.example.org",),
-            "'far.example.org': the port is missing; HOST:PORT is expected, a name or an IP address",
-        ),
+        (("far.example.org",), "'far.example.org': the port is missing; HOST:PORT is expected, a name or"),
         (("stun:127.0.0.1:5",), "HOST:PORT is expected"),
         (("127.0.0.1:0",), "port 0 cannot be sent to"),
         (("224.0.0.1:5",), "224.0.0.1:5 is no address of another host"),
